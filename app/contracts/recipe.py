@@ -1,0 +1,130 @@
+"""What a run is told to do. Frozen with the run; the same file drives the page, the API and the command line."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from app.contracts.base import Contract
+
+Method = Literal["lora", "last_layers", "full", "scratch"]
+BaseSource = Literal["starter", "scratch", "folder", "hub", "model"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+
+
+class ScratchSpec(Contract):
+    """Architecture and tokenizer of a new GPT. Sizes in units of the named thing."""
+
+    architecture: Literal["llama", "gpt2"] = "llama"
+    layers: int = Field(4, ge=1, le=48)
+    heads: int = Field(4, ge=1, le=64)
+    kv_heads: int | None = Field(None, ge=1, le=64, description="None: as many as heads")
+    width: int = Field(128, ge=16, le=8192)
+    context_length: int = Field(256, ge=16, le=32768)
+    tokenizer: Literal["bpe", "characters"] = "bpe"
+    vocabulary_size: int = Field(4096, ge=300, le=100_000, description="BPE only; characters are counted")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ScratchSpec":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if (self.width // self.heads) % 2:
+            raise ValueError(f"width / heads must be even, not {self.width // self.heads}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class LoraSpec(Contract):
+    """Low-rank adapters (Hu et al. 2021) on all linear layers unless named otherwise."""
+
+    rank: int = Field(16, ge=1, le=512)
+    alpha: float = Field(32, gt=0, le=4096)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | None = Field(None, max_length=64, description="None: every linear layer but the head")
+    rank_stabilised: bool = False
+    initialisation: Literal["default", "pissa"] = "default"
+    b_rate_ratio: float = Field(1.0, ge=1, le=64, description="LoRA+: learning rate of B over that of A")
+
+
+class RecipeSpec(Contract):
+    """Every parameter of a training run. Bounds here are the outer ones; forms may be narrower."""
+
+    method: Method
+    base_source: BaseSource
+    base_ref: str | None = Field(None, max_length=500, description="folder, hub id@revision or model id, by source")
+    scratch: ScratchSpec | None = None
+    lora: LoraSpec = Field(default_factory=LoraSpec)
+    last_layers: int = Field(2, ge=1, le=200)
+    train_head: bool = False
+    epochs: float = Field(3, gt=0, le=1000)
+    max_steps: int | None = Field(None, ge=1, le=10_000_000)
+    batch_size: int = Field(8, ge=1, le=4096, description="rows a step: the effective batch")
+    micro_batch_size: int = Field(8, ge=1, le=4096)
+    max_length_tokens: int = Field(512, ge=16, le=131_072)
+    learning_rate: float = Field(2e-4, gt=0, le=10)
+    schedule: Schedule = "cosine"
+    warmup_steps: int = Field(10, ge=0, le=1_000_000)
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
+    decay_share: float = Field(0.3, gt=0, le=1, description="WSD: the last share of the steps that decays")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    clip_norm: float = Field(1.0, gt=0, le=1000)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    neftune_alpha: float = Field(0.0, ge=0, le=100)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    adamw_learning_rate: float | None = Field(None, gt=0, le=10, description="Muon: rate of embeddings and norms")
+    packing: bool = True
+    learn_prompts: bool = Field(False, description="learn the user's turns too")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    evaluate_every_steps: int = Field(50, ge=1, le=1_000_000)
+    checkpoint_every_s: float = Field(300, gt=0, le=86_400)
+    checkpoint_every_steps: int | None = Field(None, ge=1, le=1_000_000)
+    validation_rows: int = Field(200, ge=0, le=100_000)
+    early_stopping: bool = True
+    patience_evaluations: int = Field(6, ge=1, le=1000)
+    keep_checkpoints: int = Field(3, ge=1, le=1000)
+    sample_prompts: list[str] = Field(default_factory=list, max_length=8)
+    sample_max_tokens: int = Field(120, ge=1, le=2000)
+    seed: int = Field(1, ge=0, le=2**31 - 1)
+    threads: int | None = Field(None, ge=1, le=256, description="None: chosen by the engine")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "RecipeSpec":
+        if self.method == "scratch" and (self.scratch is None or self.base_source != "scratch"):
+            raise ValueError("a model from scratch needs its architecture and no base model")
+        if self.method != "scratch" and self.base_source == "scratch":
+            raise ValueError(f"method {self.method} needs a base model")
+        if self.base_source in ("folder", "hub", "model") and not self.base_ref:
+            raise ValueError(f"base_source {self.base_source} needs base_ref")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+class Overlay(Contract):
+    """Weights laid over a base: a LoRA adapter folder or a folder of changed layers."""
+
+    kind: Literal["lora", "layers"]
+    dir: str
+
+
+class ModelFiles(Contract):
+    """Where a model's weights are: a base folder (config, safetensors, tokenizer) and what was trained on top."""
+
+    base_dir: str
+    overlays: list[Overlay] = Field(default_factory=list)
+
+
+class TrainOrder(Contract):
+    """The whole input of one engine process: first line of its standard input, as JSON."""
+
+    run_id: str
+    attempt_id: str
+    fence: int
+    recipe: RecipeSpec
+    base: ModelFiles | None = Field(None, description="None: from scratch")
+    data_dir: str = Field(description="a frozen dataset version (data-*.parquet, manifest.json)")
+    out_dir: str = Field(description="the run's folder; checkpoints/ and model/ are made in it")
+    resume: bool = Field(True, description="go on from the newest good checkpoint in out_dir")
+    system_prompt: str = ""
+    storage_reserve_bytes: int = Field(0, ge=0)
