@@ -97,7 +97,9 @@ class RecipeSpec(Contract):
         if self.base_source in ("folder", "hub", "model") and not self.base_ref:
             raise ValueError(f"base_source {self.base_source} needs base_ref")
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
         return self
 
 

@@ -1,0 +1,120 @@
+"""The database: one engine a process, short transactions, SQLite and PostgreSQL alike."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import DateTime, Engine, MetaData, TypeDecorator, create_engine, event
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+from app.core.config import get_settings
+
+_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Base of every table."""
+
+    metadata = MetaData(naming_convention=_NAMES)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC on both databases (SQLite keeps no zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime cannot be stored; use utcnow()")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def new_id() -> str:
+    """A random id of 20 characters (100 bits) without look-alike letters."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(20))
+
+
+def utcnow() -> datetime:
+    """Now, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def make_engine(url: str) -> Engine:
+    """An engine with the product's rules: on SQLite WAL, foreign keys, a busy wait and BEGIN IMMEDIATE for writers.
+
+    Deferred transactions that turn into writers fail at once with "database is locked", however long the busy
+    wait is; a writer therefore takes its lock at BEGIN.
+    """
+    if not url.startswith("sqlite"):
+        options = "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000"
+        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=30, connect_args={"options": options})
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=20, max_overflow=40)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        is_reader = connection.get_execution_options().get("reader", False)
+        connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+@lru_cache
+def get_engine() -> Engine:
+    """The engine of this process, made on first use (after any fork or spawn)."""
+    return make_engine(get_settings().database)
+
+
+@lru_cache
+def _sessions() -> tuple[sessionmaker[Session], sessionmaker[Session]]:
+    engine = get_engine()
+    writer = sessionmaker(engine, expire_on_commit=False)
+    reader = sessionmaker(engine.execution_options(reader=True), expire_on_commit=False, autoflush=False)
+    return writer, reader
+
+
+def forget_engine() -> None:
+    """Close the engine and forget it: after a fork, and between tests."""
+    if get_engine.cache_info().currsize:
+        get_engine().dispose()
+    _sessions.cache_clear()
+    get_engine.cache_clear()
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """A write transaction: committed at the end, rolled back on any exception. Keep it short."""
+    with _sessions()[0]() as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A read transaction, always rolled back. Rows stay usable after it."""
+    with _sessions()[1]() as session:
+        yield session

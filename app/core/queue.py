@@ -1,0 +1,135 @@
+"""Ringing the workers: an outbox row in the caller's transaction, a Celery message (an id, nothing else) after it."""
+
+import logging
+import threading
+from datetime import timedelta
+from functools import lru_cache
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy import delete, event, select, update
+from sqlalchemy.orm import Session, SessionTransaction
+
+from app.core.config import get_settings
+from app.core.db import transaction, utcnow
+from app.core.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+# Which queue a task goes to: the part of its name before the dot.
+QUEUES = {"runs": "train", "datasets": "data", "evaluations": "data", "exports": "data"}
+
+
+def celery_settings() -> dict[str, object]:
+    """The settings that web and workers share; each line answers a fault seen with the defaults (docs/decisions)."""
+    return {
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "task_acks_late": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "task_time_limit": None,
+        "broker_connection_retry_on_startup": True,
+        "broker_transport_options": {
+            "ack_emulation": False,
+            "socket_timeout": 10,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "global_keyprefix": "q:",
+        },
+        "task_default_queue": "data",
+        "worker_max_tasks_per_child": 200,
+        "worker_hijack_root_logger": False,
+    }
+
+
+@lru_cache
+def _celery() -> Celery:
+    settings = get_settings()
+    app = Celery(
+        "gpt-builder",
+        broker=settings.redis_url_worker or settings.redis_url or "memory://",
+        set_as_current=False,
+    )
+    app.conf.update(celery_settings())
+    return app
+
+
+def _send(task: str, subject_id: str) -> bool:
+    """Send one wake-up within two seconds; False when the broker cannot be reached (the housekeeper repeats)."""
+    if not (get_settings().redis_url_worker or get_settings().redis_url):
+        return False
+    queue = QUEUES[task.split(".", 1)[0]]
+    policy = {"max_retries": 1, "interval_start": 0.1, "interval_max": 0.5}
+    try:
+        _celery().send_task(task, args=[subject_id], queue=queue, retry=True, retry_policy=policy)
+    except (OperationalError, OSError) as error:
+        log.warning("wake-up not sent, the housekeeper will repeat it", extra={"task": task, "error": str(error)})
+        return False
+    return True
+
+
+def ring(session: Session, task: str, subject_id: str) -> None:
+    """Wake `task` for `subject_id` once the caller's transaction is committed.
+
+    Raises ValueError for a task whose queue is unknown. A rollback takes the wake-up with it.
+    """
+    if task.split(".", 1)[0] not in QUEUES:
+        raise ValueError(f"no queue for task {task!r}")
+    row = Outbox(task=task, subject_id=subject_id)
+    session.add(row)
+    session.flush()
+    pending: list[int] = session.info.setdefault("outbox", [])
+    pending.append(row.id)
+    if "outbox_hook" not in session.info:
+        session.info["outbox_hook"] = True
+        event.listen(session, "after_transaction_end", _after_end)
+        event.listen(session, "after_rollback", _after_rollback)
+
+
+def _after_rollback(session: Session) -> None:
+    session.info.pop("outbox", None)
+
+
+def _after_end(session: Session, ended: SessionTransaction) -> None:
+    # Savepoints end too; only the outermost transaction makes the rows visible to others.
+    if ended.parent is not None or ended.nested:
+        return
+    ids = session.info.pop("outbox", None)
+    if ids:
+        threading.Thread(target=_deliver_quietly, args=(ids,), name="ring", daemon=True).start()
+
+
+def _deliver_quietly(ids: list[int]) -> None:
+    try:
+        deliver(ids)
+    except Exception:
+        log.warning("wake-ups left to the housekeeper", exc_info=True)
+
+
+def deliver(ids: list[int] | None = None, limit: int = 200) -> int:
+    """Send unsent wake-ups (those of `ids`, or the oldest) and mark them. Returns how many went out.
+
+    At least once: a crash between sending and marking sends again, and every receiver claims before it works.
+    """
+    with transaction() as session:
+        query = select(Outbox.id, Outbox.task, Outbox.subject_id).where(Outbox.sent_at.is_(None)).order_by(Outbox.id)
+        query = query.where(Outbox.id.in_(ids)) if ids is not None else query.limit(limit)
+        rows = session.execute(query).all()
+    sent: list[int] = []
+    for row in rows:
+        if not _send(row.task, row.subject_id):
+            break
+        sent.append(row.id)
+    if sent:
+        with transaction() as session:
+            session.execute(update(Outbox).where(Outbox.id.in_(sent)).values(sent_at=utcnow()))
+    return len(sent)
+
+
+def forget_sent(older_than_s: float = 3600) -> None:
+    """Delete wake-ups that went out long ago."""
+    with transaction() as session:
+        limit = utcnow() - timedelta(seconds=older_than_s)
+        session.execute(delete(Outbox).where(Outbox.sent_at < limit))

@@ -1,0 +1,101 @@
+"""Uploads, source files, what was found in them, and frozen versions."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db import Base, UTCDateTime, new_id, utcnow
+from app.core.work import LeasedWork
+
+
+class Upload(Base):
+    """A resumable upload (tus 1.0) into a spool file. `offset_bytes` is what is safely on disk."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    filename: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    offset_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    state: Mapped[str] = mapped_column(String(20), default="receiving")
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
+
+
+class SourceFile(Base, LeasedWork):
+    """A received file; its work is the import: detect, parse, count findings."""
+
+    __tablename__ = "source_files"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    filename: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64), default="")
+    origin: Mapped[str] = mapped_column(String(40), default="upload")
+    licence: Mapped[str] = mapped_column(String(200), default="")
+    # What was detected: format, encoding, delimiter, row shape with its share and the alternatives.
+    detected: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    mapping: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    is_mapping_confirmed: Mapped[bool] = mapped_column(default=False)
+    rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    quarantined_rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class Finding(Base):
+    """Something a person should look at: file, place, reason code, and what was decided about it."""
+
+    __tablename__ = "findings"
+    __table_args__ = (Index("ix_findings_file_code", "file_id", "code"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    file_id: Mapped[str] = mapped_column(ForeignKey("source_files.id", ondelete="CASCADE"))
+    code: Mapped[str] = mapped_column(String(40))
+    line: Mapped[int | None] = mapped_column(BigInteger)
+    sentence: Mapped[str] = mapped_column(Text)
+    excerpt: Mapped[str] = mapped_column(Text, default="")
+    count: Mapped[int] = mapped_column(Integer, default=1)
+    decision: Mapped[str] = mapped_column(String(20), default="")
+
+
+class CleaningPlan(Base):
+    """The steps chosen for a project's next version, with their parameters, and the split."""
+
+    __tablename__ = "cleaning_plans"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    steps: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    split: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Earlier states of `steps`, newest last, so that every change can be undone.
+    history: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
+
+
+class DatasetVersion(Base, LeasedWork):
+    """An immutable, hashed set of rows; its work is the freezing."""
+
+    __tablename__ = "dataset_versions"
+    __table_args__ = (UniqueConstraint("project_id", "number"),)
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(Integer)
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
+    manifest_sha256: Mapped[str] = mapped_column(String(64), default="")
+    content_hash: Mapped[str] = mapped_column(String(64), default="")
+    # Files, mappings, steps, split, seed: everything that makes it again.
+    plan: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    statistics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    kind: Mapped[str] = mapped_column(String(10), default="chat")
+    train_rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    validation_rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    test_rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

@@ -1,0 +1,45 @@
+"""Evaluations: what was asked, what each system answered, and the verdict."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db import Base, UTCDateTime, new_id, utcnow
+from app.core.work import LeasedWork
+
+
+class Evaluation(Base, LeasedWork):
+    """One scoring of a model against its base on the test split."""
+
+    __tablename__ = "evaluations"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), index=True)
+    version_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
+    row_limit: Mapped[int] = mapped_column(Integer, default=200)
+    kind: Mapped[str] = mapped_column(String(20), default="")
+    # Metric → {base, tuned, baselines, interval, n}, and the verdict in words.
+    summary: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class CaseResult(Base):
+    """One test row: question, ideal answer, what base and tuned said, and their scores."""
+
+    __tablename__ = "case_results"
+    __table_args__ = (Index("ix_case_results_evaluation", "evaluation_id", "position"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id", ondelete="CASCADE"))
+    position: Mapped[int] = mapped_column(Integer)
+    rid: Mapped[int] = mapped_column(Integer)
+    prompt: Mapped[str] = mapped_column(Text)
+    ideal: Mapped[str] = mapped_column(Text)
+    base_answer: Mapped[str] = mapped_column(Text, default="")
+    tuned_answer: Mapped[str] = mapped_column(Text, default="")
+    scores: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    error: Mapped[str] = mapped_column(Text, default="")

@@ -1,0 +1,25 @@
+"""Every slice's tables, imported once: for Alembic, workers and tests."""
+
+from app.accounts import models as accounts
+from app.chat import models as chat
+from app.core import outbox
+from app.core.db import Base
+from app.datasets import models as datasets
+from app.deployments import models as deployments
+from app.evaluations import models as evaluations
+from app.projects import models as projects
+from app.recipes import models as recipes
+from app.runs import models as runs
+
+__all__ = [
+    "Base",
+    "accounts",
+    "chat",
+    "datasets",
+    "deployments",
+    "evaluations",
+    "outbox",
+    "projects",
+    "recipes",
+    "runs",
+]

@@ -1,0 +1,44 @@
+"""Drafted recipes and the base models that were brought in."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db import Base, UTCDateTime, new_id, utcnow
+from app.core.work import LeasedWork
+
+
+class BaseModelEntry(Base, LeasedWork):
+    """A base model of the catalogue: shipped, from a folder or from the hub. Its work is the download and check."""
+
+    __tablename__ = "base_models"
+    __table_args__ = (UniqueConstraint("workspace_id", "source", "ref", "revision"),)
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"))
+    source: Mapped[str] = mapped_column(String(10))
+    ref: Mapped[str] = mapped_column(String(500))
+    revision: Mapped[str] = mapped_column(String(64), default="")
+    name: Mapped[str] = mapped_column(String(200))
+    licence: Mapped[str] = mapped_column(String(200), default="")
+    parameters: Mapped[int] = mapped_column(BigInteger, default=0)
+    context_length: Mapped[int] = mapped_column(default=0)
+    architecture: Mapped[str] = mapped_column(String(60), default="")
+    folder: Mapped[str] = mapped_column(Text, default="")
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class RecipeDraft(Base):
+    """What the recipe page shows: the chosen preset, base and changed values, before a run freezes them."""
+
+    __tablename__ = "recipe_drafts"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    version_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
+    preset: Mapped[str] = mapped_column(String(20), default="balanced")
+    choices: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
