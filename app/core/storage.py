@@ -60,7 +60,7 @@ def require_space(needed_bytes: int) -> None:
     if needed_bytes > free:
         gib = 2**30
         raise DiskFull(
-            f"The disk is too full: {needed_bytes / gib:.1f} GB are needed and {max(0, free) / gib:.1f} GB may be used. "
+            f"The disk is full: {needed_bytes / gib:.1f} GB are needed and {max(0, free) / gib:.1f} GB may be used. "
             "Free some space, then try again; nothing was lost."
         )
 
@@ -83,7 +83,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def publish_artefact(local: Path, key: str) -> str:
-    """Copy a finished folder to the storage URL under `key`, its manifest last; returns the URL. Repeating is harmless."""
+    """Copy a finished folder to the storage URL under `key`, its manifest last; returns the URL. Repeatable."""
     url = get_settings().storage
     target = f"{url.rstrip('/')}/{key}"
     filesystem, path = fsspec.core.url_to_fs(target)
