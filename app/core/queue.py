@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from app.core.config import get_settings
 from app.core.db import transaction, utcnow
 from app.core.outbox import Outbox
+from app.core.redis_server import celery_url
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def _celery() -> Celery:
     settings = get_settings()
     app = Celery(
         "gpt-builder",
-        broker=settings.redis_url_worker or settings.redis_url or "memory://",
+        broker=celery_url(settings.redis_url_worker or settings.redis_url) or "memory://",
         set_as_current=False,
     )
     app.conf.update(celery_settings())
