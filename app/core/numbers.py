@@ -1,0 +1,106 @@
+"""Numbers, sizes, times and durations as people read them. Template filters; no state but the locale."""
+
+from datetime import UTC, datetime, timedelta
+
+from babel.dates import format_date, format_datetime, format_time
+from babel.numbers import format_compact_decimal, format_decimal
+
+LOCALE = "en_GB"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """48,210 · 1.81. A dash where there is no value."""
+    if value is None or value != value:
+        return "–"
+    pattern = "#,##0" + ("." + "0" * digits if digits else "")
+    return format_decimal(value, format=pattern, locale=LOCALE)
+
+
+def compact(value: float | None) -> str:
+    """40k · 1.2M, for tiles where the exact number does not matter."""
+    return "–" if value is None else format_compact_decimal(value, fraction_digits=1, locale=LOCALE)
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share from 0 to 1 as "47 %"."""
+    return "–" if share is None else f"{number(share * 100, digits)} %"
+
+
+def size(count: float | None) -> str:
+    """Bytes as 212 MB (powers of 1000, as file browsers show them)."""
+    if count is None:
+        return "–"
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    if unit == "bytes":
+        return f"{number(amount)} {'byte' if count == 1 else 'bytes'}"
+    return f"{number(amount, 1 if amount < 99.95 else 0)} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 45 s · 36 min · 1 h 20 min · 3 d 4 h."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 1:
+        return "under 1 s"
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """A moment as people say it: just now · 2 min ago · Today, 09:28 · Yesterday · Tuesday · 3 November."""
+    if moment is None:
+        return "–"
+    now = (now or datetime.now(UTC)).astimezone()
+    moment = _aware(moment).astimezone()
+    passed = (now - moment).total_seconds()
+    if -60 < passed < 45:
+        return "just now"
+    if 0 < passed < 3600:
+        return f"{max(1, round(passed / 60))} min ago"
+    days = (now.date() - moment.date()).days
+    if days == 0:
+        return f"Today, {format_time(moment, 'HH:mm', locale=LOCALE)}"
+    if days == 1:
+        return "Yesterday"
+    if 1 < days < 7:
+        return format_date(moment, "EEEE", locale=LOCALE)
+    same_year = moment.year == now.year
+    return format_date(moment, "d MMMM" if same_year else "d MMMM yyyy", locale=LOCALE)
+
+
+def clock(moment: datetime | None) -> str:
+    """Hour and minute on this machine's clock: 12:53."""
+    return "–" if moment is None else format_time(_aware(moment).astimezone(), "HH:mm", locale=LOCALE)
+
+
+def in_full(moment: datetime | None) -> str:
+    """Day and time, for tooltips and logs: 21 Nov 2026, 12:53."""
+    return "–" if moment is None else format_datetime(_aware(moment).astimezone(), "d MMM yyyy, HH:mm", locale=LOCALE)
+
+
+def later(seconds: float | None) -> str:
+    """The clock time that lies so many seconds ahead."""
+    return "–" if seconds is None else clock(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def initials(name: str) -> str:
+    """At most two letters for a tile: Grandma's kitchen → GK."""
+    words = [word for word in name.split() if word[0].isalnum()]
+    return "".join(word[0] for word in words[:2]).upper() or "?"
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

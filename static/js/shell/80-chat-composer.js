@@ -1,0 +1,42 @@
+// Enter sends on a keyboard, Shift+Enter breaks the line, phones use the button; the view follows new text only at the end.
+customElements.define("chat-composer", class extends HTMLElement {
+  connectedCallback() {
+    const box = this.querySelector("textarea");
+    const form = this.querySelector("form");
+    const hasKeyboard = matchMedia("(pointer: fine)");
+    box.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || !hasKeyboard.matches) return;
+      event.preventDefault();
+      if (box.value.trim()) form.requestSubmit();
+    });
+    form.addEventListener("submit", () => setTimeout(() => {
+      box.value = "";
+      this.follow(true);
+    }));
+    this.list = document.getElementById(this.dataset.list);
+    this.jump = this.querySelector("[data-jump]");
+    this.jump?.addEventListener("click", () => this.follow(true));
+    this.watcher = new MutationObserver(() => this.follow());
+    if (this.list) this.watcher.observe(this.list, { childList: true, subtree: true, characterData: true });
+    this.onscroll = () => {
+      this.isAtEnd = this.distance() < 80;
+      if (this.isAtEnd && this.jump) this.jump.hidden = true;
+    };
+    addEventListener("scroll", this.onscroll, { passive: true });
+    this.isAtEnd = true;
+    this.follow(true);
+  }
+  disconnectedCallback() {
+    this.watcher?.disconnect();
+    removeEventListener("scroll", this.onscroll);
+  }
+  distance() {
+    const page = document.scrollingElement;
+    return page.scrollHeight - page.scrollTop - page.clientHeight;
+  }
+  follow(always = false) {
+    if (always || this.isAtEnd) document.scrollingElement.scrollTo({ top: document.scrollingElement.scrollHeight });
+    else if (this.jump) this.jump.hidden = false;
+    if (always) this.isAtEnd = true;
+  }
+});
