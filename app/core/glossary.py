@@ -3,29 +3,27 @@
 TERMS: dict[str, tuple[str, str]] = {
     "training_loss": (
         "Training loss",
-        "How surprised the model is by the examples it learns from. Lower is better; it falls as the model "
-        "learns them.",
+        "How surprised the model is by the examples it learns from. Lower is better; it falls as "
+        "the model learns them.",
     ),
     "validation_loss": (
         "Validation loss",
-        "The same surprise, on rows the model never trains on. When it stops falling, more training no "
-        "longer helps.",
+        "The same surprise, on rows the model never trains on. When it stops falling, more training no longer helps.",
     ),
     "hesitates": (
         "Hesitates between",
-        "Among how many equally likely next words the model would have to guess. It is e to the power of "
-        "the loss;"
-        "fewer is better.",
+        "Among how many equally likely next words the model would have to guess. It is e to the "
+        "power of the loss; fewer is better.",
     ),
     "perplexity": (
         "Perplexity",
-        "e to the power of the loss: as if the model chose each time among so many equally likely tokens. "
-        "Lower is better.",
+        "e to the power of the loss: as if the model chose each time among so many equally likely "
+        "tokens. Lower is better.",
     ),
     "token": (
         "Token",
-        "The pieces that a model reads and writes: whole short words, parts of longer ones, or single signs. "
-        "In English 100 tokens are about 75 words.",
+        "The pieces that a model reads and writes: whole short words, parts of longer ones, or "
+        "single signs. In English 100 tokens are about 75 words.",
     ),
     "learning_rate": (
         "Learning rate",
@@ -37,58 +35,47 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "checkpoint": (
         "Checkpoint",
-        "The whole state of the model at one step, saved on disk. Training can go on from it, and you can "
-        "chat with it.",
+        "The whole state of the model at one step, saved on disk. Training can go on from it, and "
+        "you can chat with it.",
     ),
-    "epoch": ("Epoch", "One pass through all training rows. Small data sets need several, large ones "
-    "often one."",
-    "step": ("Step", "One correction of the weights, made after reading one batch of rows."),
+    "step": (
+        "Step",
+        "One correction of the weights, made after reading one batch of rows.",
+    ),
     "batch": (
         "Batch",
         "The rows that are read together before one correction. Larger is steadier and needs more memory.",
     ),
     "lora": (
         "LoRA",
-        "A small set of extra weights is trained beside the model, which itself stays as it is. Quick, "
-        "light on memory,"
-        "and hard to spoil.",
+        "A small set of extra weights is trained beside the model, which itself stays as it is. "
+        "Quick, light on memory, and hard to spoil.",
     ),
-    "adapter": ("Adapter", "The small extra weights that LoRA learns. It is laid over the base model "
-    "when it answers."",
     "base_model": (
         "Base model",
         "The model you start from. It already knows language; training teaches it your material.",
     ),
-    "tokenizer": ("Tokenizer", "Cuts text into tokens and puts it together again. Each base model "
-    "has its own."",
     "early_stopping": (
         "Early stopping",
-        "Training ends by itself when validation loss has not improved for a while. The best checkpoint "
-        "is kept.",
+        "Training ends by itself when validation loss has not improved for a while. The best checkpoint is kept.",
     ),
     "split": (
         "Split",
         "Your rows in three parts: training rows to learn from, validation rows to watch while it "
-        "learns, and test rows"
-        "for the final exam.",
+        "learns, and test rows for the final exam.",
     ),
     "interval": (
         "95 % interval",
-        "With other test rows of the same kind the result would lie in this range 19 times out of 20. "
-        "Few rows make it wide.",
+        "With other test rows of the same kind the result would lie in this range 19 times out of "
+        "20. Few rows make it wide.",
     ),
-    "exact_match": ("Exact match", "The share of answers that equal the ideal answer, apart from "
-    "case and spaces."",
     "token_f1": (
         "Token F1",
         "How many words the answer and the ideal answer share, from 0 to 1. Order does not count.",
     ),
-    "rouge_l": ("ROUGE-L", "The longest run of words, in order, that answer and ideal answer share, "
-    "from 0 to 1."",
     "temperature": (
         "Creativity (temperature)",
-        "How freely the next word is chosen. At 0 always the likeliest; higher is more varied and more "
-        "often wrong.",
+        "How freely the next word is chosen. At 0 always the likeliest; higher is more varied and more often wrong.",
     ),
     "context": (
         "Memory (context)",
@@ -97,5 +84,25 @@ TERMS: dict[str, tuple[str, str]] = {
     "system_prompt": (
         "System prompt",
         "An instruction that goes before every conversation: who the model is and how it should behave.",
+    ),
+    "epoch": (
+        "Epoch",
+        "One pass through all training rows. Small data sets need several, large ones often one.",
+    ),
+    "adapter": (
+        "Adapter",
+        "The small extra weights that LoRA learns. It is laid over the base model when it answers.",
+    ),
+    "tokenizer": (
+        "Tokenizer",
+        "Cuts text into tokens and puts it together again. Each base model has its own.",
+    ),
+    "exact_match": (
+        "Exact match",
+        "The share of answers that equal the ideal answer, apart from case and spaces.",
+    ),
+    "rouge_l": (
+        "ROUGE-L",
+        "The longest run of words, in order, that answer and ideal answer share, from 0 to 1.",
     ),
 }
