@@ -72,6 +72,7 @@ class CheckpointSaved(Contract):
     manifest_sha256: str
     size_bytes: int
     validation_loss: float | None = None
+    removed: list[str] = Field(default_factory=list, description="older checkpoints deleted to make room")
 
 
 class CheckpointDamaged(Contract):
@@ -109,7 +110,9 @@ class Progress(Contract):
     total: int = 0
 
 
-EndReason = Literal["completed", "early_stopped", "stopped_and_kept", "paused", "cancelled", "diverged", "failed"]
+EndReason = Literal[
+    "completed", "early_stopped", "stopped_and_kept", "paused", "cancelled", "diverged", "failed"
+]
 
 
 class Ended(Contract):
@@ -126,7 +129,16 @@ class Ended(Contract):
 
 
 EngineEvent = Annotated[
-    Started | Step | Evaluated | Sample | CheckpointSaved | CheckpointDamaged | Adjusted | Warned | Progress | Ended,
+    Started
+    | Step
+    | Evaluated
+    | Sample
+    | CheckpointSaved
+    | CheckpointDamaged
+    | Adjusted
+    | Warned
+    | Progress
+    | Ended,
     Field(discriminator="type"),
 ]
 engine_event: TypeAdapter[EngineEvent] = TypeAdapter(EngineEvent)

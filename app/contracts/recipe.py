@@ -41,7 +41,9 @@ class LoraSpec(Contract):
     rank: int = Field(16, ge=1, le=512)
     alpha: float = Field(32, gt=0, le=4096)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | None = Field(None, max_length=64, description="None: every linear layer but the head")
+    target_modules: list[str] | None = Field(
+        None, max_length=64, description="None: every linear layer but the head"
+    )
     rank_stabilised: bool = False
     initialisation: Literal["default", "pissa"] = "default"
     b_rate_ratio: float = Field(1.0, ge=1, le=64, description="LoRA+: learning rate of B over that of A")
@@ -52,7 +54,9 @@ class RecipeSpec(Contract):
 
     method: Method
     base_source: BaseSource
-    base_ref: str | None = Field(None, max_length=500, description="folder, hub id@revision or model id, by source")
+    base_ref: str | None = Field(
+        None, max_length=500, description="folder, hub id@revision or model id, by source"
+    )
     scratch: ScratchSpec | None = None
     lora: LoraSpec = Field(default_factory=LoraSpec)
     last_layers: int = Field(2, ge=1, le=200)
@@ -72,8 +76,13 @@ class RecipeSpec(Contract):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neftune_alpha: float = Field(0.0, ge=0, le=100)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    adamw_learning_rate: float | None = Field(None, gt=0, le=10, description="Muon: rate of embeddings and norms")
+    adamw_learning_rate: float | None = Field(
+        None, gt=0, le=10, description="Muon: rate of embeddings and norms"
+    )
     packing: bool = True
+    chats_last_share: float = Field(
+        0.0, ge=0, lt=1, description="the last share of each epoch's tokens is conversations only"
+    )
     learn_prompts: bool = Field(False, description="learn the user's turns too")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every_steps: int = Field(50, ge=1, le=1_000_000)
@@ -127,6 +136,7 @@ class TrainOrder(Contract):
     base: ModelFiles | None = Field(None, description="None: from scratch")
     data_dir: str = Field(description="a frozen dataset version (data-*.parquet, manifest.json)")
     out_dir: str = Field(description="the run's folder; checkpoints/ and model/ are made in it")
+    cache_dir: str | None = Field(None, description="where token caches are kept; None: tokens/ in out_dir")
     resume: bool = Field(True, description="go on from the newest good checkpoint in out_dir")
     system_prompt: str = ""
     storage_reserve_bytes: int = Field(0, ge=0)
