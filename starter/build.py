@@ -12,7 +12,6 @@ import json
 import math
 import random
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,12 +51,8 @@ SCHEMA = pa.schema(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("var/starter"), help="folder for the version and the run"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("var/starter"), help="folder for the version and the run")
     parser.add_argument("--threads", type=int, help="threads for training (default: all)")
     options = parser.parse_args()
     version = make_version(options.work / "version")
@@ -154,7 +149,7 @@ def bits_per_byte(model_dir: Path, version: Path) -> dict[str, float]:
     """Bits per byte of content, by source, over the held-out rows (every token of them is predicted)."""
     model = loading.load_model(ModelFiles(base_dir=str(model_dir)), torch.float32)
     tokenizer = loading.load_tokenizer(model_dir)
-    end = tokenizer.token_to_id("<|endoftext|>")
+    end = tokenizer.get_vocab(with_added_tokens=True)["<|endoftext|>"]
     encoder = Encoder(tokenizer, CHATML, end, learn_prompts=True)
     meta = pq.read_table(version / "data-00000.parquet", columns=["split", "meta"]).to_pylist()
     sources = [json.loads(row["meta"])["source"] for row in meta if row["split"] == "validation"]
@@ -166,9 +161,7 @@ def bits_per_byte(model_dir: Path, version: Path) -> dict[str, float]:
             continue
         with torch.no_grad():
             for ids, learn in pieces:
-                loss, _ = summed_loss(
-                    model, pack([(np.asarray(ids), np.asarray(learn))], torch.device("cpu"))
-                )
+                loss, _ = summed_loss(model, pack([(np.asarray(ids), np.asarray(learn))], torch.device("cpu")))
                 nats[source] += float(loss)
         size[source] += content_bytes(row)
     return {source: round(nats[source] / math.log(2) / size[source], 3) for source in nats}
@@ -185,9 +178,7 @@ def publish(model: Path, version: Path) -> None:
     target = HERE / "model"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(model, target)
-    (HERE / "measurements.json").write_text(
-        json.dumps({"bits_per_byte": figures}, indent=2) + "\n", encoding="utf-8"
-    )
+    (HERE / "measurements.json").write_text(json.dumps({"bits_per_byte": figures}, indent=2) + "\n", encoding="utf-8")
     for source, value in figures.items():
         print(f"{source:32} {value:.3f} bits per byte")
 
@@ -202,4 +193,4 @@ def show(event: e.EngineEvent) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -110,9 +110,7 @@ class Progress(Contract):
     total: int = 0
 
 
-EndReason = Literal[
-    "completed", "early_stopped", "stopped_and_kept", "paused", "cancelled", "diverged", "failed"
-]
+EndReason = Literal["completed", "early_stopped", "stopped_and_kept", "paused", "cancelled", "diverged", "failed"]
 
 
 class Ended(Contract):
@@ -129,16 +127,7 @@ class Ended(Contract):
 
 
 EngineEvent = Annotated[
-    Started
-    | Step
-    | Evaluated
-    | Sample
-    | CheckpointSaved
-    | CheckpointDamaged
-    | Adjusted
-    | Warned
-    | Progress
-    | Ended,
+    Started | Step | Evaluated | Sample | CheckpointSaved | CheckpointDamaged | Adjusted | Warned | Progress | Ended,
     Field(discriminator="type"),
 ]
 engine_event: TypeAdapter[EngineEvent] = TypeAdapter(EngineEvent)

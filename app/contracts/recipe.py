@@ -41,9 +41,7 @@ class LoraSpec(Contract):
     rank: int = Field(16, ge=1, le=512)
     alpha: float = Field(32, gt=0, le=4096)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | None = Field(
-        None, max_length=64, description="None: every linear layer but the head"
-    )
+    target_modules: list[str] | None = Field(None, max_length=64, description="None: every linear layer but the head")
     rank_stabilised: bool = False
     initialisation: Literal["default", "pissa"] = "default"
     b_rate_ratio: float = Field(1.0, ge=1, le=64, description="LoRA+: learning rate of B over that of A")
@@ -54,9 +52,7 @@ class RecipeSpec(Contract):
 
     method: Method
     base_source: BaseSource
-    base_ref: str | None = Field(
-        None, max_length=500, description="folder, hub id@revision or model id, by source"
-    )
+    base_ref: str | None = Field(None, max_length=500, description="folder, hub id@revision or model id, by source")
     scratch: ScratchSpec | None = None
     lora: LoraSpec = Field(default_factory=LoraSpec)
     last_layers: int = Field(2, ge=1, le=200)
@@ -76,9 +72,7 @@ class RecipeSpec(Contract):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neftune_alpha: float = Field(0.0, ge=0, le=100)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    adamw_learning_rate: float | None = Field(
-        None, gt=0, le=10, description="Muon: rate of embeddings and norms"
-    )
+    adamw_learning_rate: float | None = Field(None, gt=0, le=10, description="Muon: rate of embeddings and norms")
     packing: bool = True
     chats_last_share: float = Field(
         0.0, ge=0, lt=1, description="the last share of each epoch's tokens is conversations only"

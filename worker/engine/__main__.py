@@ -24,9 +24,7 @@ def main() -> int:
     """Parse, train, and return the exit code of the contract."""
     parser = argparse.ArgumentParser(prog="python -m worker.engine")
     train = parser.add_subparsers(required=True, metavar="train").add_parser("train", help="train a model")
-    train.add_argument(
-        "recipe", nargs="?", type=Path, help="recipe file (YAML or JSON); without it, an order on stdin"
-    )
+    train.add_argument("recipe", nargs="?", type=Path, help="recipe file (YAML or JSON); without it, an order on stdin")
     train.add_argument("--data", type=Path, help="folder of a frozen dataset version")
     train.add_argument("--out", type=Path, help="folder of the run")
     train.add_argument("--base", type=Path, help="folder of the base model")

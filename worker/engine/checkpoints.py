@@ -116,9 +116,7 @@ class Checkpoints:
             return f"it belongs to run {state['run_id']}"
         if state["step"] != _step(path):
             return f"its name and its step {state['step']} disagree"
-        return (
-            None if state["spec_sha256"] == self.spec_sha256 else "it was made by another recipe or dataset"
-        )
+        return None if state["spec_sha256"] == self.spec_sha256 else "it was made by another recipe or dataset"
 
 
 def seal(folder: Path) -> str:

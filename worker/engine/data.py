@@ -39,6 +39,11 @@ class TokenRows:
         return self.ids[span], self.learn[span]
 
     @property
+    def supervised_tokens(self) -> int:
+        """Tokens that give a loss: the first of a row is only ever an input."""
+        return int(self.learn.sum() - self.learn[self.offsets[:-1]].sum())
+
+    @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 

@@ -59,9 +59,7 @@ def set_threads(wanted: int | None) -> int:
     The parent should start this process with OMP_WAIT_POLICY=PASSIVE: threads that wait by spinning fall to a
     fifth of their speed as soon as one other process is busy.
     """
-    count = wanted or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
-    )
+    count = wanted or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1))
     torch.set_num_threads(count)
     return count
 

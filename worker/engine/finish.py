@@ -86,7 +86,7 @@ def try_out(order: TrainOrder, material: Material, folder: Path) -> dict[str, fl
     else:
         assert order.base
         model = loading.load_model(order.base, torch.float32)
-        probe = torch.tensor([material.train_rows.row(0)[0][:64].astype("int64")])
+        probe = torch.from_numpy(material.train_rows.row(0)[0][:64].astype("int64"))[None]
         before = model(input_ids=probe).logits
         model = loading.apply_overlay(model, Overlay(kind=kind, dir=str(folder))).eval()
         if torch.equal(before, model(input_ids=probe).logits):
@@ -96,9 +96,7 @@ def try_out(order: TrainOrder, material: Material, folder: Path) -> dict[str, fl
             )
     longest = max((prompt.answer_tokens for prompt in material.tests), default=0)
     limit = min(LONGEST_TEST_TOKENS, 2 * longest) or 32
-    said = [
-        answer(model, material.tokenizer, prompt.ids, material.end_ids, limit) for prompt in material.tests
-    ]
+    said = [answer(model, material.tokenizer, prompt.ids, material.end_ids, limit) for prompt in material.tests]
     return {
         "tried": len(said),
         "ended": sum(one.ended for one in said),

@@ -1,16 +1,20 @@
 """A model from files: base folder, then what was trained on top of it, merged."""
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from app.contracts.recipe import ModelFiles, Overlay
 from worker.engine.errors import BadData
 from worker.engine.packing import FAMILIES, NAME
+
+disable_progress_bar()  # standard error is a log here
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,7 +33,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         implementation = NAME if config.model_type in FAMILIES else "sdpa"
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             config=config,
             dtype=dtype,
@@ -41,6 +45,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError) as error:
         raise BadData(f"The base model in {base.name} cannot be loaded: {error}") from error
+    model, report = loaded
     if report["missing_keys"]:
         raise BadData(f"The base model in {base.name} lacks weights: {sorted(report['missing_keys'])[:3]}.")
     for overlay in files.overlays:

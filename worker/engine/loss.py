@@ -57,9 +57,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         states, matrix = hidden.to(half), weight.to(half)
         vocabulary = weight.shape[0]
         grad_hidden = torch.empty_like(states) if learning else None
-        grad_weight = (
-            torch.zeros_like(weight, dtype=torch.float32) if learning and weight.requires_grad else None
-        )
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning and weight.requires_grad else None
         loss = torch.zeros((), device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         step = max(16, CHUNK_ELEMENTS // vocabulary)
@@ -74,9 +72,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 correct += (logits.argmax(-1) == goal).sum()
                 continue
             grad = log_p.exp_()
-            grad.scatter_add_(
-                1, goal[:, None], torch.full_like(goal, smoothing - 1, dtype=grad.dtype)[:, None]
-            )
+            grad.scatter_add_(1, goal[:, None], torch.full_like(goal, smoothing - 1, dtype=grad.dtype)[:, None])
             if smoothing:
                 grad -= smoothing / vocabulary
             grad = grad.to(half)

@@ -16,9 +16,7 @@ def learning_parameters(model: nn.Module) -> Named:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def build(
-    named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()
-) -> dict[str, torch.optim.Optimizer]:
+def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) -> dict[str, torch.optim.Optimizer]:
     """The optimisers by name. `is_embedding` holds the ids of embedding and head parameters.
 
     AdamW (Loshchilov & Hutter 2019), one fused pass; the B matrices of adapters may learn faster (LoRA+, Hayou et al.

@@ -6,6 +6,7 @@ The linear layers see one long row of tokens; attention runs within each sequenc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,8 @@ def packed_attention(
 
     Without `lengths` the whole row is one sequence; with a cache the queries are its last tokens.
     """
-    shared = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    mask: Tensor | None
     if lengths is None:
         mask = _causal(query.shape[2], key.shape[2], sliding_window, query.device)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, **shared)
@@ -100,11 +102,7 @@ def packed_attention(
     for length, group in groupby(lengths):
         count = len(list(group))
         q, k, v = (_as_batch(part, start, length, count) for part in (query, key, value))
-        mask = (
-            _causal(length, length, sliding_window, query.device)
-            if (sliding_window or length) < length
-            else None
-        )
+        mask = _causal(length, length, sliding_window, query.device) if (sliding_window or length) < length else None
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, **shared
         )

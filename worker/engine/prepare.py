@@ -1,7 +1,7 @@
 """Everything a run needs before its first step: model, tokenizer, learning weights, token rows, prompts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,7 +49,7 @@ class Material:
     embedding_ids: set[int]
 
 
-def prepare(order: TrainOrder, device: Device) -> Iterator[e.EngineEvent]:
+def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None, Material]:
     """Load or create, mark what learns, tokenise. Returns Material; raises BadData."""
     recipe, run_dir, data_dir = order.recipe, Path(order.out_dir), Path(order.data_dir)
     if recipe.method == "scratch":
@@ -63,14 +63,12 @@ def prepare(order: TrainOrder, device: Device) -> Iterator[e.EngineEvent]:
     yield e.Progress(phase="loading")
     if recipe.method == "scratch":
         assert recipe.scratch
-        ids = [
-            tokenizer.token_to_id(t) for t in (tokenizers_of_ours.TURN_END, tokenizers_of_ours.END_OF_TEXT)
-        ]
+        ours = tokenizer.get_vocab(with_added_tokens=True)
         model = scratch.create(
             recipe.scratch,
             vocabulary_size=tokenizer.get_vocab_size(),
-            end_ids=ids,
-            pad_id=tokenizer.token_to_id(tokenizers_of_ours.PAD),
+            end_ids=[ours[tokenizers_of_ours.TURN_END], ours[tokenizers_of_ours.END_OF_TEXT]],
+            pad_id=ours[tokenizers_of_ours.PAD],
         )
     else:
         assert order.base
@@ -81,12 +79,10 @@ def prepare(order: TrainOrder, device: Device) -> Iterator[e.EngineEvent]:
         raise BadData("The base model names no end token, so it could never stop. Choose another base model.")
     method = methods.choose(recipe, tokenizer_dir)
     method.prepare(model, recipe)
-    model.to(device.device)
+    model.to(device.device)  # type: ignore[arg-type]
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
 
-    encoder = Encoder(
-        tokenizer, CHATML, _text_end(tokenizer, end_ids), recipe.learn_prompts, order.system_prompt
-    )
+    encoder = Encoder(tokenizer, CHATML, _text_end(tokenizer, end_ids), recipe.learn_prompts, order.system_prompt)
     limit = min(recipe.max_length_tokens, getattr(model.config, "max_position_embeddings", None) or 2**17)
     key: dict[str, object] = {
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
@@ -103,17 +99,13 @@ def prepare(order: TrainOrder, device: Device) -> Iterator[e.EngineEvent]:
             f"No training row can be used: {train_rows.skipped_rows} are longer than {limit} tokens or have no "
             "answer to learn. Raise the longest row in the recipe or check the columns of the dataset."
         )
-    tests = [
-        _prompt(row, encoder, limit) for row in islice(read_examples(data_dir, "validation"), TESTED_PROMPTS)
-    ]
+    tests = [_prompt(row, encoder, limit) for row in islice(read_examples(data_dir, "validation"), TESTED_PROMPTS)]
     is_chat = bool(train_rows.is_chat.any())
     own = [_own_prompt(text, encoder, is_chat) for text in recipe.sample_prompts]
-    return Material(
-        model, tokenizer, method, train_rows, validation_rows, own or tests, tests, end_ids, embeddings
-    )
+    return Material(model, tokenizer, method, train_rows, validation_rows, own or tests, tests, end_ids, embeddings)
 
 
-def _scratch_tokenizer(order: TrainOrder) -> Iterator[e.EngineEvent]:
+def _scratch_tokenizer(order: TrainOrder) -> Generator[e.EngineEvent, None, Path]:
     """Learn the tokenizer once per run; later attempts find it in the run's folder."""
     folder = Path(order.out_dir) / "tokenizer"
     spec = order.recipe.scratch

@@ -1,6 +1,7 @@
 """A new GPT: random weights in the shape that the recipe asks for."""
 
 import math
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -14,7 +15,8 @@ def create(spec: ScratchSpec, *, vocabulary_size: int, end_ids: list[int], pad_i
 
     Projections back into the residual stream start scaled by 1/sqrt(2 x layers) (Radford et al. 2019).
     """
-    ids = {"bos_token_id": None, "eos_token_id": end_ids[0], "pad_token_id": pad_id}
+    shared: dict[str, Any] = {"bos_token_id": None, "eos_token_id": end_ids[0], "pad_token_id": pad_id}
+    shared["attn_implementation"] = NAME
     model: PreTrainedModel
     if spec.architecture == "gpt2":
         model = GPT2LMHeadModel(
@@ -27,8 +29,7 @@ def create(spec: ScratchSpec, *, vocabulary_size: int, end_ids: list[int], pad_i
                 resid_pdrop=spec.dropout,
                 embd_pdrop=spec.dropout,
                 attn_pdrop=spec.dropout,
-                attn_implementation=NAME,
-                **ids,
+                **shared,
             )
         )
     else:
@@ -44,8 +45,7 @@ def create(spec: ScratchSpec, *, vocabulary_size: int, end_ids: list[int], pad_i
                 attention_dropout=spec.dropout,
                 rms_norm_eps=1e-5,
                 tie_word_embeddings=True,
-                attn_implementation=NAME,
-                **ids,
+                **shared,
             )
         )
         with torch.no_grad():

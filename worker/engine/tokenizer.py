@@ -23,9 +23,7 @@ MAX_CHARACTERS = 20_000  # distinct ones: beyond this a character tokenizer make
 
 def train(spec: ScratchSpec, texts: Iterable[str]) -> Tokenizer:
     """Learn a tokenizer from plain texts (no template in them). Raises BadData when they are empty."""
-    return (
-        train_characters(texts) if spec.tokenizer == "characters" else train_bpe(texts, spec.vocabulary_size)
-    )
+    return train_characters(texts) if spec.tokenizer == "characters" else train_bpe(texts, spec.vocabulary_size)
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from app.contracts import events as e
 from app.contracts.recipe import RecipeSpec, TrainOrder
-from worker.engine import checkpoints, devices, finish, optim
+from worker.engine import checkpoints, devices, evaluate, finish, optim
 from worker.engine.checkpoints import Checkpoints
 from worker.engine.control import Commands
 from worker.engine.data import TokenRows
@@ -21,29 +21,11 @@ from worker.engine.data import order as row_order
 from worker.engine.errors import DiskFull, Diverged, EngineError, OutOfMemory, is_out_of_memory
 from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
+from worker.engine.position import Position
 from worker.engine.prepare import Material, prepare
 
 LADDER = 4  # times the micro-batch may be halved when memory runs out
 SAMPLE_SHARE = 0.05  # of the run's time
-BAD_IN_A_ROW, BAD_IN_100 = 3, 10
-
-
-@dataclass
-class Position:
-    """Where a run is; written whole into every checkpoint, so that nothing else is remembered."""
-
-    micro_batch_size: int
-    learning_rate: float
-    epochs: float
-    evaluate_every_steps: int
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    last_loss: float | None = None
-    evaluations_without_gain: int = 0
-    ending: e.EndReason | None = None
-    losses: list[float] = field(default_factory=list)
-    bad_steps: list[int] = field(default_factory=list)
 
 
 def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
@@ -60,9 +42,7 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
                 yield event
             return
         except EngineError as error:
-            yield e.Ended(
-                reason="diverged" if isinstance(error, Diverged) else "failed", step=step, message=str(error)
-            )
+            yield e.Ended(reason="diverged" if isinstance(error, Diverged) else "failed", step=step, message=str(error))
             raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -116,7 +96,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         train_rows=len(rows),
         validation_rows=len(material.validation_rows),
         tokens_per_epoch=int(rows.offsets[-1]),
-        supervised_tokens_per_epoch=int(rows.learn.sum()),
+        supervised_tokens_per_epoch=rows.supervised_tokens,
         cut_rows=rows.cut_rows,
         skipped_rows=rows.skipped_rows,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -145,9 +125,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
             elif command.verb == "evaluate_now":
                 evaluate_now = True
             elif command.name and command.value:
-                value = (
-                    command.value if command.name != "evaluate_every_steps" else max(1, int(command.value))
-                )
+                value = command.value if command.name != "evaluate_every_steps" else max(1, int(command.value))
                 setattr(position, command.name, value)
                 total_steps = max(position.step, _total_steps(recipe, position, steps_per_epoch))
                 yield e.Adjusted(step=position.step, name=command.name, value=value)
@@ -182,7 +160,8 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
                     memory_bytes=devices.memory_bytes(device.device),
                 )
             else:
-                yield _not_finite(position, rows, chosen)
+                position.count_bad_step()
+                yield _left_out(position.step, rows, chosen)
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
 
@@ -192,10 +171,10 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         is_due = position.step % position.evaluate_every_steps == 0 or evaluate_now or is_last
         if is_due and len(material.validation_rows):
             model.eval()
-            yield _evaluate(material, device, recipe, position)
+            yield evaluate.evaluate(material, device, recipe, position)
             if sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s:
                 sampling_at = time.monotonic()
-                yield from _samples(material, device, recipe, position.step)
+                yield from evaluate.samples(material, device, recipe, position.step)
                 sampled_s += time.monotonic() - sampling_at
             model.train()
             if recipe.early_stopping and position.evaluations_without_gain >= recipe.patience_evaluations:
@@ -232,46 +211,6 @@ def _backward(
     return float(total) / supervised, sum(part.tokens for part in parts), supervised
 
 
-@torch.no_grad()
-def _evaluate(
-    material: Material, device: devices.Device, recipe: RecipeSpec, position: Position
-) -> e.Evaluated:
-    """Loss and accuracy over the same validation rows each time; keeps count of the best."""
-    rows = material.validation_rows
-    generator = torch.Generator().manual_seed(recipe.seed)
-    chosen = torch.randperm(len(rows), generator=generator)[: recipe.validation_rows].sort().values.tolist()
-    total, correct, supervised = 0.0, 0, 0
-    for start in range(0, len(chosen), recipe.micro_batch_size):
-        part = pack([rows.row(i) for i in chosen[start : start + recipe.micro_batch_size]], device.device)
-        with device.autocast():
-            loss, right = summed_loss(material.model, part)
-        total, correct, supervised = total + float(loss), correct + right, supervised + part.supervised
-    mean = total / supervised
-    if not np.isfinite(mean):
-        raise Diverged(f"The validation loss is no number at step {position.step}. {_advice(position)}")
-    is_best = position.best_loss is None or mean < position.best_loss
-    position.last_loss = mean
-    if is_best:
-        position.best_loss, position.best_step, position.evaluations_without_gain = mean, position.step, 0
-    else:
-        position.evaluations_without_gain += 1
-    return e.Evaluated(
-        step=position.step, loss=mean, accuracy=correct / supervised, rows=len(chosen), is_best=is_best
-    )
-
-
-def _samples(material: Material, device: devices.Device, recipe: RecipeSpec, step: int) -> Iterator[e.Sample]:
-    """Greedy answers to the sample prompts."""
-    from worker.engine.greedy import answer
-
-    for index, prompt in enumerate(material.prompts[: len(recipe.sample_prompts) or 3]):
-        with device.autocast():
-            said = answer(
-                material.model, material.tokenizer, prompt.ids, material.end_ids, recipe.sample_max_tokens
-            )
-        yield e.Sample(step=step, prompt_index=index, prompt=prompt.shown, text=said.text, ended=said.ended)
-
-
 def _save(
     store: Checkpoints,
     material: Material,
@@ -285,9 +224,7 @@ def _save(
 
     def write(keep_fewer: bool) -> checkpoints.Saved:
         if keep_fewer:
-            for path in [
-                p for p in store.newest_first()[1:] if p.name != f"step-{position.best_step or 0:08d}"
-            ]:
+            for path in [p for p in store.newest_first()[1:] if p.name != f"step-{position.best_step or 0:08d}"]:
                 shutil.rmtree(path)
         return store.save(
             position.step,
@@ -312,30 +249,6 @@ def _save(
     )
 
 
-def _not_finite(position: Position, rows: TokenRows, chosen: np.ndarray) -> e.Warned:
-    """Count a step whose loss or gradient was no number (its update is left out); raise Diverged at the limit."""
-    step = position.step
-    position.bad_steps = [s for s in position.bad_steps if s > step - 100] + [step]
-    if len(position.bad_steps) >= BAD_IN_100 or position.bad_steps[-BAD_IN_A_ROW:] == list(
-        range(step - BAD_IN_A_ROW + 1, step + 1)
-    ):
-        raise Diverged(
-            f"Training diverged at step {step}: the loss is no longer a number. {_advice(position)}"
-        )
-    named = ", ".join(str(int(rows.rids[i])) for i in chosen[:8])
-    return e.Warned(
-        step=step,
-        kind="not_finite",
-        message=f"The loss of step {step} was no number; left out. Rows: {named}.",
-    )
-
-
-def _advice(position: Position) -> str:
-    return (
-        f"The last good checkpoint is kept. Try a learning rate of {position.learning_rate / 3:.1e} or less."
-    )
-
-
 def _total_steps(recipe: RecipeSpec, position: Position, steps_per_epoch: int) -> int:
     steps = max(1, round(position.epochs * steps_per_epoch))
     return min(steps, recipe.max_steps) if recipe.max_steps else steps
@@ -347,3 +260,11 @@ def _spec_sha256(order: TrainOrder) -> str:
     version = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     parts = [order.recipe.model_dump(mode="json"), version, order.system_prompt]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _left_out(step: int, rows: TokenRows, chosen: np.ndarray) -> e.Warned:
+    """Say which rows made a step whose loss or gradient was no number."""
+    named = ", ".join(str(int(rows.rids[i])) for i in chosen[:8])
+    return e.Warned(
+        step=step, kind="not_finite", message=f"The loss of step {step} was no number; left out. Rows: {named}."
+    )

@@ -54,7 +54,7 @@ class Lora:
                 self.starts[name] = principal_part(_matrix(layer), spec.rank, layer.scaling[ADAPTER])
                 self._start(name, layer)
 
-    def _start(self, name: str, layer: LoraLayer) -> None:
+    def _start(self, name: str, layer: Any) -> None:
         """Set the adapter to its stored start and take that part out of the base weight."""
         a, b = self.starts[name]
         _add_to_base(layer, a, b, -1.0)
@@ -62,7 +62,7 @@ class Lora:
             layer.lora_A[ADAPTER].weight.copy_(a)
             layer.lora_B[ADAPTER].weight.copy_(b)
 
-    def _restart(self, name: str, layer: LoraLayer, a: Tensor, b: Tensor) -> None:
+    def _restart(self, name: str, layer: Any, a: Tensor, b: Tensor) -> None:
         """Take over the start of a checkpoint: the same one here, another one from a different machine."""
         mine = self.starts[name]
         if torch.equal(mine[0], a) and torch.equal(mine[1], b):
@@ -100,18 +100,14 @@ class Lora:
                 rank = a.shape[0] // 2
                 self._restart(name, layer, a[rank:].clone(), -b[:, rank:])
                 a, b = a[:rank], b[:, :rank]
-            copy_into(
-                {"a": layer.lora_A[ADAPTER].weight, "b": layer.lora_B[ADAPTER].weight}, {"a": a, "b": b}
-            )
+            copy_into({"a": layer.lora_A[ADAPTER].weight, "b": layer.lora_B[ADAPTER].weight}, {"a": a, "b": b})
 
 
 def principal_part(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) in fp32 on the CPU with scaling x B A = the `rank` largest parts of `weight`."""
     matrix = weight.detach().float().cpu()
     if rank > min(matrix.shape):
-        raise BadData(
-            f"Rank {rank} is more than this base model's width {min(matrix.shape)}. Choose a smaller rank."
-        )
+        raise BadData(f"Rank {rank} is more than this base model's width {min(matrix.shape)}. Choose a smaller rank.")
     if min(matrix.shape) <= FULL_SVD_SIDE:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         v = vh.T
@@ -121,24 +117,25 @@ def principal_part(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, T
     return (root[:, None] * v[:, :rank].T).contiguous(), (u[:, :rank] * root).contiguous()
 
 
-def _add_to_base(layer: LoraLayer, a: Tensor, b: Tensor, sign: float) -> None:
+def _add_to_base(layer: Any, a: Tensor, b: Tensor, sign: float) -> None:
     part = sign * layer.scaling[ADAPTER] * (b @ a)
     weight = layer.get_base_layer().weight
     with torch.no_grad():
         weight.copy_(weight.float() + (part.T if _is_transposed(layer) else part).to(weight.device))
 
 
-def _layers(model: PreTrainedModel) -> list[tuple[str, LoraLayer]]:
+def _layers(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Every adapted layer (a LoraLayer) by its name in the model."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _is_transposed(layer: LoraLayer) -> bool:
+def _is_transposed(layer: Any) -> bool:
     """GPT-2 keeps its weights as (in, out)."""
     return bool(getattr(layer, "fan_in_fan_out", False))
 
 
-def _matrix(layer: LoraLayer) -> Tensor:
-    weight = layer.get_base_layer().weight
+def _matrix(layer: Any) -> Tensor:
+    weight: Tensor = layer.get_base_layer().weight
     return weight.T if _is_transposed(layer) else weight
 
 
