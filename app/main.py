@@ -1,9 +1,39 @@
 """create_app(): middleware, error handlers, static files, routers. Nothing else."""
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+
+from app.accounts import access
+from app.accounts import routes as accounts
+from app.core import error_pages, pages
+from app.core.csrf import Csrf, csrf_checked
+from app.core.edge import Edge
+from app.core.streams import Shutdown, Streams
+
+# Whatever is in this list needs a signed-in person and a request from our own pages.
+PRIVATE: list[APIRouter] = []
+# What anonymous visitors may open; each route says itself whom it lets in.
+PUBLIC = [pages.router, accounts.router]
+BODY_LIMIT_BYTES = 2 * 2**20
 
 
 def create_app() -> FastAPI:
-    """The web application; the `stream` process runs the same one."""
-    app = FastAPI(title="GPT Builder", docs_url=None, redoc_url=None, openapi_url=None)
+    """The web application; the `stream` process runs the same one. A route that takes more says so (max_body_size)."""
+    shutdown = Shutdown()
+    app = FastAPI(
+        title="GPT Builder",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=shutdown.watched,
+        max_body_size=BODY_LIMIT_BYTES,
+        redirect_slashes=False,
+    )
+    error_pages.install(app, on_refusal=access.record_refusal)
+    for router in PUBLIC:
+        app.include_router(router, dependencies=[Depends(csrf_checked)])
+    for router in PRIVATE:
+        app.include_router(router, dependencies=[Depends(csrf_checked), Depends(access.signed_in)])
+    app.add_middleware(Csrf)
+    app.add_middleware(Streams, shutdown=shutdown, rights=access.rights)
+    app.add_middleware(Edge, on_error=error_pages.unexpected)
     return app

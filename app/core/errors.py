@@ -26,7 +26,13 @@ class Unauthenticated(AppError):
 
 
 class Forbidden(AppError):
+    """The asker is known and may not. `workspace_id` says in whose audit log the refusal belongs."""
+
     status, code, default = 403, "forbidden", "Your role in this workspace does not allow this."
+
+    def __init__(self, sentence: str = "", *, code: str = "", workspace_id: str | None = None) -> None:
+        super().__init__(sentence, code=code)
+        self.workspace_id = workspace_id
 
 
 class NotFound(AppError):

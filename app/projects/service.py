@@ -16,5 +16,6 @@ def get(session: Session, actor: Actor, project_id: str, *, need: str = "viewer"
     if project is None or project.deleted_at is not None or actor.role_in(project.workspace_id) is None:
         raise NotFound
     if not actor.may(project.workspace_id, need):
-        raise Forbidden(f"This needs the role “{need}” in the workspace. Ask its owner.")
+        sentence = f"This needs the role “{need}” in the workspace. Ask its owner."
+        raise Forbidden(sentence, workspace_id=project.workspace_id)
     return project

@@ -197,7 +197,6 @@ def upgrade() -> None:
         "sign_ins",
         sa.Column("id_sha256", sa.LargeBinary(length=32), nullable=False),
         sa.Column("user_id", sa.String(length=20), nullable=False),
-        sa.Column("csrf_token", sa.String(length=64), nullable=False),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.Column("seen_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.Column("ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
