@@ -113,7 +113,7 @@ def render(
     if not is_fragment:
         toast = flash.pending(request.cookies)
         context["toasts"] = [toast] if toast else []
-        context |= _plain_shell(request, context) | _shell(request, context)
+        context = _plain_shell(request, context) | _shell(request, context) | context
     text = env.get_template(template).render(context)
     if is_partial and not is_fragment and text.startswith("<!doctype"):
         # A page without the shell cannot go into the main area: load it whole.
