@@ -2,7 +2,7 @@
 
 from app.accounts import models as accounts
 from app.chat import models as chat
-from app.core import outbox
+from app.core import leader, outbox
 from app.core.db import Base
 from app.datasets import models as datasets
 from app.deployments import models as deployments
@@ -18,6 +18,7 @@ __all__ = [
     "datasets",
     "deployments",
     "evaluations",
+    "leader",
     "outbox",
     "projects",
     "recipes",

@@ -148,7 +148,7 @@ def prepare(home: Path) -> RedisServer:
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
         "databases": "1",
-        "loglevel": "notice",
+        "loglevel": "warning",
         "timeout": "0",
     }
     _write_private(folder / "redis.conf", "\n".join(f"{name} {value}" for name, value in settings.items()) + "\n")

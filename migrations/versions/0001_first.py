@@ -36,6 +36,13 @@ def upgrade() -> None:
         batch_op.create_index("ix_audit_entries_workspace", ["workspace_id", "id"], unique=False)
 
     op.create_table(
+        "leader_leases",
+        sa.Column("name", sa.String(length=40), nullable=False),
+        sa.Column("holder", sa.String(length=200), nullable=False),
+        sa.Column("beat", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_leader_leases")),
+    )
+    op.create_table(
         "outbox",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("task", sa.String(length=100), nullable=False),
@@ -822,6 +829,7 @@ def downgrade() -> None:
         )
 
     op.drop_table("outbox")
+    op.drop_table("leader_leases")
     with op.batch_alter_table("audit_entries", schema=None) as batch_op:
         batch_op.drop_index("ix_audit_entries_workspace")
 

@@ -1,0 +1,219 @@
+"""The one address that people open: passes each request to `web`, or to `stream` where answers stay open.
+
+`python -m app.supervisor.front`. Watchers then never occupy the process that renders pages. Reading requests is in
+`wire.py`; why this is not done in the web process, or on two ports, is in docs/decisions.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from dataclasses import dataclass, field
+
+import uvloop
+
+from app.core import logging as log_setup
+from app.core.config import get_settings
+from app.supervisor import wire
+
+log = logging.getLogger(__name__)
+CHUNK = 256 * 1024
+CONNECT_PATIENCE_S = 15
+HEAD_TIMEOUT_S = 30
+IDLE_TIMEOUT_S = 75
+BODY_TIMEOUT_S = 120
+
+
+def goes_to_stream(request: wire.RequestHead) -> bool:
+    """Live events, token streams and the programming interface; every other request is a page."""
+    return request.path.endswith(("/events", "/stream")) or request.path.startswith("/v1/")
+
+
+class ClientProtocol(asyncio.StreamReaderProtocol):
+    """A stream protocol that tells at once when the client has gone, and closes then."""
+
+    def __init__(self, front: "Front") -> None:
+        reader = asyncio.StreamReader(limit=wire.HEAD_LIMIT)
+        self.gone = asyncio.Event()
+        super().__init__(reader, lambda r, w: front.serve(r, w, self.gone))
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        self.gone.set()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
+        super().connection_lost(exc)
+
+
+@dataclass
+class Upstream:
+    """A process behind the front: a Unix socket path, or host:port."""
+
+    address: str
+
+    async def connect(self, patience_s: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection; while the process restarts this waits, at most `patience_s`. Raises OSError."""
+        end = asyncio.get_running_loop().time() + patience_s
+        while True:
+            try:
+                if self.address.startswith("/"):
+                    return await asyncio.open_unix_connection(self.address, limit=CHUNK)
+                host, _, port = self.address.rpartition(":")
+                return await asyncio.open_connection(host, int(port), limit=CHUNK)
+            except OSError:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(0.1)
+
+
+@dataclass
+class Front:
+    """Serves client connections; each request gets a fresh connection to its process."""
+
+    web: Upstream
+    stream: Upstream
+    trusted_proxies: list[str] = field(default_factory=list)
+    is_https: bool = False
+    is_draining: bool = False
+    open_connections: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Event) -> None:
+        """One client connection: requests one after another until either side closes."""
+        self.open_connections += 1
+        peer = writer.get_extra_info("peername")
+        client = str(peer[0]) if isinstance(peer, tuple) else ""
+        try:
+            timeout = HEAD_TIMEOUT_S
+            while not gone.is_set() and not self.is_draining:
+                try:
+                    raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), timeout)
+                    request = wire.parse_request(raw)
+                except asyncio.LimitOverrunError:
+                    writer.write(wire.plain_answer(431, "The request's header is too long."))
+                    break
+                except wire.BadRequest as error:
+                    writer.write(wire.plain_answer(400, str(error)))
+                    break
+                if not await self._exchange(request, client, reader, writer, gone):
+                    break
+                timeout = IDLE_TIMEOUT_S
+            await asyncio.wait_for(writer.drain(), 5)
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except Exception:
+            log.exception("a connection ended on an unexpected error")
+        finally:
+            self.open_connections -= 1
+            with contextlib.suppress(Exception):
+                writer.close()
+
+    async def _exchange(
+        self,
+        request: wire.RequestHead,
+        client: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        gone: asyncio.Event,
+    ) -> bool:
+        """Pass one request and its answer on. True when the connection may serve another request."""
+        upstream = self.stream if goes_to_stream(request) else self.web
+        head = request.forwarded(client, self.trusted_proxies, self.is_https)
+        for attempt in (1, 2):
+            try:
+                up_reader, up_writer = await upstream.connect(0 if self.is_draining else CONNECT_PATIENCE_S)
+            except OSError:
+                break
+            if request.expects_continue and attempt == 1:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            up_writer.write(head)
+            answer = asyncio.ensure_future(self._answer(request, up_reader, writer))
+            body = asyncio.ensure_future(self._send_body(request, reader, up_writer))
+            left = asyncio.ensure_future(gone.wait())
+            try:
+                await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    return False
+                try:
+                    return answer.result() and body.done() and body.exception() is None
+                except wire.NoAnswer:
+                    if request.has_body or request.method not in wire.REPEATABLE:
+                        break
+            finally:
+                for task in (answer, body, left):
+                    task.cancel()
+                await asyncio.gather(answer, body, left, return_exceptions=True)
+                up_writer.close()
+        writer.write(wire.unavailable_answer(request))
+        return False
+
+    async def _send_body(
+        self, request: wire.RequestHead, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
+    ) -> None:
+        async for piece in wire.body_pieces(request, reader, CHUNK, BODY_TIMEOUT_S):
+            up_writer.write(piece)
+            await up_writer.drain()
+
+    async def _answer(
+        self, request: wire.RequestHead, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Copy the answer to the client. True when it came whole and says itself where it ends."""
+        try:
+            raw = await up_reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise wire.NoAnswer from error
+        answer = wire.parse_answer(raw, request)
+        may_stay = answer.is_delimited and request.keeps_alive and not self.is_draining
+        writer.write(answer.forwarded(may_stay))
+        copied, tail = 0, b""
+        while piece := await up_reader.read(CHUNK):
+            writer.write(piece)
+            await writer.drain()
+            copied += len(piece)
+            tail = (tail + piece[-5:])[-5:]
+        await writer.drain()
+        return may_stay and answer.is_complete(copied, tail)
+
+
+async def run(front: Front, listening: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; then take no more connections and let open requests end."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    server = await loop.create_server(lambda: ClientProtocol(front), sock=listening, backlog=2048)
+    await stopping.wait()
+    front.is_draining = True
+    server.close()
+    end = loop.time() + get_settings().stop_grace_s
+    while front.open_connections and loop.time() < end:
+        await asyncio.sleep(0.05)
+
+
+def main() -> None:
+    """Entry of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, help="an open listening socket")
+    parser.add_argument("--listen", default="0.0.0.0:8000", help="host:port, where no --fd is given")
+    parser.add_argument("--web", required=True, help="Unix socket or host:port")
+    parser.add_argument("--stream", required=True, help="Unix socket or host:port")
+    arguments = parser.parse_args()
+    log_setup.configure()
+    if arguments.fd is not None:
+        listening = socket.socket(fileno=arguments.fd)
+    else:
+        host, _, port = arguments.listen.rpartition(":")
+        listening = socket.create_server((host, int(port)), reuse_port=False)
+    settings = get_settings()
+    front = Front(
+        Upstream(arguments.web), Upstream(arguments.stream), settings.trusted_proxies, is_https=settings.is_https
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(front, listening))
+
+
+if __name__ == "__main__":
+    main()

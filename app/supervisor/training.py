@@ -1,0 +1,66 @@
+"""`gpt-builder train`: the engine started by hand, exactly as a run starts it, without database or queue."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
+from app.core.config import ROOT
+from app.core.db import new_id
+
+
+class BadRecipe(Exception):
+    """The recipe file cannot be used; the sentence says where and why."""
+
+
+def read_recipe(path: Path) -> RecipeSpec:
+    """A recipe from YAML or JSON. Raises BadRecipe."""
+    try:
+        return RecipeSpec.model_validate(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise BadRecipe(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise BadRecipe(f"{path} is not YAML: {str(error).splitlines()[0]}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise BadRecipe(f"{path}, {where}: {first['msg']}.") from error
+
+
+def run(recipe: RecipeSpec, *, version_dir: Path, base_dir: Path | None, out_dir: Path, resume: bool) -> int:
+    """Train and return the engine's exit code. Its events pass to standard output; Ctrl+C stops and keeps."""
+    order = TrainOrder(
+        run_id=new_id(),
+        attempt_id=new_id(),
+        fence=1,
+        recipe=recipe,
+        base=ModelFiles(base_dir=str(base_dir.resolve())) if base_dir else None,
+        data_dir=str(version_dir.resolve()),
+        out_dir=str(out_dir.resolve()),
+        resume=resume,
+    )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "worker.engine", "train"],
+        stdin=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+        text=True,
+    )
+    assert child.stdin is not None
+    child.stdin.write(order.model_dump_json() + "\n")
+    child.stdin.flush()
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            if child.poll() is None:
+                # A second Ctrl+C does not wait for the checkpoint.
+                signal.signal(signal.SIGINT, lambda *_: child.kill())
+                child.stdin.write(json.dumps({"verb": "stop_and_keep"}) + "\n")
+                child.stdin.flush()

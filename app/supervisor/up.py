@@ -1,0 +1,289 @@
+"""Prepares the home, then starts, watches and stops every process. Called by `gpt-builder up` alone."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from app.core import migrations, redis_server
+from app.core.config import Settings, get_settings
+from app.supervisor.children import Child, Console
+
+TRAINER_GRACE_S = 150
+REDIS_START_S = 60
+READY_WITHIN_S = 90
+
+
+class CannotStart(Exception):
+    """The stack cannot be started; the sentence says why and what to do."""
+
+
+@contextlib.contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the home's lock. Raises CannotStart when another supervisor holds it."""
+    with (home / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            try:
+                state = json.loads((home / "up.json").read_text())
+                where = f" at {state['url']} (process {state['pid']})"
+            except (OSError, ValueError, KeyError):
+                where = ""
+            raise CannotStart(
+                f"GPT Builder already runs on {home}{where}. Stop that one first, or start this one with "
+                "another home: GPT_BUILDER_HOME=/another/folder."
+            ) from error
+        yield
+
+
+def prepare_home(settings: Settings) -> Path:
+    """The home, private to this user. Raises CannotStart where it cannot be."""
+    home = settings.home_dir
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.chmod(0o700)
+        probe = home / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise CannotStart(
+            f"The home {home} cannot be used: {error.strerror}. Give this user the right to write there, or "
+            "name another folder with GPT_BUILDER_HOME."
+        ) from error
+    return home
+
+
+def listen(host: str, port: int, console: Console) -> socket.socket:
+    """A listening socket at the wanted port, or at a free one when that is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            console.plain(f"Port {port} is taken by another program; using a free one instead.")
+            return socket.create_server((host, 0), family=family, backlog=2048)
+        raise CannotStart(
+            f"Cannot serve at {host}:{port}: {error.strerror}. Choose another address with --host and --port."
+        ) from error
+
+
+class Stack:
+    """All processes of one home."""
+
+    def __init__(self, settings: Settings, home: Path, console: Console) -> None:
+        self.settings, self.home, self.console = settings, home, console
+        self.sockets = redis_server.sockets_dir(home)
+        self.children: list[Child] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.environment = {"GPT_BUILDER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.redis: redis_server.RedisServer | None = None
+        self.signals = 0
+        self.stopping = asyncio.Event()
+
+    def start(
+        self,
+        name: str,
+        *command: str,
+        environment: Mapping[str, str] | None = None,
+        grace_s: float = 15,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Child:
+        """Keep `command` running under `name` from now on."""
+        everything = {**self.environment, **(environment or {})}
+        child = Child(name, list(command), everything, grace_s=grace_s, pass_fds=pass_fds)
+        self.children.append(child)
+        self.tasks.append(asyncio.ensure_future(child.keep(self.console, lambda _child: self.write_state())))
+        return child
+
+    def write_state(self, **more: str) -> None:
+        """Who runs with which process id, for `doctor` and the tests; private like the home."""
+        path = self.home / "processes.json"
+        pids = {child.name: child.pid for child in self.children if child.pid}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"supervisor": os.getpid(), **pids}))
+        temporary.replace(path)
+
+    async def start_redis(self) -> None:
+        """Start the embedded Redis unless a Redis of the person's own is set, and wait until it answers."""
+        if self.settings.redis_url:
+            self.console.plain("Redis: the one of GPT_BUILDER_REDIS_URL.")
+            return
+        try:
+            self.redis = redis_server.prepare(self.home)
+            command = self.redis.command
+        except FileNotFoundError as error:
+            raise CannotStart(str(error)) from error
+        if self.redis.is_ready():
+            # Left over from a supervisor that was killed; the file on disk is what counts.
+            with contextlib.suppress(Exception), self.redis.client() as client:
+                client.shutdown(nosave=True)
+        self.start("redis", *command, grace_s=20)
+        for _ in range(REDIS_START_S * 20):
+            if self.stopping.is_set() or await asyncio.to_thread(self.redis.is_ready):
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise CannotStart(
+                f"Redis did not answer within {REDIS_START_S} s; its own lines above say why. If its file is damaged, "
+                f"move {self.home / 'redis' / 'appendonlydir'} away: nothing that matters is kept there."
+            )
+        self.environment |= {
+            "GPT_BUILDER_REDIS_URL": self.redis.url("web"),
+            "GPT_BUILDER_REDIS_URL_STREAM": self.redis.url("stream"),
+        }
+
+    def start_all(self, listening: socket.socket) -> None:
+        """Start everything but Redis."""
+        python, sockets = sys.executable, self.sockets
+        web, stream, model = (str(sockets / f"{name}.sock") for name in ("web", "stream", "model"))
+        self.environment["GPT_BUILDER_MODEL_SERVER_SOCKET"] = model
+        queue_rights = {"GPT_BUILDER_REDIS_URL_WORKER": self.redis.url("queue")} if self.redis else {}
+        grace_s = self.settings.stop_grace_s + 5
+        for role, path in (("web", web), ("stream", stream)):
+            self.start(role, python, "-m", "app.serve", "--role", role, "--socket", path, grace_s=grace_s)
+        fd = listening.fileno()
+        arguments = ["--fd", str(fd), "--web", web, "--stream", stream]
+        self.start("front", python, "-m", "app.supervisor.front", *arguments, grace_s=grace_s, pass_fds=(fd,))
+        self.start("housekeeper", python, "-m", "worker.housekeeper", environment=queue_rights)
+        for queue, grace_s in (("data", 30), ("train", TRAINER_GRACE_S)):
+            self.start(
+                f"{queue} worker", python, "-m", "worker", "--queue", queue, grace_s=grace_s, environment=queue_rights
+            )
+        self.start("model server", python, "-m", "worker.server", "--socket", model, environment=queue_rights)
+
+    async def wait_ready(self) -> bool:
+        """Wait until pages and streams are served. False when stopped meanwhile."""
+        for name in ("web", "stream"):
+            transport = httpx.AsyncHTTPTransport(uds=str(self.sockets / f"{name}.sock"))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5) as client:
+                for _ in range(READY_WITHIN_S * 10):
+                    if self.stopping.is_set():
+                        return False
+                    with contextlib.suppress(httpx.HTTPError):
+                        if (await client.get("/health")).status_code < 500:
+                            break
+                    await asyncio.sleep(0.1)
+                else:
+                    raise CannotStart(
+                        f"The {name} process did not answer within {READY_WITHIN_S} s; see its lines above."
+                    )
+        return True
+
+    def on_signal(self) -> None:
+        """First: stop in order. Second: kill everything at once."""
+        self.signals += 1
+        self.stopping.set()
+        if self.signals == 1:
+            self.console.plain("")
+            self.console.plain("Stopping. A training run saves a checkpoint first; Ctrl+C again leaves at once.")
+        else:
+            for child in self.children:
+                child.is_stopping = True
+                child.send(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Stop pages and work, then the model server that open answers need, Redis last: last words still arrive."""
+        for child in self.children:
+            child.is_stopping = True
+        for later in ({"model server", "redis"}, {"redis"}, set()):
+            await self._stop_group([child for child in self.children if child.name not in later])
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for path in self.sockets.glob("*.sock"):
+            path.unlink(missing_ok=True)
+        for name in ("up.json", "processes.json"):
+            (self.home / name).unlink(missing_ok=True)
+
+    async def _stop_group(self, group: list[Child]) -> None:
+        for child in group:
+            child.send(signal.SIGTERM)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        told: set[str] = set()
+        while alive := [child for child in group if child.pid]:
+            for child in alive:
+                waited = loop.time() - started
+                if waited > child.grace_s or self.signals > 1:
+                    child.send(signal.SIGKILL)
+                elif waited > 5 and child.name not in told:
+                    told.add(child.name)
+                    self.console.line(child.name, f"is still finishing; it has {child.grace_s:.0f} s")
+            await asyncio.sleep(0.05)
+
+
+async def run(stack: Stack, listening: socket.socket, setup_token: Callable[[], str | None]) -> None:
+    """Start everything, say where it is, and wait for a signal. Raises CannotStart."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stack.on_signal)
+    console = stack.console
+    try:
+        await stack.start_redis()
+        if not stack.stopping.is_set():
+            try:
+                note = await asyncio.to_thread(migrations.upgrade)
+            except migrations.CannotUpgrade as error:
+                raise CannotStart(str(error)) from error
+            console.plain(note)
+            token = await asyncio.to_thread(setup_token)
+            stack.start_all(listening)
+        if not stack.stopping.is_set() and await stack.wait_ready():
+            announce(stack, listening, token)
+            await stack.stopping.wait()
+    finally:
+        await stack.stop()
+        console.plain(
+            "Stopped." if stack.signals < 2 else "Stopped at once; what ran goes on from its last checkpoint."
+        )
+
+
+def announce(stack: Stack, listening: socket.socket, token: str | None) -> None:
+    """Print the address, and on a fresh database the one-time setup token; write both for tools."""
+    host, port = listening.getsockname()[:2]
+    shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    url = f"http://{shown}:{port}"
+    state = {"url": url, "pid": os.getpid(), **({"setup_token": token} if token else {})}
+    path = stack.home / "up.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(state))
+    temporary.replace(path)
+    lines = ["", f"GPT Builder is ready:  {url}"]
+    if token:
+        lines += [f"Setup token:           {token}", "It makes the first account, once. Open the address and enter it."]
+    for line in [*lines, "Ctrl+C stops everything.", ""]:
+        stack.console.plain(line)
+
+
+def up(host: str | None, port: int | None, setup_token: Callable[[], str | None]) -> None:
+    """Run the whole stack in the foreground until a signal. Raises CannotStart."""
+    settings, console = get_settings(), Console()
+    home = prepare_home(settings)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    with only_one(home):
+        os.environ["GPT_BUILDER_HOME"] = str(home)
+        get_settings.cache_clear()
+        (home / "up.json").unlink(missing_ok=True)
+        console.plain(f"GPT Builder starts. Everything it keeps is in {home}.")
+        listening = listen(host or settings.host, settings.port if port is None else port, console)
+
+        async def start() -> None:
+            await run(Stack(get_settings(), home, console), listening, setup_token)
+
+        with listening:
+            asyncio.run(start())
