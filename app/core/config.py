@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     reconcile_every_s: float = 5
     stream_age_limit_s: float = 600
     stop_grace_s: float = 20
+    drain_grace_s: float = 150
+    hang_s: float = 600
     runs_per_workspace: int = 4
     torch_index: str = ""
     hub_endpoint: str = ""

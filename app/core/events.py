@@ -1,6 +1,7 @@
 """Live events over Redis streams. Hints only: whatever matters is in the database, and pages work without them."""
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Any
@@ -9,12 +10,17 @@ import orjson
 import redis
 import redis.asyncio
 from redis.exceptions import RedisError
+from sqlalchemy.orm import Session
 
+from app.core.after_commit import after_commit
 from app.core.config import get_settings
 
 log = logging.getLogger(__name__)
 _MAX_LENGTH = 10_000
 _KEEP_S = 24 * 3600
+# After a failure nobody waits for Redis again for this long: a frozen server must not slow the work.
+_SILENCE_S = 2.0
+_silent_until = 0.0
 
 
 @lru_cache
@@ -36,14 +42,17 @@ def async_client() -> redis.asyncio.Redis | None:
 
 def forget_clients() -> None:
     """Drop the clients: after a fork, and between tests."""
+    global _silent_until
+    _silent_until = 0.0
     _client.cache_clear()
     async_client.cache_clear()
 
 
 def publish(stream: str, event: str, payload: dict[str, Any]) -> str | None:
     """Append an event to `stream` ("run:<id>", "chat:<id>"); None when Redis is out of reach, which is no error."""
+    global _silent_until
     client = _client()
-    if client is None:
+    if client is None or time.monotonic() < _silent_until:
         return None
     try:
         entry = client.xadd(
@@ -52,8 +61,14 @@ def publish(stream: str, event: str, payload: dict[str, Any]) -> str | None:
         client.expire(f"s:{stream}", _KEEP_S)
     except RedisError as error:
         log.debug("event not published: %s", error)
+        _silent_until = time.monotonic() + _SILENCE_S
         return None
     return entry.decode() if isinstance(entry, bytes) else str(entry)
+
+
+def announce(session: Session, stream: str, event: str, payload: dict[str, Any]) -> None:
+    """Publish once the caller's transaction is committed; a rollback takes the event with it."""
+    after_commit(session, lambda: publish(stream, event, payload))
 
 
 def last_id(stream: str) -> str:

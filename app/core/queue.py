@@ -1,15 +1,15 @@
 """Ringing the workers: an outbox row in the caller's transaction, a Celery message (an id, nothing else) after it."""
 
 import logging
-import threading
 from datetime import timedelta
 from functools import lru_cache
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import delete, event, select, update
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
 
+from app.core.after_commit import after_commit
 from app.core.config import get_settings
 from app.core.db import transaction, utcnow
 from app.core.outbox import Outbox
@@ -57,14 +57,14 @@ def _celery() -> Celery:
     return app
 
 
-def _send(task: str, subject_id: str) -> bool:
+def _send(task: str, subject_id: str, expires_s: float | None = None) -> bool:
     """Send one wake-up within two seconds; False when the broker cannot be reached (the housekeeper repeats)."""
     if not (get_settings().redis_url_worker or get_settings().redis_url):
         return False
     queue = QUEUES[task.split(".", 1)[0]]
     policy = {"max_retries": 1, "interval_start": 0.1, "interval_max": 0.5}
     try:
-        _celery().send_task(task, args=[subject_id], queue=queue, retry=True, retry_policy=policy)
+        _celery().send_task(task, args=[subject_id], queue=queue, retry=True, retry_policy=policy, expires=expires_s)
     except (OperationalError, OSError) as error:
         log.warning("wake-up not sent, the housekeeper will repeat it", extra={"task": task, "error": str(error)})
         return False
@@ -81,32 +81,16 @@ def ring(session: Session, task: str, subject_id: str) -> None:
     row = Outbox(task=task, subject_id=subject_id)
     session.add(row)
     session.flush()
-    pending: list[int] = session.info.setdefault("outbox", [])
-    pending.append(row.id)
-    if "outbox_hook" not in session.info:
-        session.info["outbox_hook"] = True
-        event.listen(session, "after_transaction_end", _after_end)
-        event.listen(session, "after_rollback", _after_rollback)
+    row_id = row.id
+    after_commit(session, lambda: deliver([row_id]))
 
 
-def _after_rollback(session: Session) -> None:
-    session.info.pop("outbox", None)
+def nudge(task: str, subject_id: str, expires_s: float = 30) -> bool:
+    """Send a wake-up that nobody needs to keep: workers drop it when it is older than `expires_s`.
 
-
-def _after_end(session: Session, ended: SessionTransaction) -> None:
-    # Savepoints end too; only the outermost transaction makes the rows visible to others.
-    if ended.parent is not None or ended.nested:
-        return
-    ids = session.info.pop("outbox", None)
-    if ids:
-        threading.Thread(target=_deliver_quietly, args=(ids,), name="ring", daemon=True).start()
-
-
-def _deliver_quietly(ids: list[int]) -> None:
-    try:
-        deliver(ids)
-    except Exception:
-        log.warning("wake-ups left to the housekeeper", exc_info=True)
+    The housekeeper repeats these for work that waits, so a busy worker's queue must not fill with them.
+    """
+    return _send(task, subject_id, expires_s)
 
 
 def deliver(ids: list[int] | None = None, limit: int = 200) -> int:
