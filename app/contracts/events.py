@@ -72,6 +72,7 @@ class CheckpointSaved(Contract):
     manifest_sha256: str
     size_bytes: int
     validation_loss: float | None = None
+    removed: list[str] = Field(default_factory=list, description="older checkpoints deleted to make room")
 
 
 class CheckpointDamaged(Contract):

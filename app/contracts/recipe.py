@@ -74,6 +74,9 @@ class RecipeSpec(Contract):
     optimizer: Literal["adamw", "muon"] = "adamw"
     adamw_learning_rate: float | None = Field(None, gt=0, le=10, description="Muon: rate of embeddings and norms")
     packing: bool = True
+    chats_last_share: float = Field(
+        0.0, ge=0, lt=1, description="the last share of each epoch's tokens is conversations only"
+    )
     learn_prompts: bool = Field(False, description="learn the user's turns too")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every_steps: int = Field(50, ge=1, le=1_000_000)
@@ -127,6 +130,7 @@ class TrainOrder(Contract):
     base: ModelFiles | None = Field(None, description="None: from scratch")
     data_dir: str = Field(description="a frozen dataset version (data-*.parquet, manifest.json)")
     out_dir: str = Field(description="the run's folder; checkpoints/ and model/ are made in it")
+    cache_dir: str | None = Field(None, description="where token caches are kept; None: tokens/ in out_dir")
     resume: bool = Field(True, description="go on from the newest good checkpoint in out_dir")
     system_prompt: str = ""
     storage_reserve_bytes: int = Field(0, ge=0)

@@ -1,0 +1,127 @@
+"""The limited child process that touches foreign bytes: `python -m app.datasets.child`, one order on standard input.
+
+Standard output carries one JSON object a line: {"done", "total"} while it works, then {"result"} or {"refused"}.
+Limits of memory and processor time are set before the first byte is read, so a hostile file can only end the child.
+"""
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import Field, TypeAdapter
+
+from app.contracts.base import Contract
+from app.datasets.options import ReadOptions
+from app.datasets.preparing import Plan
+
+TELL_EVERY_S = 0.2
+
+
+class Limits(Contract):
+    """Bounds of the child. Memory is address space in bytes; processor time in seconds."""
+
+    memory_bytes: int = 6 * 2**30
+    cpu_s: int = 600
+
+
+class ImportOrder(Contract):
+    """Read a received file."""
+
+    verb: Literal["import"] = "import"
+    source: str
+    filename: str
+    out_dir: str
+    options: ReadOptions = Field(default_factory=ReadOptions)
+    limits: Limits = Field(default_factory=Limits)
+
+
+class PrepareOrder(Contract):
+    """Map and clean."""
+
+    verb: Literal["prepare"] = "prepare"
+    plan: Plan
+    out_dir: str
+    limits: Limits = Field(default_factory=Limits)
+
+
+class FreezeOrder(Contract):
+    """Build a version."""
+
+    verb: Literal["freeze"] = "freeze"
+    plan: Plan
+    out_dir: str
+    limits: Limits = Field(default_factory=Limits)
+
+
+Order = Annotated[ImportOrder | PrepareOrder | FreezeOrder, Field(discriminator="verb")]
+order_adapter: TypeAdapter[Order] = TypeAdapter(Order)
+
+
+def _say(value: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _limit(limits: Limits) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _teller() -> Any:
+    last = [0.0]
+
+    def tell(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] >= TELL_EVERY_S:
+            last[0] = now
+            _say({"done": done, "total": total})
+
+    return tell
+
+
+def main() -> int:
+    """Obey the order. Exit status 0 for a result or a refusal in words; anything else is a crash."""
+    order = order_adapter.validate_json(sys.stdin.buffer.readline())
+    _limit(order.limits)
+    from app.datasets.findings import Refused
+
+    try:
+        if isinstance(order, ImportOrder):
+            from app.datasets.importing import import_file
+
+            report: Any = import_file(
+                Path(order.source), order.filename, Path(order.out_dir), order.options, _teller()
+            ).model_dump(mode="json")
+        elif isinstance(order, PrepareOrder):
+            from app.datasets.preparing import prepare
+
+            report = prepare(order.plan, Path(order.out_dir), _teller()).model_dump(mode="json")
+        else:
+            from app.datasets.freezing import freeze
+
+            report = freeze(order.plan, Path(order.out_dir), _teller())
+    except Refused as refusal:
+        _say({"refused": refusal.sentence, "code": refusal.code})
+        return 0
+    except MemoryError:
+        _say(
+            {
+                "refused": "This file needs more memory than one file may use here. Split it, then bring the parts.",
+                "code": "file.memory",
+            }
+        )
+        return 0
+    _say({"result": report})
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Import of one received file: read it whole, keep its rows as Parquet, name everything that did not fit.
+
+Runs in the limited child process (`child.py`). In: a file. Out: a folder with rows-*.parquet, findings.parquet and
+report.json, which appears whole or not at all.
+"""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from app.contracts.base import Contract
+from app.datasets.delimited import COLUMN_LIMIT
+from app.datasets.detect import Detection, detect
+from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
+from app.datasets.formats import Sniffed, sniff
+from app.datasets.options import ReadOptions
+from app.datasets.readers import corrected, read
+from app.datasets.tables import RowWriter
+
+Tell = Callable[[int, int], None]
+FIRST_ROWS, SPREAD_ROWS = 200, 800
+LEDGER = pa.schema(
+    [("row", pa.int64()), ("code", pa.string()), ("note", pa.string()), ("raw", pa.binary()), ("is_kept", pa.bool_())]
+)
+
+
+class CodeCount(Contract):
+    """All problems of one code in a file. `out` of them were set aside."""
+
+    code: str
+    count: int
+    out: int
+    first_row: int
+    excerpt: str = ""
+    note: str = ""
+
+
+class ImportReport(Contract):
+    """What was found in a file. `records` in the file = `rows` kept + `quarantined`."""
+
+    sniffed: Sniffed
+    rows: int
+    quarantined: int
+    columns: dict[str, str] = Field(default_factory=dict, description="name to kind")
+    problems: list[CodeCount] = Field(default_factory=list)
+    detections: list[Detection] = Field(default_factory=list)
+    suggested_renames: dict[str, str] = Field(default_factory=dict)
+
+
+def import_file(source: Path, filename: str, out_dir: Path, options: ReadOptions, tell: Tell) -> ImportReport:
+    """Read `source` into `out_dir`. Raises Refused for what cannot be brought, and when not one row could be read.
+
+    `tell(rows read, 0)` is called about every thousand rows.
+    """
+    temporary = out_dir.with_name(f".tmp-{out_dir.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        sniffed = corrected(sniff(source, filename), options)
+        report = _into(source, sniffed, temporary, options, tell)
+        if not report.rows:
+            raise Refused(_nothing_read(report), "file.no_rows")
+        (temporary / "report.json").write_bytes(orjson.dumps(report.model_dump(mode="json")))
+        shutil.rmtree(out_dir, ignore_errors=True)
+        temporary.rename(out_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _nothing_read(report: ImportReport) -> str:
+    if report.problems and report.problems[0].out:
+        first = report.problems[0]
+        return (
+            f"Not one row could be read from this file. The first problem is at line {first.first_row} "
+            f"({first.code}). Check that it is the file you meant, or correct how it is read."
+        )
+    return "There are no rows in this file, only column names or empty lines. Bring one with rows."
+
+
+def _into(source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, tell: Tell) -> ImportReport:
+    writer, ledger = RowWriter(folder), _Ledger(folder / "findings.parquet")
+    sample, pick, known = _Sample(), 0, set[str]()
+    for found in read(source, sniffed, options):
+        if isinstance(found, Problem):
+            ledger.add(found)
+            continue
+        if new := found.values.keys() - known:
+            if len(known) + len(new) > COLUMN_LIMIT:
+                ledger.add(
+                    Problem(
+                        found.row, "columns.too_many", repr(sorted(new))[:RAW_LIMIT_BYTES].encode("utf-8", "replace")
+                    )
+                )
+                continue
+            known |= new
+        writer.add(found.row, found.values)
+        sample.add(found)
+        pick += 1
+        if pick % 1000 == 0:
+            tell(writer.rows, 0)
+    writer.flush()
+    ledger.close()
+    tell(writer.rows, 0)
+    return ImportReport(
+        sniffed=sniffed,
+        rows=writer.rows,
+        quarantined=ledger.out,
+        columns=dict(list(writer.columns.items())[:COLUMN_LIMIT]),
+        problems=ledger.counts(),
+        detections=detect(sample.rows()),
+        suggested_renames=ledger.renames,
+    )
+
+
+class _Sample:
+    """The first 200 rows and 800 spread over the file (a reservoir with a fixed seed)."""
+
+    def __init__(self) -> None:
+        self._first: list[tuple[int, dict[str, Any]]] = []
+        self._spread: list[tuple[int, dict[str, Any]]] = []
+        self._seen = 0
+        self._random = random.Random(7)
+
+    def add(self, record: Record) -> None:
+        if len(self._first) < FIRST_ROWS:
+            self._first.append((record.row, record.values))
+            return
+        self._seen += 1
+        if len(self._spread) < SPREAD_ROWS:
+            self._spread.append((record.row, record.values))
+        elif (place := self._random.randrange(self._seen)) < SPREAD_ROWS:
+            self._spread[place] = (record.row, record.values)
+
+    def rows(self) -> list[tuple[int, dict[str, Any]]]:
+        return self._first + sorted(self._spread, key=lambda item: item[0])
+
+
+class _Ledger:
+    """findings.parquet: one row for every problem; and the counts by code."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, LEDGER, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        self._count: Counter[str] = Counter()
+        self._out: Counter[str] = Counter()
+        self._first: dict[str, Problem] = {}
+        self.renames: dict[str, str] = {}
+
+    @property
+    def out(self) -> int:
+        return sum(self._out.values())
+
+    def add(self, problem: Problem) -> None:
+        self._count[problem.code] += 1
+        self._out[problem.code] += not problem.is_kept
+        self._first.setdefault(problem.code, problem)
+        if problem.code == "key.unknown":
+            self._note_rename(problem)
+        self._rows.append(
+            {
+                "row": problem.row, "code": problem.code, "note": problem.note,
+                "raw": problem.raw[:RAW_LIMIT_BYTES], "is_kept": problem.is_kept,
+            }
+        )  # fmt: skip
+        if len(self._rows) >= 5000:
+            self._flush()
+
+    def _note_rename(self, problem: Problem) -> None:
+        meant = problem.note.rsplit("looks like ", 1)[-1].strip("'\"")
+        self.renames[problem.raw.decode("utf-8", "replace")] = meant
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=LEDGER))
+        self._rows = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def counts(self) -> list[CodeCount]:
+        found = []
+        for code, number in self._count.most_common():
+            first = self._first[code]
+            excerpt = first.raw[:200].decode("utf-8", "replace")
+            found.append(
+                CodeCount(
+                    code=code, count=number, out=self._out[code], first_row=first.row, excerpt=excerpt, note=first.note
+                )
+            )
+        return sorted(found, key=lambda c: -c.out)

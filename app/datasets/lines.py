@@ -1,0 +1,86 @@
+"""Lines of a text file, decoded one by one: a damaged line is named and never stops the others."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from app.datasets.formats import Sniffed
+
+CHUNK_BYTES = 1 << 20
+LINE_LIMIT_BYTES = 32 * 1024 * 1024
+
+
+class Line(NamedTuple):
+    """`code` is empty, decode.fallback, decode.replaced or line.too_long; `text` has no line end."""
+
+    number: int
+    text: str
+    raw: bytes
+    code: str = ""
+
+
+def read_lines(path: Path, sniffed: Sniffed) -> Iterator[Line]:
+    """Every line of the file, in order, numbered from 1; memory is bounded by 32 MiB a line."""
+    wide = sniffed.encoding.startswith(("utf-16", "utf-32"))
+    for number, (raw, is_cut) in enumerate(_wide_lines(path, sniffed) if wide else _byte_lines(path, sniffed), 1):
+        if is_cut:
+            yield Line(number, "", raw, "line.too_long")
+        elif wide:
+            text = raw.decode("utf-8", "surrogatepass")
+            yield Line(number, text, raw, "decode.replaced" if "�" in text else "")
+        else:
+            yield _decoded(number, raw, sniffed.encoding)
+
+
+def _decoded(number: int, raw: bytes, encoding: str) -> Line:
+    try:
+        return Line(number, raw.decode(encoding), raw)
+    except UnicodeDecodeError:
+        pass
+    if encoding == "utf-8":
+        try:
+            return Line(number, raw.decode("cp1252"), raw, "decode.fallback")
+        except UnicodeDecodeError:
+            pass
+    return Line(number, raw.decode(encoding, "replace"), raw, "decode.replaced")
+
+
+def _byte_lines(path: Path, sniffed: Sniffed) -> Iterator[tuple[bytes, bool]]:
+    end = b"\r" if sniffed.is_old_mac else b"\n"
+    with path.open("rb") as stream:
+        stream.seek(sniffed.bom_bytes)
+        yield from _cut(iter(lambda: stream.read(CHUNK_BYTES), b""), end)
+
+
+def _wide_lines(path: Path, sniffed: Sniffed) -> Iterator[tuple[bytes, bool]]:
+    """UTF-16 and UTF-32 become UTF-8 on the way, so that one splitter serves all."""
+    decoder = codecs.getincrementaldecoder(sniffed.encoding)("replace")
+
+    def chunks() -> Iterator[bytes]:
+        with path.open("rb") as stream:
+            stream.seek(sniffed.bom_bytes)
+            while data := stream.read(CHUNK_BYTES):
+                yield decoder.decode(data).encode("utf-8", "surrogatepass")
+            yield decoder.decode(b"", True).encode("utf-8", "surrogatepass")
+
+    yield from _cut(chunks(), b"\r" if sniffed.is_old_mac else b"\n")
+
+
+def _cut(chunks: Iterator[bytes], end: bytes) -> Iterator[tuple[bytes, bool]]:
+    """(line without its end, whether it was over the limit and only its first 4 KiB are given)."""
+    parts: list[bytes] = []
+    size, is_cut = 0, False
+    for chunk in chunks:
+        pieces = chunk.split(end)
+        for index, piece in enumerate(pieces):
+            if size + len(piece) > LINE_LIMIT_BYTES:
+                parts, is_cut = [b"".join([*parts, piece[:4096]])[:4096]], True
+            elif not is_cut:
+                parts.append(piece)
+            size += len(piece)
+            if index < len(pieces) - 1:
+                yield b"".join(parts).removesuffix(b"\r"), is_cut
+                parts, size, is_cut = [], 0, False
+    if size:
+        yield b"".join(parts).removesuffix(b"\r"), is_cut

@@ -1,0 +1,27 @@
+"""Reading options: what becomes of records that do not fit. Chosen by the fix buttons, frozen with the version."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.contracts.base import Contract
+from app.datasets.formats import Format
+
+
+class ReadOptions(Contract):
+    """Empty values mean: as detected."""
+
+    format: Format | Literal[""] = ""
+    encoding: str = Field("", max_length=40)
+    delimiter: str = Field("", max_length=1)
+    has_header: bool = True
+    short_rows: Literal["pad", "skip"] = "pad"
+    long_rows: Literal["join", "cut", "skip"] = "join"
+    wrong_encoding: Literal["repair", "skip"] = "repair"
+    open_quotes: Literal["skip", "repair"] = "skip"
+    bad_json: Literal["skip", "repair"] = "skip"
+    mistyped_columns: Literal["keep", "map"] = "keep"
+    text_unit: Literal["block", "paragraph", "line", "document"] = Field(
+        "block", description="plain text: about 2,000 characters of whole paragraphs, a paragraph, a line, everything"
+    )
+    renamed: dict[str, str] = Field(default_factory=dict, description="found by mistyped_columns: old name to new")

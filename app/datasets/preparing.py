@@ -1,0 +1,220 @@
+"""Mapped and cleaned rows from source files: the working set that a person looks at before freezing.
+
+Every input row ends as kept, out (with step and code) or unmapped (with code), and the trace says which.
+"""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from pydantic import Field
+
+from app.contracts.base import Contract
+from app.datasets.cleaning import STEPS, ChosenStep, Example, Outcome, Runner, in_order, start, texts_of
+from app.datasets.mapping import Mapping, apply
+from app.datasets.options import ReadOptions
+from app.datasets.splitting import SplitSettings
+from app.datasets.statistics import Counting, Statistics
+from app.datasets.tables import ExampleWriter, iterate, parts
+
+Tell = Callable[[int, int], None]
+SHOWN_EXAMPLES = 50
+EXCERPT_CHARACTERS = 400
+TRACE = pa.schema(
+    [
+        ("_rid", pa.int64()),
+        ("status", pa.string()),
+        ("step", pa.string()),
+        ("codes", pa.string()),
+        ("changed", pa.uint32()),
+        ("of", pa.int64()),
+    ]
+)
+
+
+class PlannedFile(Contract):
+    """A source file in a plan. `file_id` and `rows_dir` are where it lies; the rest is what it is."""
+
+    file_id: str
+    filename: str
+    sha256: str
+    rows: int
+    rows_dir: str
+    mapping: Mapping
+    options: ReadOptions = Field(default_factory=ReadOptions)
+
+
+class Plan(Contract):
+    """Everything that makes a version again."""
+
+    files: list[PlannedFile]
+    steps: list[ChosenStep] = Field(default_factory=list)
+    split: SplitSettings = Field(default_factory=SplitSettings)
+
+
+class Shown(Contract):
+    """One row that a step touched: the text around the first difference, before and after."""
+
+    rid: int
+    code: str
+    before: str
+    after: str | None = None
+    of: int | None = None
+    twin: str = ""
+
+
+class StepReport(Contract):
+    """What a step did, or would do if it was applied now. `examples` is a seeded sample of at most 50."""
+
+    name: str
+    is_applied: bool
+    changed: int = 0
+    removed: int = 0
+    codes: dict[str, int] = Field(default_factory=dict)
+    examples: list[Shown] = Field(default_factory=list)
+
+
+class PrepareReport(Contract):
+    """`rows_in` = `rows` kept + `out` + the sum of `unmapped` rows."""
+
+    rows_in: int
+    rows: int
+    out: int
+    unmapped: int
+    mapping_codes: dict[str, int] = Field(default_factory=dict)
+    steps: list[StepReport] = Field(default_factory=list)
+    statistics: Statistics
+
+
+class _Watched:
+    """A step's runner with its counts and a sample of what it touched."""
+
+    def __init__(self, chosen: ChosenStep, is_applied: bool) -> None:
+        self.name, self.is_applied = chosen.name, is_applied
+        self.bit = STEPS[chosen.name].bit
+        self._run: Runner = start(chosen)
+        self._codes: Counter[str] = Counter()
+        self._changed = self._removed = self._touched = 0
+        self._shown: list[Shown] = []
+        self._random = random.Random(chosen.name)
+
+    def run(self, rid: int, example: Example) -> Outcome:
+        outcome = self._run(rid, example)
+        if outcome.codes:
+            self._codes.update(outcome.codes)
+            self._removed += outcome.example is None
+            self._changed += outcome.example is not None
+            self._sample(rid, example, outcome)
+        return outcome
+
+    def _sample(self, rid: int, example: Example, outcome: Outcome) -> None:
+        self._touched += 1
+        if len(self._shown) < SHOWN_EXAMPLES:
+            self._shown.append(_shown(rid, example, outcome))
+        elif (place := self._random.randrange(self._touched)) < SHOWN_EXAMPLES:
+            self._shown[place] = _shown(rid, example, outcome)
+
+    def report(self) -> StepReport:
+        return StepReport(
+            name=self.name, is_applied=self.is_applied, changed=self._changed, removed=self._removed,
+            codes=dict(self._codes), examples=self._shown,
+        )  # fmt: skip
+
+
+def _shown(rid: int, example: Example, outcome: Outcome) -> Shown:
+    before = texts_of(example)
+    if outcome.example is None:
+        text = "\n".join(before)
+        return Shown(rid=rid, code=outcome.codes[0], before=text[:EXCERPT_CHARACTERS], of=outcome.of)
+    after = texts_of(outcome.example)
+    index = next((i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b), 0)
+    old, new = before[index], after[index]
+    place = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    begin = max(0, place - 60)
+    return Shown(
+        rid=rid, code=outcome.codes[0],
+        before=old[begin : begin + EXCERPT_CHARACTERS], after=new[begin : begin + EXCERPT_CHARACTERS],
+    )  # fmt: skip
+
+
+def prepare(plan: Plan, out_dir: Path, tell: Tell) -> PrepareReport:
+    """Write examples.parquet, trace.parquet and report.json into `out_dir`, whole or not at all.
+
+    Steps that are not in the plan are tried on the result, each alone, so that the page can say what they would do.
+    """
+    temporary = out_dir.with_name(f".tmp-{out_dir.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        report = _into(plan, temporary, tell)
+        (temporary / "report.json").write_bytes(orjson.dumps(report.model_dump(mode="json")))
+        shutil.rmtree(out_dir, ignore_errors=True)
+        temporary.rename(out_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _rows(plan: Plan) -> Iterator[tuple[PlannedFile, int, dict[str, Any]]]:
+    for file in plan.files:
+        for batch in iterate(parts(Path(file.rows_dir))):
+            for values in batch:
+                yield file, values.pop("_row"), values
+
+
+def _into(plan: Plan, folder: Path, tell: Tell) -> PrepareReport:
+    chosen = in_order(plan.steps)
+    applied = [_Watched(step, True) for step in chosen]
+    names = {step.name for step in chosen}
+    suggested = [_Watched(ChosenStep(name=n, version=s.version), False) for n, s in STEPS.items() if n not in names]
+    examples, trace = ExampleWriter(folder / "examples.parquet"), ExampleWriter(folder / "trace.parquet", TRACE)
+    counting, codes = Counting(), Counter[str]()
+    total = sum(file.rows for file in plan.files)
+    kept = out = unmapped = 0
+    for rid, (file, row, values) in enumerate(_rows(plan)):
+        if rid % 1000 == 0:
+            tell(rid, total)
+        mapped = apply(values, file.mapping)
+        codes.update(mapped.codes)
+        if mapped.example is None:
+            unmapped += 1
+            trace.add(_trace(rid, "unmapped", "map", mapped.codes, 0, None))
+            continue
+        example, changed, ending = mapped.example, 0, None
+        for step in applied:
+            outcome = step.run(rid, example)
+            if outcome.example is None:
+                ending = (step.name, outcome)
+                break
+            if outcome.codes:
+                changed |= step.bit
+            example = outcome.example
+        if ending is not None:
+            out += 1
+            trace.add(_trace(rid, "out", ending[0], ending[1].codes, changed, ending[1].of))
+            continue
+        for step in suggested:
+            step.run(rid, example)
+        kept += 1
+        counting.add(example)
+        trace.add(_trace(rid, "kept", "", mapped.codes, changed, None))
+        meta = orjson.dumps(example["meta"]).decode()
+        examples.add({**example, "meta": meta, "_rid": rid, "_file": file.file_id, "_row": row})
+    examples.close()
+    trace.close()
+    tell(total, total)
+    order = list(STEPS)
+    reports = sorted((step.report() for step in [*applied, *suggested]), key=lambda r: order.index(r.name))
+    return PrepareReport(
+        rows_in=kept + out + unmapped, rows=kept, out=out, unmapped=unmapped, mapping_codes=dict(codes),
+        steps=reports, statistics=counting.result(),
+    )  # fmt: skip
+
+
+def _trace(rid: int, status: str, step: str, codes: tuple[str, ...], changed: int, of: int | None) -> dict[str, Any]:
+    return {"_rid": rid, "status": status, "step": step, "codes": " ".join(codes), "changed": changed, "of": of}

@@ -1,0 +1,110 @@
+"""`python -m worker.engine train`: the engine as a process of its own.
+
+Supervised: the order is the first line of standard input, commands follow, events leave on standard output, one JSON
+object a line; nothing else is printed there. By hand: `train recipe.yaml --data DIR --out DIR [--base DIR]`.
+The parent should set OMP_WAIT_POLICY=PASSIVE before the start (see devices.set_threads).
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from app.contracts import events as e
+from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
+
+EXITS: dict[str, int] = {"paused": e.EXIT_PAUSED, "cancelled": e.EXIT_CANCELLED}
+
+
+def main() -> int:
+    """Parse, train, and return the exit code of the contract."""
+    parser = argparse.ArgumentParser(prog="python -m worker.engine")
+    train = parser.add_subparsers(required=True, metavar="train").add_parser("train", help="train a model")
+    train.add_argument("recipe", nargs="?", type=Path, help="recipe file (YAML or JSON); without it, an order on stdin")
+    train.add_argument("--data", type=Path, help="folder of a frozen dataset version")
+    train.add_argument("--out", type=Path, help="folder of the run")
+    train.add_argument("--base", type=Path, help="folder of the base model")
+    train.add_argument("--parent", type=int, help="end when this process is no longer the parent (Linux)")
+    options = train.parse_args(sys.argv[2:]) if sys.argv[1:2] == ["train"] else parser.parse_args()
+    die_with_parent(options.parent)
+    out = own_stdout()
+    if options.recipe:
+        if not options.data or not options.out:
+            train.error("a recipe file needs --data and --out")
+        order = order_from_file(options.recipe, options.data, options.out, options.base)
+    else:
+        order = TrainOrder.model_validate_json(sys.stdin.readline())
+    return run(order, out, is_supervised=options.recipe is None)
+
+
+def run(order: TrainOrder, out: BinaryIO, *, is_supervised: bool) -> int:
+    """Train and write each event as a line to `out`."""
+    # Only now: importing torch takes seconds, and a wrong command line should say so at once.
+    from worker.engine.control import LineCommands
+    from worker.engine.errors import DeviceFault, DiskFull, EngineError, is_device_fault, is_disk_full
+    from worker.engine.train import train
+
+    commands = LineCommands(sys.stdin if is_supervised else open(os.devnull))  # noqa: SIM115
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: commands.put(e.Control(verb="pause")))
+    exit_code = e.EXIT_DONE
+    try:
+        for event in train(order, commands):
+            out.write(event.model_dump_json().encode() + b"\n")
+            out.flush()
+            if isinstance(event, e.Ended):
+                exit_code = EXITS.get(event.reason, e.EXIT_DONE)
+    except EngineError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except (RuntimeError, OSError) as error:
+        if is_disk_full(error):
+            return DiskFull.exit_code
+        if is_device_fault(error):
+            return DeviceFault.exit_code
+        raise
+    return exit_code
+
+
+def order_from_file(recipe: Path, data: Path, out: Path, base: Path | None) -> TrainOrder:
+    """An order for the command line; the run is named after its folder, so starting again resumes it."""
+    import yaml
+
+    spec = RecipeSpec.model_validate(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    out.mkdir(parents=True, exist_ok=True)
+    return TrainOrder(
+        run_id=out.name,
+        attempt_id=f"pid{os.getpid()}",
+        fence=0,
+        recipe=spec,
+        base=ModelFiles(base_dir=str(base)) if base else None,
+        data_dir=str(data),
+        out_dir=str(out),
+    )
+
+
+def own_stdout() -> BinaryIO:
+    """Keep standard output for events alone: whatever else prints there goes to standard error."""
+    sys.stdout.flush()
+    events = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return events
+
+
+def die_with_parent(parent: int | None) -> None:
+    """On Linux, let the kernel kill this process when its parent dies; leave at once if it already has."""
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"the parent {parent} is gone")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

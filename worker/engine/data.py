@@ -1,0 +1,166 @@
+"""Rows of a frozen dataset version as token ids: read, tokenised once, kept as memory maps, put in order."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import torch
+
+from app.contracts.conversation import Example
+from worker.engine.errors import BadData
+
+Encode = Callable[[Example], tuple[list[int], list[bool]]]
+CODE_VERSION = 1  # raise when the meaning of the stored tokens changes
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """One split. Row i is ids[offsets[i]:offsets[i + 1]]; `learn` says which of its tokens are supervised."""
+
+    ids: np.ndarray
+    learn: np.ndarray
+    offsets: np.ndarray
+    rids: np.ndarray
+    is_chat: np.ndarray
+    cut_rows: int
+    skipped_rows: int
+
+    def __len__(self) -> int:
+        return len(self.rids)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.ids[span], self.learn[span]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens that give a loss: the first of a row is only ever an input."""
+        return int(self.learn.sum() - self.learn[self.offsets[:-1]].sum())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+def read_examples(data_dir: Path, split: str) -> Iterator[Example]:
+    """The rows of one split, in file order. Raises BadData when the folder is not a frozen version."""
+    files = sorted(data_dir.glob("data-*.parquet"))
+    if not files:
+        raise BadData(f"There are no data-*.parquet files in {data_dir.name}. Freeze the dataset first.")
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["_rid", "split", "kind", "messages", "text"]):
+                for row in batch.to_pylist():
+                    if row["split"] == split:
+                        yield Example(
+                            rid=row["_rid"],
+                            kind=row["kind"],
+                            messages=row["messages"] or [],
+                            text=row["text"] or "",
+                        )
+
+
+def tokenised(
+    data_dir: Path, split: str, cache_dir: Path, encode: Encode, key: dict[str, object], max_length: int
+) -> TokenRows:
+    """The split's token rows from the cache, made on first use.
+
+    `key` names everything else that the tokens depend on (tokenizer, template, mask rule).
+    """
+    manifest = data_dir / "manifest.json"
+    version = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else str(data_dir)
+    name = orjson.dumps([CODE_VERSION, version, split, max_length, key], option=orjson.OPT_SORT_KEYS)
+    folder = cache_dir / hashlib.sha256(name).hexdigest()[:32]
+    if not (folder / "info.json").is_file():
+        _store(read_examples(data_dir, split), folder, encode, max_length)
+    return _open(folder)
+
+
+def _store(examples: Iterator[Example], folder: Path, encode: Encode, max_length: int) -> None:
+    """Write one split's tokens beside the final place, then rename: a crash leaves nothing half-made."""
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    offsets, rids, kinds, cut, skipped = [0], [], [], 0, 0
+    with (temporary / "ids.u32").open("wb") as ids_file, (temporary / "learn.u8").open("wb") as learn_file:
+        for example in examples:
+            pieces, was_cut = fit(example, encode, max_length)
+            cut += was_cut
+            skipped += not pieces
+            for ids, learn in pieces:
+                ids_file.write(np.asarray(ids, np.uint32).tobytes())
+                learn_file.write(np.asarray(learn, np.uint8).tobytes())
+                offsets.append(offsets[-1] + len(ids))
+                rids.append(example.rid)
+                kinds.append(example.kind == "chat")
+    np.save(temporary / "offsets.npy", np.asarray(offsets, np.int64))
+    np.save(temporary / "rids.npy", np.asarray(rids, np.int64))
+    np.save(temporary / "is_chat.npy", np.asarray(kinds, bool))
+    (temporary / "info.json").write_bytes(orjson.dumps({"cut_rows": cut, "skipped_rows": skipped}))
+    try:
+        temporary.rename(folder)
+    except OSError:  # another run of the same version was faster
+        if not (folder / "info.json").is_file():
+            raise
+        shutil.rmtree(temporary)
+
+
+def _open(folder: Path) -> TokenRows:
+    info = orjson.loads((folder / "info.json").read_bytes())
+    offsets = np.load(folder / "offsets.npy")
+    empty = not offsets[-1]
+    return TokenRows(
+        ids=np.empty(0, np.uint32) if empty else np.memmap(folder / "ids.u32", np.uint32, mode="r"),
+        learn=np.empty(0, bool) if empty else np.memmap(folder / "learn.u8", bool, mode="r"),
+        offsets=offsets,
+        rids=np.load(folder / "rids.npy"),
+        is_chat=np.load(folder / "is_chat.npy"),
+        **info,
+    )
+
+
+def fit(example: Example, encode: Encode, max_length: int) -> tuple[list[tuple[list[int], list[bool]]], bool]:
+    """The token rows of one example, none over `max_length`, and whether anything was cut.
+
+    Long text becomes windows that overlap by one token, so that every token is predicted once. A long conversation
+    loses whole turns from its front (a leading system message stays); the last answer is never cut: an example that
+    still does not fit, or has nothing to learn, gives no row.
+    """
+    ids, learn = encode(example)
+    if example.kind == "text":
+        windows = [
+            (ids[start : start + max_length], learn[start : start + max_length])
+            for start in range(0, max(1, len(ids) - 1), max_length - 1)
+        ]
+        return [window for window in windows if any(window[1][1:])], False
+    messages, was_cut = list(example.messages), False
+    while len(ids) > max_length:
+        first = 1 if messages[0].role == "system" else 0
+        after = next((i for i in range(first + 1, len(messages)) if messages[i].role == "user"), None)
+        if after is None:
+            return [], True
+        del messages[first:after]
+        was_cut = True
+        ids, learn = encode(example.model_copy(update={"messages": messages}))
+    return ([(ids, learn)] if any(learn[1:]) else []), was_cut
+
+
+def order(rows: TokenRows, seed: int, epoch: int, chats_last_share: float = 0.0) -> np.ndarray:
+    """Row numbers of one epoch: a pure function, so a position is (epoch, offset) and nothing else.
+
+    With `chats_last_share` the last share of the epoch's tokens comes from conversations only.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    mixed = torch.randperm(len(rows), generator=generator).numpy()
+    if not chats_last_share:
+        return mixed
+    chats = mixed[rows.is_chat[mixed]]
+    wanted = rows.lengths.sum() * chats_last_share
+    tail = chats[np.cumsum(rows.lengths[chats]) <= wanted]
+    return np.concatenate([mixed[~np.isin(mixed, tail)], tail])

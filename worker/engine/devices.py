@@ -1,0 +1,77 @@
+"""What this machine offers: device, number format, threads, memory in use."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.contracts.recipe import RecipeSpec
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which number format a run computes. Learning weights are always held in fp32."""
+
+    device: torch.device
+    compute: torch.dtype
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.compute is torch.bfloat16 else "fp32"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in the compute type; nothing to do in fp32, so that fp32 stays exact."""
+        if self.compute is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
+
+def choose(recipe: RecipeSpec) -> Device:
+    """CUDA, then Apple's MPS, then CPU; bf16 only where the hardware computes in it."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+    elif torch.backends.mps.is_available():
+        device = torch.device("mps")
+    else:
+        device = torch.device("cpu")
+    has_bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
+    return Device(device, torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """True where bf16 products run in hardware; elsewhere they are emulated and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def set_threads(wanted: int | None) -> int:
+    """Fix the number of threads (results on CPU depend on it) and return it.
+
+    The parent should start this process with OMP_WAIT_POLICY=PASSIVE: threads that wait by spinning fall to a
+    fifth of their speed as soon as one other process is busy.
+    """
+    count = wanted or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1))
+    torch.set_num_threads(count)
+    return count
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use now: of the accelerator, or the resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * os.sysconf("SC_PAGE_SIZE")

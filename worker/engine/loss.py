@@ -1,0 +1,92 @@
+"""The loss: cross-entropy summed over supervised tokens. The loop divides once, by their number in the whole batch."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, is_packable
+
+CHUNK_ELEMENTS = 2**21  # logits held at once: 8 MB in fp32
+
+
+def summed_loss(
+    model: PreTrainedModel, batch: Pack, *, label_smoothing: float = 0.0, noise_alpha: float = 0.0
+) -> tuple[Tensor, int]:
+    """Loss in nats summed over the supervised tokens of `batch`, and how many of them were the likeliest token."""
+    if not is_packable(model):
+        return _one_by_one(model, batch, label_smoothing)
+    learned = (batch.targets != NOT_LEARNED).nonzero()[:, 0]
+    hidden = hidden_states(model, batch, noise_alpha)[learned]
+    head = model.get_output_embeddings()
+    loss, correct = _ProjectedCrossEntropy.apply(
+        hidden, head.weight, batch.targets[learned], label_smoothing, torch.is_grad_enabled()
+    )
+    return loss, int(correct)
+
+
+def _one_by_one(model: PreTrainedModel, batch: Pack, label_smoothing: float) -> tuple[Tensor, int]:
+    """The plain way, through the model's own forward: for families that are not known to pack, and for tests."""
+    total, correct = torch.zeros((), device=batch.ids.device), 0
+    for ids, targets in zip(batch.ids.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):
+        learned = (targets != NOT_LEARNED).nonzero()[:, 0]
+        if not len(learned):
+            continue
+        logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=learned).logits[0].float()
+        picked = targets[learned]
+        total = total + F.cross_entropy(logits, picked, reduction="sum", label_smoothing=label_smoothing)
+        correct += int((logits.argmax(-1) == picked).sum())
+    return total, correct
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    """Vocabulary projection and cross-entropy in chunks, with the gradient made in the forward pass.
+
+    Only one chunk of logits exists at a time; the same idea as Liger Kernel's fused linear cross-entropy
+    (Hsu et al. 2024), in plain torch. Inputs: hidden (n, width), weight (vocabulary, width), targets (n,).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, learning: bool
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        states, matrix = hidden.to(half), weight.to(half)
+        vocabulary = weight.shape[0]
+        grad_hidden = torch.empty_like(states) if learning else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning and weight.requires_grad else None
+        loss = torch.zeros((), device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        step = max(16, CHUNK_ELEMENTS // vocabulary)
+        for start in range(0, len(targets), step):
+            part, goal = states[start : start + step], targets[start : start + step]
+            logits = (part @ matrix.T).float()
+            log_p = F.log_softmax(logits, dim=-1)
+            loss -= (1 - smoothing) * log_p.gather(1, goal[:, None]).sum()
+            if smoothing:
+                loss -= smoothing / vocabulary * log_p.sum()
+            if grad_hidden is None:
+                correct += (logits.argmax(-1) == goal).sum()
+                continue
+            grad = log_p.exp_()
+            grad.scatter_add_(1, goal[:, None], torch.full_like(goal, smoothing - 1, dtype=grad.dtype)[:, None])
+            if smoothing:
+                grad -= smoothing / vocabulary
+            grad = grad.to(half)
+            torch.mm(grad, matrix, out=grad_hidden[start : start + step])
+            if grad_weight is not None:
+                grad_weight += grad.T @ part
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.types = (hidden.dtype, weight.dtype)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        to_hidden = (grad_hidden * grads[0]).to(ctx.types[0])
+        to_weight = None if grad_weight is None else (grad_weight * grads[0]).to(ctx.types[1])
+        return to_hidden, to_weight, None, None, None

@@ -1,0 +1,133 @@
+"""Several sequences in one forward pass, without padding, none of which sees another.
+
+The linear layers see one long row of tokens; attention runs within each sequence and positions restart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+NAME = "packed"
+NOT_LEARNED = -1
+# Families whose attention is plain softmax attention and whose head is one matrix; a test compares each with
+# its own unpacked forward. Any other family runs one sequence at a time through its own code.
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2"})
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences laid end to end. All tensors have shape (tokens,); a target is the next token or -1."""
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    supervised: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device) -> Pack:
+    """Lay (ids, learn) rows end to end, longest first so that equal lengths share one attention call.
+
+    Each row of n tokens gives n - 1 inputs: the last token is only a target.
+    """
+    rows = sorted(rows, key=lambda row: -len(row[0]))
+    ids = np.concatenate([row[0][:-1] for row in rows]).astype(np.int64)
+    targets = np.concatenate([np.where(row[1][1:], row[0][1:].astype(np.int64), NOT_LEARNED) for row in rows])
+    lengths = tuple(len(row[0]) - 1 for row in rows)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return Pack(
+        ids=torch.from_numpy(ids).to(device),
+        targets=torch.from_numpy(targets).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        lengths=lengths,
+        supervised=int((targets != NOT_LEARNED).sum()),
+    )
+
+
+def is_packable(model: PreTrainedModel) -> bool:
+    """Whether this model's family is known to give the same result packed."""
+    return model.config.model_type in FAMILIES
+
+
+def hidden_states(model: PreTrainedModel, batch: Pack, noise_alpha: float = 0.0) -> Tensor:
+    """Final hidden states of every token, shape (tokens, width).
+
+    `noise_alpha` > 0 adds uniform noise to the embeddings (NEFTune, Jain et al. 2023), scaled per sequence.
+    """
+    inputs: dict[str, Tensor] = {"input_ids": batch.ids[None]}
+    if noise_alpha:
+        embedded = model.get_input_embeddings()(batch.ids)
+        scale = torch.cat([torch.full((n,), (n * embedded.shape[1]) ** -0.5) for n in batch.lengths])
+        noise = torch.empty_like(embedded).uniform_(-noise_alpha, noise_alpha)
+        inputs = {"inputs_embeds": (embedded + noise * scale[:, None].to(noise))[None]}
+    body = getattr(model, model.base_model_prefix)
+    out = body(**inputs, position_ids=batch.positions[None], lengths=batch.lengths, use_cache=False)
+    return out.last_hidden_state[0]
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    lengths: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Causal attention within each of `lengths`; tensors are (1, heads, tokens, head width).
+
+    Without `lengths` the whole row is one sequence; with a cache the queries are its last tokens.
+    """
+    shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    mask: Tensor | None
+    if lengths is None:
+        mask = _causal(query.shape[2], key.shape[2], sliding_window, query.device)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, **shared)
+        return out.transpose(1, 2), None
+    done, start = [], 0
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        q, k, v = (_as_batch(part, start, length, count) for part in (query, key, value))
+        mask = _causal(length, length, sliding_window, query.device) if (sliding_window or length) < length else None
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, **shared
+        )
+        done.append(out.transpose(1, 2).reshape(1, count * length, query.shape[1], -1))
+        start += count * length
+    return (done[0] if len(done) == 1 else torch.cat(done, dim=1)), None
+
+
+def _as_batch(part: Tensor, start: int, length: int, count: int) -> Tensor:
+    """(1, heads, tokens, width) to (count, heads, length, width) for `count` equal neighbours."""
+    piece = part[0, :, start : start + count * length]
+    return piece.unflatten(1, (count, length)).transpose(0, 1)
+
+
+def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """True where a query (one of the last `queries` of `keys` tokens) may look."""
+    row = torch.arange(keys - queries, keys, device=device)[:, None]
+    column = torch.arange(keys, device=device)[None]
+    allowed = column <= row
+    return allowed & (column > row - window) if window else allowed
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    """The attention above needs no mask from the model."""
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,147 @@
+"""Everything a run needs before its first step: model, tokenizer, learning weights, token rows, prompts."""
+
+import hashlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from app.contracts import events as e
+from app.contracts.conversation import Example, Message
+from app.contracts.recipe import TrainOrder
+from worker.engine import loading, methods, scratch
+from worker.engine import tokenizer as tokenizers_of_ours
+from worker.engine.data import TokenRows, read_examples, tokenised
+from worker.engine.devices import Device
+from worker.engine.encoding import CHATML, Encoder
+from worker.engine.errors import BadData
+from worker.engine.methods import Method
+
+TESTED_PROMPTS = 8
+SHOWN_CHARACTERS = 60  # of a plain text: how much of it is given as the start to go on from
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as token ids, and as people see it. `answer_tokens` is the length of the known answer."""
+
+    ids: list[int]
+    shown: str
+    answer_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the loop works on. `prompts` are for samples, `tests` are validation prompts for the stop test."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    method: Method
+    train_rows: TokenRows
+    validation_rows: TokenRows
+    prompts: list[Prompt]
+    tests: list[Prompt]
+    end_ids: list[int]
+    embedding_ids: set[int]
+
+
+def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None, Material]:
+    """Load or create, mark what learns, tokenise. Returns Material; raises BadData."""
+    recipe, run_dir, data_dir = order.recipe, Path(order.out_dir), Path(order.data_dir)
+    if recipe.method == "scratch":
+        tokenizer_dir = yield from _scratch_tokenizer(order)
+    elif order.base is None:
+        raise BadData("The recipe needs a base model, and none was given.")
+    else:
+        tokenizer_dir = Path(order.base.base_dir)
+    tokenizer = loading.load_tokenizer(tokenizer_dir)
+
+    yield e.Progress(phase="loading")
+    if recipe.method == "scratch":
+        assert recipe.scratch
+        ours = tokenizer.get_vocab(with_added_tokens=True)
+        model = scratch.create(
+            recipe.scratch,
+            vocabulary_size=tokenizer.get_vocab_size(),
+            end_ids=[ours[tokenizers_of_ours.TURN_END], ours[tokenizers_of_ours.END_OF_TEXT]],
+            pad_id=ours[tokenizers_of_ours.PAD],
+        )
+    else:
+        assert order.base
+        frozen = torch.float32 if recipe.method == "full" else device.compute
+        model = loading.load_model(order.base, frozen)
+    end_ids = loading.end_ids(model, tokenizer, tokenizer_dir)
+    if not end_ids:
+        raise BadData("The base model names no end token, so it could never stop. Choose another base model.")
+    method = methods.choose(recipe, tokenizer_dir)
+    method.prepare(model, recipe)
+    model.to(device.device)  # type: ignore[arg-type]
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+
+    encoder = Encoder(tokenizer, CHATML, _text_end(tokenizer, end_ids), recipe.learn_prompts, order.system_prompt)
+    limit = min(recipe.max_length_tokens, getattr(model.config, "max_position_embeddings", None) or 2**17)
+    key: dict[str, object] = {
+        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        "template": str(encoder.template),
+        "learn_prompts": recipe.learn_prompts,
+        "system_prompt": order.system_prompt,
+    }
+    cache = Path(order.cache_dir) if order.cache_dir else run_dir / "tokens"
+    yield e.Progress(phase="tokenising")
+    train_rows = tokenised(data_dir, "train", cache, encoder.example, key, limit)
+    validation_rows = tokenised(data_dir, "validation", cache, encoder.example, key, limit)
+    if not len(train_rows):
+        raise BadData(
+            f"No training row can be used: {train_rows.skipped_rows} are longer than {limit} tokens or have no "
+            "answer to learn. Raise the longest row in the recipe or check the columns of the dataset."
+        )
+    tests = [_prompt(row, encoder, limit) for row in islice(read_examples(data_dir, "validation"), TESTED_PROMPTS)]
+    is_chat = bool(train_rows.is_chat.any())
+    own = [_own_prompt(text, encoder, is_chat) for text in recipe.sample_prompts]
+    return Material(model, tokenizer, method, train_rows, validation_rows, own or tests, tests, end_ids, embeddings)
+
+
+def _scratch_tokenizer(order: TrainOrder) -> Generator[e.EngineEvent, None, Path]:
+    """Learn the tokenizer once per run; later attempts find it in the run's folder."""
+    folder = Path(order.out_dir) / "tokenizer"
+    spec = order.recipe.scratch
+    assert spec
+    if not (folder / "tokenizer.json").is_file():
+        yield e.Progress(phase="tokenizer")
+        texts = (text for row in read_examples(Path(order.data_dir), "train") for text in _texts(row))
+        learned = tokenizers_of_ours.train(spec, tokenizers_of_ours.batched(texts))
+        tokenizers_of_ours.save(learned, folder, chat_template=CHATML, context_length=spec.context_length)
+    return folder
+
+
+def _texts(row: Example) -> list[str]:
+    return [row.text] if row.kind == "text" else [message.content for message in row.messages]
+
+
+def _prompt(row: Example, encoder: Encoder, limit: int) -> Prompt:
+    """The question of a validation row: all before its last answer, or the start of a plain text."""
+    if row.kind == "text":
+        shown = row.text[:SHOWN_CHARACTERS]
+        return Prompt(encoder.tokenizer.encode(shown, add_special_tokens=False).ids, shown)
+    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
+    before = row.messages[:last]
+    shown = next((m.content for m in reversed(before) if m.role == "user"), "")
+    answer = row.messages[last].content if last < len(row.messages) else ""
+    length = len(encoder.tokenizer.encode(answer, add_special_tokens=False).ids) + 1
+    return Prompt(encoder.prompt(before)[-limit:], shown, length)
+
+
+def _own_prompt(text: str, encoder: Encoder, is_chat: bool) -> Prompt:
+    if is_chat:
+        return Prompt(encoder.prompt([Message(role="user", content=text)]), text)
+    return Prompt(encoder.tokenizer.encode(text, add_special_tokens=False).ids, text)
+
+
+def _text_end(tokenizer: Tokenizer, end_ids: list[int]) -> int:
+    """The token that closes a plain text: the end of text where the tokenizer has one, else an end of turn."""
+    token = tokenizer.token_to_id(tokenizers_of_ours.END_OF_TEXT)
+    return token if token is not None else end_ids[0]

@@ -1,0 +1,270 @@
+"""The training loop, to be read from top to bottom: load, tokenise, resume, step, evaluate, save, finish."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+
+from app.contracts import events as e
+from app.contracts.recipe import RecipeSpec, TrainOrder
+from worker.engine import checkpoints, devices, evaluate, finish, optim
+from worker.engine.checkpoints import Checkpoints
+from worker.engine.control import Commands
+from worker.engine.data import TokenRows
+from worker.engine.data import order as row_order
+from worker.engine.errors import DiskFull, Diverged, EngineError, OutOfMemory, is_out_of_memory
+from worker.engine.loss import summed_loss
+from worker.engine.packing import pack
+from worker.engine.position import Position
+from worker.engine.prepare import Material, prepare
+
+LADDER = 4  # times the micro-batch may be halved when memory runs out
+SAMPLE_SHARE = 0.05  # of the run's time
+
+
+def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
+    """Run one attempt and tell what happens. The last event is `Ended`; failures raise EngineError after it.
+
+    When memory runs out, the attempt is repeated from the last checkpoint with half the micro-batch and the same
+    effective batch, at most four times.
+    """
+    micro, step = order.recipe.micro_batch_size, 0
+    for rung in range(LADDER + 1):
+        try:
+            for event in _attempt(order, commands, micro):
+                step = getattr(event, "step", step)
+                yield event
+            return
+        except EngineError as error:
+            yield e.Ended(reason="diverged" if isinstance(error, Diverged) else "failed", step=step, message=str(error))
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if micro == 1 or rung == LADDER:
+                message = "The machine ran out of memory. Choose a smaller base model or shorter rows."
+                yield e.Ended(reason="failed", step=step, message=message)
+                raise OutOfMemory(message) from error
+        micro //= 2
+        order = order.model_copy(update={"resume": True})
+        message = f"Memory ran out; going on from the last checkpoint with {micro} rows at a time."
+        yield e.Warned(step=step, kind="out_of_memory", message=message)
+
+
+def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> Iterator[e.EngineEvent]:
+    recipe, run_dir = order.recipe, Path(order.out_dir)
+    threads = devices.set_threads(recipe.threads)
+    device = devices.choose(recipe)
+    torch.manual_seed(recipe.seed)
+
+    # 1. The model, what of it learns, and the rows as tokens.
+    yield e.Progress(phase="loading")
+    material = yield from prepare(order, device)
+    model, rows = material.model, material.train_rows
+    named = optim.learning_parameters(model)
+    optimizers = optim.build(named, recipe, material.embedding_ids)
+
+    # 2. Go on from the newest checkpoint that is whole.
+    position = Position(micro_batch_size, recipe.learning_rate, recipe.epochs, recipe.evaluate_every_steps)
+    store = Checkpoints(
+        run_dir / "checkpoints", order.run_id, order.attempt_id, _spec_sha256(order), recipe.keep_checkpoints
+    )
+    store.folder.mkdir(parents=True, exist_ok=True)
+    store.clear()
+    resumed_from = None
+    for path, damage in store.find() if order.resume else ():
+        if damage:
+            yield e.CheckpointDamaged(dir=f"checkpoints/{path.name}", reason=damage)
+            continue
+        resumed_from = f"checkpoints/{path.name}"
+        material.method.read(model, path / "weights")
+        checkpoints.restore_optimizers(path, optimizers, named)
+        position = Position(**checkpoints.read_state(path)["position"])
+        position.micro_batch_size = min(position.micro_batch_size, micro_batch_size)
+
+    steps_per_epoch = -(-len(rows) // recipe.batch_size)
+    total_steps = _total_steps(recipe, position, steps_per_epoch)
+    yield e.Started(
+        step=position.step,
+        total_steps=total_steps,
+        train_rows=len(rows),
+        validation_rows=len(material.validation_rows),
+        tokens_per_epoch=int(rows.offsets[-1]),
+        supervised_tokens_per_epoch=rows.supervised_tokens,
+        cut_rows=rows.cut_rows,
+        skipped_rows=rows.skipped_rows,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=sum(p.numel() for _, p in named),
+        device=device.device.type,
+        precision=device.precision,
+        resumed_from=resumed_from,
+    )
+
+    # 3. Step by step.
+    started_at = saved_at = time.monotonic()
+    sampled_s, epoch_order, epoch_of_order = 0.0, np.empty(0, np.int64), -1
+    model.train()
+    while position.step < total_steps and position.ending is None:
+        evaluate_now = False
+        while command := commands.next():
+            if command.verb == "cancel":
+                yield e.Ended(reason="cancelled", step=position.step, best_step=position.best_step)
+                return
+            if command.verb == "pause":
+                yield _save(store, material, optimizers, named, position, threads)
+                yield e.Ended(reason="paused", step=position.step, best_step=position.best_step)
+                return
+            if command.verb == "stop_and_keep":
+                position.ending = "stopped_and_kept"
+            elif command.verb == "evaluate_now":
+                evaluate_now = True
+            elif command.name and command.value:
+                value = command.value if command.name != "evaluate_every_steps" else max(1, int(command.value))
+                setattr(position, command.name, value)
+                total_steps = max(position.step, _total_steps(recipe, position, steps_per_epoch))
+                yield e.Adjusted(step=position.step, name=command.name, value=value)
+
+        if position.ending is None and position.step < total_steps:
+            step_started = time.monotonic()
+            epoch, offset = divmod(position.step, steps_per_epoch)
+            if epoch != epoch_of_order:
+                epoch_order, epoch_of_order = (
+                    row_order(rows, recipe.seed, epoch, recipe.chats_last_share),
+                    epoch,
+                )
+            chosen = epoch_order[offset * recipe.batch_size : (offset + 1) * recipe.batch_size]
+            factor = optim.rate_factor(position.step, total_steps, recipe)
+            optim.set_rate(optimizers, factor * position.learning_rate / recipe.learning_rate)
+            loss, tokens, supervised = _backward(material, chosen, device, recipe, position.micro_batch_size)
+            norm = optim.clip(named, recipe.clip_norm)
+            position.step += 1
+            if np.isfinite(loss) and np.isfinite(norm):
+                for optimizer in optimizers.values():
+                    optimizer.step()
+                position.losses = [*position.losses[-99:], loss]
+                yield e.Step(
+                    step=position.step,
+                    epoch=position.step / steps_per_epoch,
+                    loss=loss,
+                    learning_rate=factor * position.learning_rate,
+                    grad_norm=norm,
+                    tokens=tokens,
+                    supervised_tokens=supervised,
+                    step_s=time.monotonic() - step_started,
+                    memory_bytes=devices.memory_bytes(device.device),
+                )
+            else:
+                position.count_bad_step()
+                yield _left_out(position.step, rows, chosen)
+            for optimizer in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+
+        # 4. Look, save, and perhaps stop early.
+        is_last = position.step >= total_steps or position.ending is not None
+        is_finite = not position.bad_steps or position.bad_steps[-1] != position.step
+        is_due = position.step % position.evaluate_every_steps == 0 or evaluate_now or is_last
+        if is_due and len(material.validation_rows):
+            model.eval()
+            yield evaluate.evaluate(material, device, recipe, position)
+            if sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s:
+                sampling_at = time.monotonic()
+                yield from evaluate.samples(material, device, recipe, position.step)
+                sampled_s += time.monotonic() - sampling_at
+            model.train()
+            if recipe.early_stopping and position.evaluations_without_gain >= recipe.patience_evaluations:
+                position.ending = position.ending or "early_stopped"
+        waited = time.monotonic() - saved_at >= recipe.checkpoint_every_s
+        counted = recipe.checkpoint_every_steps and position.step % recipe.checkpoint_every_steps == 0
+        if is_finite and (is_due or waited or counted or position.ending):
+            yield _save(store, material, optimizers, named, position, threads)
+            saved_at = time.monotonic()
+
+    # 5. What the run leaves behind: the best checkpoint, reloaded and tried.
+    yield e.Progress(phase="finishing")
+    reason = position.ending or "completed"
+    yield finish.finish(order, material, store, position.best_step, position.step, reason)
+
+
+def _backward(
+    material: Material, chosen: np.ndarray, device: devices.Device, recipe: RecipeSpec, micro: int
+) -> tuple[float, int, int]:
+    """Gradients of the mean loss over all supervised tokens of the effective batch; loss, tokens, supervised."""
+    parts = [
+        pack([material.train_rows.row(i) for i in chosen[start : start + micro]], device.device)
+        for start in range(0, len(chosen), micro)
+    ]
+    supervised = sum(part.supervised for part in parts)
+    total = torch.zeros((), device=device.device)
+    for part in parts:
+        with device.autocast():
+            loss, _ = summed_loss(
+                material.model, part, label_smoothing=recipe.label_smoothing, noise_alpha=recipe.neftune_alpha
+            )
+        (loss / supervised).backward()
+        total += loss.detach()
+    return float(total) / supervised, sum(part.tokens for part in parts), supervised
+
+
+def _save(
+    store: Checkpoints,
+    material: Material,
+    optimizers: dict[str, torch.optim.Optimizer],
+    named: optim.Named,
+    position: Position,
+    threads: int,
+) -> e.CheckpointSaved:
+    """Save a checkpoint; on a full disk make room among our own older ones and try once more."""
+    state = {"position": asdict(position), "threads": threads, "versions": finish.versions()}
+
+    def write(keep_fewer: bool) -> checkpoints.Saved:
+        if keep_fewer:
+            for path in [p for p in store.newest_first()[1:] if p.name != f"step-{position.best_step or 0:08d}"]:
+                shutil.rmtree(path)
+        return store.save(
+            position.step,
+            lambda folder: material.method.write(material.model, folder),
+            optimizers,
+            named,
+            state,
+            position.best_step,
+        )
+
+    try:
+        saved = write(keep_fewer=False)
+    except DiskFull:
+        saved = write(keep_fewer=True)
+    return e.CheckpointSaved(
+        step=saved.step,
+        dir=f"checkpoints/{saved.path.name}",
+        manifest_sha256=saved.manifest_sha256,
+        size_bytes=saved.size_bytes,
+        validation_loss=position.last_loss,
+        removed=[f"checkpoints/{name}" for name in saved.removed],
+    )
+
+
+def _total_steps(recipe: RecipeSpec, position: Position, steps_per_epoch: int) -> int:
+    steps = max(1, round(position.epochs * steps_per_epoch))
+    return min(steps, recipe.max_steps) if recipe.max_steps else steps
+
+
+def _spec_sha256(order: TrainOrder) -> str:
+    """Hash of recipe, base and dataset: what a checkpoint must share with the run that goes on from it."""
+    manifest = Path(order.data_dir) / "manifest.json"
+    version = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+    parts = [order.recipe.model_dump(mode="json"), version, order.system_prompt]
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _left_out(step: int, rows: TokenRows, chosen: np.ndarray) -> e.Warned:
+    """Say which rows made a step whose loss or gradient was no number."""
+    named = ", ".join(str(int(rows.rids[i])) for i in chosen[:8])
+    return e.Warned(
+        step=step, kind="not_finite", message=f"The loss of step {step} was no number; left out. Rows: {named}."
+    )
