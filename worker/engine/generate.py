@@ -36,7 +36,8 @@ class Loaded:
 def load(files: ModelFiles, device: str = "cpu") -> Loaded:
     """Load base and overlays, merged. Raises BadData or TemplateFault with a sentence when they cannot be used."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = loading.load_model(files, dtype).to(device)
+    model = loading.load_model(files, dtype)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     folder = _tokenizer_folder(files)
     tokenizer = loading.load_tokenizer(folder)
     template = load_template(folder, tokenizer.get_vocab())
@@ -148,7 +149,7 @@ def fit_prompt(loaded: Loaded, request: GenerationRequest) -> tuple[list[int], i
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a model finds an answer: summed log-probability in nats over `tokens`; greedy means each came first."""
+    """Summed log-probability in nats of an answer's `tokens`; `is_greedy`: each was the likeliest."""
 
     log_probability: float
     tokens: int

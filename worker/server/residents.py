@@ -41,7 +41,7 @@ class Residents:
         key = digest(files)
         with self._lock:
             known = self._models.get(key)
-            if known is not None and not (known.done() and known.exception()):
+            if known is not None:
                 self._models.move_to_end(key)
                 return known
             future = self._loader.submit(load, files, self._device)
@@ -52,6 +52,9 @@ class Residents:
 
     def _make_room(self, newest: str) -> None:
         with self._lock:
+            if (future := self._models.get(newest)) is not None and future.exception():
+                del self._models[newest]
+                self._names.pop(newest, None)
             total = sum(self._size(key) for key in self._models)
             for key in list(self._models):
                 if total <= self._budget or key == newest:
