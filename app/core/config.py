@@ -47,7 +47,8 @@ class Settings(BaseSettings):
     hang_s: float = 600
     runs_per_workspace: int = 4
     torch_index: str = ""
-    hub_endpoint: str = ""
+    hub_endpoint: str = Field("", description="empty: the Hugging Face hub")
+    model_folders: list[Path] = Field(default_factory=list, description="where local base models may lie")
     threads: int | None = None
 
     @property

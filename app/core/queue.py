@@ -11,14 +11,14 @@ from sqlalchemy.orm import Session
 
 from app.core.after_commit import after_commit
 from app.core.config import get_settings
-from app.core.db import reading, transaction, utcnow
+from app.core.db import transaction, utcnow
 from app.core.outbox import Outbox
 from app.core.redis_server import celery_url
 
 log = logging.getLogger(__name__)
 
 # Which queue a task goes to: the part of its name before the dot.
-QUEUES = {"runs": "train", "datasets": "data", "evaluations": "data", "exports": "data"}
+QUEUES = {"runs": "train", "datasets": "data", "recipes": "data", "evaluations": "data", "exports": "data"}
 
 
 def celery_settings() -> dict[str, object]:
@@ -98,7 +98,7 @@ def deliver(ids: list[int] | None = None, limit: int = 200) -> int:
 
     At least once: a crash between sending and marking sends again, and every receiver claims before it works.
     """
-    with reading() as session:
+    with transaction() as session:
         query = select(Outbox.id, Outbox.task, Outbox.subject_id).where(Outbox.sent_at.is_(None)).order_by(Outbox.id)
         query = query.where(Outbox.id.in_(ids)) if ids is not None else query.limit(limit)
         rows = session.execute(query).all()

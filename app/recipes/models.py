@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, UTCDateTime, new_id, utcnow
@@ -42,3 +42,18 @@ class RecipeDraft(Base):
     preset: Mapped[str] = mapped_column(String(20), default="balanced")
     choices: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
+
+
+class SpeedRecord(Base):
+    """What a finished run reached on a device, and how long its estimate had said: corrects later estimates."""
+
+    __tablename__ = "speed_records"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    device: Mapped[str] = mapped_column(String(60), index=True)
+    method: Mapped[str] = mapped_column(String(20))
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    flops: Mapped[float] = mapped_column(Float)
+    estimated_s: Mapped[float] = mapped_column(Float)
+    actual_s: Mapped[float] = mapped_column(Float)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

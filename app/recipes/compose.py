@@ -1,0 +1,160 @@
+"""From choices to a whole recipe: the preset's proposal, what the person changed, checked and explained."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.contracts.recipe import Method, RecipeSpec
+from app.core.errors import Invalid
+from app.recipes import defaults, fields, material, presets
+from app.recipes.base_facts import BaseFacts, from_scratch
+from app.recipes.bases import BaseModel
+from app.recipes.estimate import Estimate, estimate
+from app.recipes.machine import Machine
+from app.recipes.material import Material
+from app.recipes.presets import Preset, Proposal
+
+
+@dataclass(frozen=True)
+class Version:
+    """A frozen dataset version, as recipes need it."""
+
+    id: str
+    number: int
+    kind: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A recipe with its reasons and its estimate. `values` are all fields by dotted path groups, as nested dicts."""
+
+    proposal: Proposal
+    recipe: RecipeSpec
+    facts: BaseFacts
+    material: Material
+    estimate: Estimate
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The recipe's values, nested."""
+        return self.recipe.model_dump(mode="json")
+
+    def recommended(self, name: str) -> Any:
+        """What the preset proposes for a field; the contract's default where it says nothing."""
+        proposed = fields.get(self.proposal.values, name)
+        return proposed if proposed is not None else default_value(name)
+
+
+def default_value(name: str) -> Any:
+    """The contract's own default of a field."""
+    owner, leaf = fields._owner(name)
+    return owner.model_fields[leaf].get_default(call_default_factory=True)
+
+
+def measure(version: Version, base: BaseModel | None, recipe_tokenizer: str = "bpe") -> Material:
+    """The version's rows in tokens of the base's tokenizer (or of one that is still to be made)."""
+    counts: dict[str, Any] = {
+        "kind": version.kind,
+        "train_rows": version.train_rows,
+        "validation_rows": version.validation_rows,
+        "test_rows": version.test_rows,
+    }
+    if base is not None:
+        return material.measure(version.id, **counts, tokenizer_file=base.tokenizer_file)
+    per_token = 1.0 if recipe_tokenizer == "characters" else material.CHARACTERS_PER_TOKEN
+    return material.measure(version.id, **counts, per_token=per_token)
+
+
+def propose(preset: Preset, method: Method, base: BaseModel | None, version: Version, machine: Machine) -> Proposal:
+    """The preset's proposal for these choices."""
+    if base is None:
+        letters = material.character_count(version.id) if version.kind == "text" else 0
+        return presets.propose_scratch(preset, measure(version, None), machine, letters)
+    return presets.propose(preset, method, base.facts, measure(version, base), machine)
+
+
+def compose(
+    proposal: Proposal,
+    base: BaseModel | None,
+    version: Version,
+    machine: Machine,
+    *,
+    overrides: dict[str, Any],
+    sample_prompts: list[str],
+    measured: tuple[list[float], list[float]] = ([], []),
+) -> Composed:
+    """Lay what the person changed over the proposal. Raises Invalid naming the fields that do not fit."""
+    values = json.loads(json.dumps(proposal.values))
+    values.setdefault("sample_prompts", sample_prompts)
+    values["lora"] = {**default_value("lora").model_dump(), **values.get("lora", {})}
+    for name, value in overrides.items():
+        if name in fields.BY_NAME and fields.BY_NAME[name].is_for(proposal.method):
+            fields.put(values, name, value)
+    if values["batch_size"] % max(1, values["micro_batch_size"]) and "micro_batch_size" not in overrides:
+        values["micro_batch_size"] = 1 if values["batch_size"] % 2 else 2
+    if "scratch.context_length" in overrides and "max_length_tokens" not in overrides:
+        values["max_length_tokens"] = values["scratch"]["context_length"]
+    recipe = build(proposal.method, base, values)
+    facts = base.facts if base else _new_facts(recipe, version)
+    if recipe.max_length_tokens > facts.context_length:
+        sentence = f"This model can read at most {facts.context_length:,} tokens. Choose a smaller number."
+        raise Invalid(fields={"max_length_tokens": sentence})
+    tokenizer = recipe.scratch.tokenizer if recipe.scratch else "bpe"
+    rows = measure(version, base, tokenizer)
+    speeds, errors = measured
+    numbers = estimate(recipe, facts, rows, machine, measured_flops=speeds, errors=errors)
+    return Composed(proposal, recipe, facts, rows, numbers, dict(overrides))
+
+
+def _new_facts(recipe: RecipeSpec, version: Version) -> BaseFacts:
+    assert recipe.scratch is not None
+    letters = recipe.scratch.tokenizer == "characters"
+    return from_scratch(recipe.scratch, material.character_count(version.id) + 8 if letters else None)
+
+
+def build(method: Method, base: BaseModel | None, values: dict[str, Any]) -> RecipeSpec:
+    """A checked recipe. Raises Invalid with one sentence a field."""
+    source = (
+        {"base_source": base.source, "base_ref": base.ref} if base else {"base_source": "scratch", "base_ref": None}
+    )
+    try:
+        return RecipeSpec.model_validate({**values, "method": method, **source})
+    except ValidationError as error:
+        raise Invalid(fields=sentences(error)) from None
+
+
+def sentences(error: ValidationError) -> dict[str, str]:
+    """Field → what is wrong with it and what fits, in words."""
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
+        known = fields.BY_NAME.get(name)
+        if known is not None:
+            allowed = fields.bounds_sentence(known)
+            found[name] = f"{known.label} must be {allowed}." if allowed else f"{known.label}: {item['msg']}."
+        else:
+            message = str(item["msg"]).removeprefix("Value error, ")
+            for part in ("micro_batch_size", "heads", "kv_heads"):
+                if f"{part} " in message:
+                    name = f"scratch.{part}" if part != "micro_batch_size" else part
+            found[name] = f"{message[:1].upper()}{message[1:]}."
+    return found
+
+
+def fit_of(base: BaseModel, version: Version, machine: Machine) -> tuple[Method, str, dict[str, int]]:
+    """The method to recommend for a base, why, and the memory each method would take, in bytes."""
+    needs: dict[str, int] = {}
+    for method in ("lora", "last_layers", "full"):
+        proposal = presets.propose("balanced", method, base.facts, measure(version, base), machine)
+        composed = compose(proposal, base, version, machine, overrides={}, sample_prompts=[])
+        needs[method] = composed.estimate.memory_bytes
+    method, reason = defaults.recommended_method(
+        base.facts.parameters, needs=needs, memory_bytes=machine.usable_memory_bytes
+    )
+    return method, reason, needs

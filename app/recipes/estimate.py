@@ -1,0 +1,146 @@
+"""Time and memory of a run by formula, before anything was measured; earlier runs on this machine correct the speed."""
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from app.contracts.recipe import RecipeSpec
+from app.recipes.base_facts import BaseFacts
+from app.recipes.machine import Machine
+from app.recipes.material import Material
+
+_MIB = 2**20
+_FLOOR_BYTES = {"cpu": 700 * _MIB, "cuda": 1200 * _MIB}
+_START_S = 8.0
+_UNCALIBRATED = 0.4
+_HEAD_CHUNK_TOKENS = 1024
+
+
+class Estimate(BaseModel):
+    """Seconds (with a range), bytes, steps and tokens; `flops_per_token` lets the finished run correct the speed."""
+
+    steps: int
+    steps_per_epoch: float
+    tokens: int
+    seconds: float
+    low_s: float
+    high_s: float
+    memory_bytes: int
+    available_bytes: int
+    trainable_parameters: int
+    parameters: int
+    flops_per_token: float
+    model_bytes: int
+    is_calibrated: bool = False
+    error_share: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory is enough."""
+        return self.memory_bytes <= self.available_bytes
+
+
+def trainable_parameters(recipe: RecipeSpec, base: BaseFacts) -> int:
+    """Values that learn."""
+    if recipe.method == "lora":
+        rank = recipe.lora.rank
+        if recipe.lora.target_modules is None:
+            return base.layers * sum(rank * (a + b) for a, b in base.linear_shapes())
+        return base.layers * len(recipe.lora.target_modules) * rank * 2 * base.width
+    if recipe.method == "last_layers":
+        head = base.head_parameters if recipe.train_head else 0
+        return min(base.layers, recipe.last_layers) * base.layer_parameters + head
+    return base.parameters
+
+
+def flops_per_token(recipe: RecipeSpec, base: BaseFacts, material: Material) -> float:
+    """Floating point operations for one trained token: 2 a weight forward, 2 for the way back, 2 for its gradient.
+
+    The head counts where it is used: at every token of plain text, at about half of a conversation.
+    """
+    body = base.layers * base.layer_parameters
+    head = base.head_parameters * (1.0 if material.kind == "text" else 0.5)
+    attention = 2.0 * base.layers * base.width * min(material.mean_tokens, recipe.max_length_tokens)
+    if recipe.method == "lora":
+        return 4.0 * (body + head) + 2 * attention + 6.0 * trainable_parameters(recipe, base)
+    if recipe.method == "last_layers":
+        share = min(1.0, recipe.last_layers / base.layers)
+        return 2.0 * (body + head) + 4.0 * (body * share + (head if recipe.train_head else head / 2)) + attention
+    return 6.0 * (body + head) + 3 * attention
+
+
+def count_steps(recipe: RecipeSpec, material: Material) -> tuple[int, float]:
+    """Optimiser steps of the run and of one pass. Plain text is cut into windows of the longest length."""
+    if material.kind == "text":
+        sequences = max(material.train_rows, math.ceil(material.tokens / max(1, recipe.max_length_tokens - 1)))
+    else:
+        sequences = material.train_rows
+    per_epoch = max(1, sequences) / recipe.batch_size
+    steps = max(1, math.ceil(per_epoch * recipe.epochs))
+    return min(steps, recipe.max_steps or steps), per_epoch
+
+
+def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machine: Machine) -> int:
+    """Peak memory: weights, what the optimiser keeps, activations of a micro-batch, a chunk of the head, a floor."""
+    learned = trainable_parameters(recipe, base)
+    width = 2 if recipe.precision != "fp32" and (machine.has_bf16 or machine.gpu_name) else 4
+    frozen = 0 if recipe.method in ("full", "scratch") else base.parameters * width
+    length = min(recipe.max_length_tokens, material.longest_tokens if material.kind == "chat" else 10**9)
+    tokens = recipe.micro_batch_size * min(length, max(1, int(material.p95_tokens * 1.2)))
+    per_layer = (10 * base.width + 3 * base.inner) * width
+    share = 1.0 if recipe.method != "last_layers" else min(1.0, recipe.last_layers / base.layers) + 0.1
+    activations = tokens * base.layers * per_layer * share
+    head = min(tokens, _HEAD_CHUNK_TOKENS) * base.vocabulary * 8
+    return int(frozen + 16 * learned + activations + head + _FLOOR_BYTES[machine.device])
+
+
+def estimate(
+    recipe: RecipeSpec,
+    base: BaseFacts,
+    material: Material,
+    machine: Machine,
+    *,
+    measured_flops: Sequence[float] = (),
+    errors: Sequence[float] = (),
+) -> Estimate:
+    """The run in numbers. `measured_flops` are speeds that earlier runs reached here, newest first; `errors` how far
+    their estimates were off (0.08 is 8 %)."""
+    steps, per_epoch = count_steps(recipe, material)
+    length = min(material.mean_tokens, recipe.max_length_tokens)
+    if material.kind == "text":
+        length = min(recipe.max_length_tokens, max(1, material.tokens // max(1, round(per_epoch * recipe.batch_size))))
+    tokens = round(steps * recipe.batch_size * length)
+    per_token = flops_per_token(recipe, base, material)
+    speed = sorted(measured_flops)[len(measured_flops) // 2] if measured_flops else expected_flops(base, machine)
+    evaluations = max(1, steps // recipe.evaluate_every_steps)
+    checked = evaluations * min(recipe.validation_rows, material.validation_rows) * length
+    answers = evaluations * max(1, len(recipe.sample_prompts) or 3) * recipe.sample_max_tokens
+    # Answers come one token at a time, which a small model does about 8 times slower than training.
+    work = tokens * per_token + checked * per_token / 3 + answers * per_token / 3 * 8
+    seconds = _START_S + work / speed
+    spread = max(0.08, 1.5 * sum(errors) / len(errors)) if errors else _UNCALIBRATED
+    learned = trainable_parameters(recipe, base)
+    width = 4 if recipe.method in ("full", "scratch") else 2
+    return Estimate(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        tokens=tokens,
+        seconds=seconds,
+        low_s=seconds * (1 - min(0.6, spread)),
+        high_s=seconds * (1 + spread),
+        memory_bytes=memory_bytes(recipe, base, material, machine),
+        available_bytes=machine.usable_memory_bytes,
+        trainable_parameters=learned,
+        parameters=base.parameters,
+        flops_per_token=per_token,
+        model_bytes=learned * width,
+        is_calibrated=bool(measured_flops),
+        error_share=sum(errors) / len(errors) if errors else None,
+    )
+
+
+def expected_flops(base: BaseFacts, machine: Machine) -> float:
+    """Speed before anything was measured here. Small models spend their time between the multiplications."""
+    overhead = 1e6 if machine.device == "cpu" else 1e8
+    return machine.flops * base.parameters / (base.parameters + overhead)

@@ -1,0 +1,51 @@
+"""A recipe as a file that a person can read, and the command line that does the same."""
+
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from app.contracts.recipe import RecipeSpec
+from app.core.errors import Invalid
+
+_HEAD = "# A recipe of GPT Builder. Run it anywhere: gpt-builder train recipe.yaml --data <frozen version>\n"
+_LARGEST = 100_000
+
+
+def to_yaml(recipe: RecipeSpec) -> str:
+    """The recipe with every value written out, so that later defaults change nothing."""
+    return _HEAD + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str) -> RecipeSpec:
+    """Read a recipe file. Raises Invalid naming the first value that does not fit."""
+    if len(text) > _LARGEST:
+        raise Invalid(fields={"file": "This file is larger than any recipe. Choose a recipe.yaml."})
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f" in line {line + 1}" if line is not None else ""
+        sentence = f"The file is not valid YAML{place}. Check the spaces at the start of lines."
+        raise Invalid(fields={"file": sentence}) from None
+    if not isinstance(values, dict):
+        raise Invalid(fields={"file": "The file holds no recipe. It must be a list of names and values."})
+    try:
+        return RecipeSpec.model_validate(values)
+    except ValidationError as error:
+        raise Invalid(fields={"file": explain(error)}) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem as a sentence, without echoing what was sent."""
+    first: Any = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"“{name}” is not a value of a recipe. Check its spelling."
+    return f"{name}: {message}." if name else f"{message[:1].upper()}{message[1:]}."
+
+
+def command_line(project_id: str, version_id: str) -> str:
+    """The equivalent command, for people who prefer one."""
+    return f"gpt-builder train recipe.yaml --data var/versions/{version_id} --out runs/{project_id}"

@@ -1,0 +1,19 @@
+"""The recipe page's one form: every button of it posts all of its fields."""
+
+from typing import Any
+
+_OWN = ("do", "preset", "method", "version_id", "name", "base", "client_request_id")
+
+
+def form_changes(values: dict[str, Any]) -> dict[str, Any]:
+    """The posted page as arguments of `service.save`."""
+    texts = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
+    has_drawer = texts.pop("drawer", "") == "shown"
+    return {
+        "preset": texts.get("preset"),
+        "method": texts.get("method"),
+        "version_id": texts.get("version_id"),
+        "name": texts.get("name"),
+        "values": {key: value for key, value in texts.items() if key not in _OWN} if has_drawer else None,
+        "reset": texts.get("do") == "reset",
+    }

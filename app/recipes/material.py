@@ -1,0 +1,108 @@
+"""What a frozen version holds, as far as presets and estimates need to know it: rows and their lengths in tokens."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+from tokenizers import Tokenizer
+
+from app.core import storage
+
+_SAMPLE_ROWS = 400
+# Characters a token before the tokenizer exists: BPE of 4,096 pieces on English text (measured: 3.3 to 3.7).
+CHARACTERS_PER_TOKEN = 3.5
+# Markers that a chat template adds around one message.
+TURN_TOKENS = 4
+
+
+class Material(BaseModel):
+    """Rows by split and the length of a training row, in tokens. `labels` counts distinct short answers."""
+
+    kind: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    mean_tokens: float
+    p95_tokens: int
+    longest_tokens: int
+    characters: int
+    labels: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass over the training rows."""
+        return max(1, round(self.mean_tokens * self.train_rows))
+
+
+@lru_cache(maxsize=64)
+def _sample(version_id: str) -> tuple[tuple[int, int, str], ...]:
+    """(characters, messages, last answer if short) of up to 400 training rows, spread over the version."""
+    rows: list[tuple[int, int, str]] = []
+    for path in sorted(storage.version_dir(version_id).glob("data-*.parquet")):
+        table = pq.read_table(path, columns=["messages", "text"], filters=[("split", "=", "train")])
+        stride = max(1, table.num_rows // _SAMPLE_ROWS)
+        for row in table.take(list(range(0, table.num_rows, stride))[:_SAMPLE_ROWS]).to_pylist():
+            messages = row["messages"] or []
+            size = sum(len(m["content"]) for m in messages) + len(row["text"] or "")
+            answer = messages[-1]["content"] if messages else ""
+            rows.append((size, len(messages), answer if len(answer) <= 60 else ""))
+    return tuple(rows)
+
+
+@lru_cache(maxsize=64)
+def characters_per_token(version_id: str, tokenizer_file: str) -> float:
+    """Measured on 60 rows with the base model's own tokenizer."""
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    texts: list[str] = []
+    for path in sorted(storage.version_dir(version_id).glob("data-*.parquet"))[:1]:
+        table = pq.read_table(path, columns=["messages", "text"]).slice(0, 60)
+        for row in table.to_pylist():
+            texts += [m["content"][:4000] for m in row["messages"] or []] + [(row["text"] or "")[:4000]]
+    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
+    return max(0.5, sum(map(len, texts)) / max(1, tokens))
+
+
+@lru_cache(maxsize=64)
+def character_count(version_id: str) -> int:
+    """Distinct characters of the sampled training text: the vocabulary of a character tokenizer."""
+    seen: set[str] = set()
+    for path in sorted(storage.version_dir(version_id).glob("data-*.parquet")):
+        table = pq.read_table(path, columns=["messages", "text"], filters=[("split", "=", "train")])
+        stride = max(1, table.num_rows // _SAMPLE_ROWS)
+        for row in table.take(list(range(0, table.num_rows, stride))).to_pylist():
+            seen.update(row["text"] or "")
+            for message in row["messages"] or []:
+                seen.update(message["content"])
+    return len(seen)
+
+
+def measure(
+    version_id: str,
+    *,
+    kind: str,
+    train_rows: int,
+    validation_rows: int,
+    test_rows: int,
+    tokenizer_file: Path | None = None,
+    per_token: float = CHARACTERS_PER_TOKEN,
+) -> Material:
+    """Facts of a frozen version for a base model with this tokenizer, or with `per_token` characters a token."""
+    rows = _sample(version_id)
+    ratio = characters_per_token(version_id, str(tokenizer_file)) if tokenizer_file else per_token
+    lengths = np.array([size / ratio + turns * TURN_TOKENS for size, turns, _ in rows] or [1.0])
+    answers = [answer for _, _, answer in rows if answer]
+    distinct = len(set(answers))
+    is_labelled = len(answers) >= 0.9 * len(rows) and 1 < distinct <= 100 and distinct <= len(answers) / 3
+    return Material(
+        kind=kind,
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        test_rows=test_rows,
+        mean_tokens=float(lengths.mean()),
+        p95_tokens=int(np.percentile(lengths, 95)),
+        longest_tokens=int(lengths.max()),
+        characters=round(float(np.mean([row[0] for row in rows] or [0])) * train_rows),
+        labels=distinct if is_labelled else 0,
+    )

@@ -1,0 +1,156 @@
+"""The recipe page and its parts. Starting the run is the runs slice's; it asks this slice for the frozen values."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Request, UploadFile
+from fastapi.responses import RedirectResponse, Response
+
+from app.accounts.access import ActorDep
+from app.core.db import new_id
+from app.core.errors import AppError, Invalid
+from app.core.forms import FormValues
+from app.core.templates import render
+from app.core.web import SessionDep
+from app.projects import service as projects
+from app.recipes import bases, fields, files, service
+from app.recipes.forms import form_changes
+from app.recipes.vetting import allowed_roots
+
+router = APIRouter()
+# Errors of these names are shown beside their own input.
+PLACED = ("ref", "revision", "folder", "file")
+
+
+def show(
+    request: Request,
+    session: SessionDep,
+    actor: ActorDep,
+    project_id: str,
+    *,
+    error: AppError | None = None,
+    typed: dict[str, Any] | None = None,
+) -> Response:
+    """The page; with an error, filled with what was typed."""
+    page = service.page(session, actor, project_id)
+    errors = getattr(error, "fields", {}) or ({"": error.sentence} if error else {})
+    if errors and not any(name in fields.BY_NAME or name in PLACED for name in errors):
+        errors.setdefault("", next(iter(errors.values())))
+    return render(
+        request,
+        "recipes/recipe.html",
+        status=422 if error else 200,
+        project=page.project,
+        stage="recipe",
+        page=page,
+        chosen=page.chosen,
+        composed=page.composed,
+        groups=fields.groups(page.chosen.method) if page.chosen else {},
+        shown=fields.shown,
+        bounds=fields.bounds_sentence,
+        get=fields.get,
+        errors=errors,
+        typed=typed or {},
+        labels={known.name: known.label for known in fields.FIELDS},
+        request_id=new_id(),
+        command=files.command_line(project_id, page.chosen.version.id) if page.chosen else "",
+        may_edit=actor.may(page.project.workspace_id, "editor"),
+        roots=[str(root) for root in allowed_roots()],
+    )
+
+
+@router.get("/projects/{project_id}/recipe")
+def recipe_page(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    return show(request, session, actor, project_id)
+
+
+@router.post("/projects/{project_id}/recipe")
+def save(request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Preset, method, version, base and the drawer's values; every button of the page's form posts all of them."""
+    try:
+        with session.begin_nested():
+            service.save(session, actor, project_id, **form_changes(values))
+            if base := str(values.get("base", "")):
+                source, _, entry_id = base.partition(":")
+                service.choose_base(session, actor, project_id, source=source, entry_id=entry_id or None)
+    except Invalid as error:
+        return show(request, session, actor, project_id, error=error, typed=values)
+    if values.get("do") == "start":
+        # 307 keeps method and body: the same form goes on to the runs, with what was just saved.
+        return RedirectResponse(f"/projects/{project_id}/runs", 307)
+    return RedirectResponse(f"/projects/{project_id}/recipe", 303)
+
+
+@router.post("/projects/{project_id}/recipe/folder")
+def bring_folder(
+    request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues
+) -> Response:
+    project = projects.get(session, actor, project_id, need="editor")
+    try:
+        bases.bring_folder(session, project.workspace_id, str(values.get("folder", ""))[:1000])
+    except Invalid as error:
+        refused = error if error.fields else Invalid(fields={"folder": error.sentence})
+        return show(request, session, actor, project_id, error=refused, typed=values)
+    return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
+
+
+@router.post("/projects/{project_id}/recipe/hub")
+def bring_from_hub(
+    request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues
+) -> Response:
+    """Ask the hub and show licence and size; nothing is fetched before the person says so."""
+    project = projects.get(session, actor, project_id, need="editor")
+    ref, revision = str(values.get("ref", ""))[:200], str(values.get("revision", ""))[:64]
+    try:
+        bases.bring_from_hub(session, project.workspace_id, ref, revision)
+    except AppError as error:
+        refused = error if getattr(error, "fields", None) else Invalid(fields={"ref": error.sentence})
+        return show(request, session, actor, project_id, error=refused, typed=values)
+    return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
+
+
+@router.get("/projects/{project_id}/recipe/bases")
+def bases_fragment(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """The models that were brought in, with their progress."""
+    page = service.page(session, actor, project_id)
+    return render(request, "recipes/_bases.html", project=page.project, page=page, chosen=page.chosen, may_edit=True)
+
+
+@router.post("/projects/{project_id}/recipe/bases/{entry_id}/download")
+def download(project_id: str, entry_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    project = projects.get(session, actor, project_id, need="editor")
+    bases.confirm(session, bases.get_entry(session, project.workspace_id, entry_id))
+    return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
+
+
+@router.post("/projects/{project_id}/recipe/bases/{entry_id}/cancel")
+def cancel(project_id: str, entry_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    project = projects.get(session, actor, project_id, need="editor")
+    bases.request_cancel(session, bases.get_entry(session, project.workspace_id, entry_id))
+    return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
+
+
+@router.get("/projects/{project_id}/recipe.yaml")
+def export(project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    page = service.page(session, actor, project_id)
+    if page.composed is None:
+        raise Invalid("Freeze a dataset version first; then there is a recipe to download.")
+    headers = {"Content-Disposition": 'attachment; filename="recipe.yaml"', "X-Content-Type-Options": "nosniff"}
+    return Response(files.to_yaml(page.composed.recipe), media_type="application/yaml", headers=headers)
+
+
+@router.post("/projects/{project_id}/recipe/import")
+def import_recipe(
+    request: Request,
+    project_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    file: Annotated[UploadFile, File()],
+) -> Response:
+    text = file.file.read(200_000).decode("utf-8", errors="replace")
+    try:
+        with session.begin_nested():
+            service.import_recipe(session, actor, project_id, text)
+    except Invalid as error:
+        refused = Invalid(fields={"file": error.sentence})
+        return show(request, session, actor, project_id, error=refused)
+    return RedirectResponse(f"/projects/{project_id}/recipe", 303)

@@ -1,0 +1,324 @@
+"""The recipe of a project: what is chosen, what the page shows, and the frozen values that a run starts with."""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.accounts.service import Actor
+from app.contracts.recipe import Method, RecipeSpec
+from app.core.errors import Conflict, Invalid
+from app.datasets.models import DatasetVersion
+from app.projects import service as projects
+from app.projects.models import Objective, Project
+from app.recipes import bases, calibration, charts, compose, fields, files
+from app.recipes.base_facts import BaseFacts
+from app.recipes.bases import BaseModel
+from app.recipes.compose import Composed, Version
+from app.recipes.machine import Machine, this_machine
+from app.recipes.models import BaseModelEntry, RecipeDraft
+from app.recipes.presets import PRESETS, Preset
+
+TUNING: tuple[Method, ...] = ("full", "lora", "last_layers")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The draft, completed with what we would choose."""
+
+    version: Version
+    base: BaseModel | None
+    method: Method
+    preset: Preset
+    overrides: dict[str, Any]
+    method_reason: str = ""
+    needs: dict[str, int] = field(default_factory=dict)
+    recommended_method: str = ""
+
+
+@dataclass(frozen=True)
+class RecipePage:
+    """Everything that the recipe page shows. `chosen` is None until a version is frozen."""
+
+    project: Project
+    draft: RecipeDraft
+    versions: list[DatasetVersion]
+    machine: Machine
+    starter: BaseModel | None
+    entries: list[BaseModelEntry]
+    chosen: Chosen | None = None
+    presets: dict[str, Composed] = field(default_factory=dict)
+    composed: Composed | None = None
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `runs.service.start` is given."""
+
+    recipe: RecipeSpec
+    version_id: str
+    base_model_id: str | None
+    parent_model_id: str | None
+    estimate: dict[str, Any]
+    name: str
+
+
+def draft_of(session: Session, project: Project) -> RecipeDraft:
+    """The project's draft; an unsaved one with our choices where there is none yet."""
+    known = session.get(RecipeDraft, project.id)
+    return known or RecipeDraft(project_id=project.id, preset="balanced", choices={}, version_id=None)
+
+
+def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
+    """The recipe page of a project."""
+    project = projects.get(session, actor, project_id)
+    draft = draft_of(session, project)
+    versions = _versions(session, project)
+    entries = bases.entries(session, project.workspace_id)
+    shown = RecipePage(project, draft, versions, this_machine(), bases.starter(), entries)
+    chosen = _chosen(session, project, draft, versions)
+    if chosen is None:
+        return shown
+    built: dict[str, Composed] = {preset: _composed(session, project, chosen, preset) for preset in PRESETS}
+    composed = built[chosen.preset]
+    return RecipePage(
+        project,
+        draft,
+        versions,
+        this_machine(),
+        shown.starter,
+        entries,
+        chosen=chosen,
+        presets=built,
+        composed=composed,
+        schedule=charts.schedule_path(composed.recipe, composed.estimate.steps),
+    )
+
+
+def save(
+    session: Session,
+    actor: Actor,
+    project_id: str,
+    *,
+    preset: str | None = None,
+    method: str | None = None,
+    version_id: str | None = None,
+    name: str | None = None,
+    values: dict[str, str] | None = None,
+    reset: bool = False,
+) -> RecipeDraft:
+    """Keep what the page's form says. `values` are all fields of the drawer as text; flags that are off are absent.
+
+    What differs from the values that were shown becomes a change of the person's own and survives a change of preset.
+    Raises Invalid with the fields that do not fit; then nothing is kept.
+    """
+    project = projects.get(session, actor, project_id, need="editor")
+    draft = _stored(session, project)
+    before = page(session, actor, project_id)
+    choices = dict(draft.choices)
+    overrides: dict[str, Any] = {} if reset else dict(choices.get("overrides", {}))
+    if values is not None and not reset and before.composed is not None and before.chosen is not None:
+        overrides |= _changed(before.composed, before.chosen.method, values)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise Invalid(fields={"preset": "Choose quick, balanced or thorough."})
+        draft.preset = preset
+    if version_id is not None:
+        if version_id not in {version.id for version in _versions(session, project)}:
+            raise Invalid(fields={"version_id": "Choose a frozen version of this project."})
+        draft.version_id = version_id
+    if method is not None and method in TUNING:
+        choices["method"] = method
+    if name is not None:
+        choices["name"] = name.strip()[:100]
+    draft.choices = {**choices, "overrides": overrides}
+    session.flush()
+    _drop_idle_overrides(session, actor, project, draft)
+    return draft
+
+
+def choose_base(
+    session: Session,
+    actor: Actor,
+    project_id: str,
+    *,
+    source: str,
+    entry_id: str | None = None,
+    model: dict[str, Any] | None = None,
+) -> RecipeDraft:
+    """Set the base model. Changes that belonged to the former base are dropped.
+
+    `model` describes a model of this project (keys ref, name, facts, tokenizer_file), given by the runs slice.
+    """
+    project = projects.get(session, actor, project_id, need="editor")
+    draft = _stored(session, project)
+    base: dict[str, Any] = {"source": source}
+    if source in ("folder", "hub"):
+        entry = bases.get_entry(session, project.workspace_id, entry_id or "")
+        if entry.state != "succeeded":
+            raise Conflict(f"{entry.name} is not ready yet: wait until it is downloaded and checked.")
+        base["entry_id"] = entry.id
+    elif source == "model":
+        if model is None:
+            raise Invalid(fields={"base": "Choose a finished model of this project."})
+        base |= model
+    elif source not in ("starter", "scratch"):
+        raise Invalid(fields={"base": "Choose a base model of the list."})
+    choices = {key: value for key, value in draft.choices.items() if key not in ("method", "overrides")}
+    draft.choices = {**choices, "base": base}
+    session.flush()
+    return draft
+
+
+def import_recipe(session: Session, actor: Actor, project_id: str, text: str) -> RecipeDraft:
+    """Take over the values of a recipe file; the base model of the page stays unless the file is from scratch."""
+    project = projects.get(session, actor, project_id, need="editor")
+    recipe = files.from_yaml(text)
+    draft = _stored(session, project)
+    chosen = _chosen(session, project, draft, _versions(session, project))
+    if chosen is None:
+        raise Conflict("Freeze a dataset version first; then the recipe has something to fit.")
+    is_scratch = recipe.method == "scratch"
+    choices = dict(draft.choices)
+    if is_scratch != (chosen.base is None):
+        if not is_scratch and bases.starter() is None:
+            raise Conflict("This recipe tunes a base model. Choose one on the page, then import it again.")
+        choices["base"] = {"source": "scratch" if is_scratch else "starter"}
+    if not is_scratch:
+        choices["method"] = recipe.method
+    values = recipe.model_dump(mode="json")
+    overrides = {f.name: fields.get(values, f.name) for f in fields.FIELDS if f.is_for(recipe.method)}
+    draft.choices = {**choices, "overrides": overrides}
+    session.flush()
+    _drop_idle_overrides(session, actor, project, draft)
+    return draft
+
+
+def ready(session: Session, actor: Actor, project_id: str) -> Ready:
+    """The draft as a run starts with it. Raises Conflict or Invalid with what is missing."""
+    project = projects.get(session, actor, project_id, need="editor")
+    draft = draft_of(session, project)
+    chosen = _chosen(session, project, draft, _versions(session, project))
+    if chosen is None:
+        raise Conflict("Freeze a dataset version first: training needs rows that no longer change.")
+    composed = _composed(session, project, chosen, chosen.preset)
+    base_id = chosen.base.entry_id if chosen.base else None
+    if chosen.base is not None and chosen.base.source == "starter":
+        base_id = bases.starter_entry(session, project.workspace_id).id
+    return Ready(
+        recipe=composed.recipe,
+        version_id=chosen.version.id,
+        base_model_id=base_id,
+        parent_model_id=chosen.base.ref if chosen.base and chosen.base.source == "model" else None,
+        estimate=composed.estimate.model_dump(mode="json"),
+        name=str(draft.choices.get("name", "")),
+    )
+
+
+def _stored(session: Session, project: Project) -> RecipeDraft:
+    draft = draft_of(session, project)
+    session.add(draft)
+    session.flush()
+    return draft
+
+
+def _versions(session: Session, project: Project) -> list[DatasetVersion]:
+    query = select(DatasetVersion).where(DatasetVersion.project_id == project.id, DatasetVersion.state == "succeeded")
+    return list(session.scalars(query.where(DatasetVersion.train_rows > 0).order_by(DatasetVersion.number.desc())))
+
+
+def _chosen(session: Session, project: Project, draft: RecipeDraft, versions: list[DatasetVersion]) -> Chosen | None:
+    if not versions:
+        return None
+    row = next((version for version in versions if version.id == draft.version_id), versions[0])
+    version = Version(row.id, row.number, row.kind, row.train_rows, row.validation_rows, row.test_rows)
+    base = _base(session, project, draft, version)
+    preset = cast(Preset, draft.preset if draft.preset in PRESETS else "balanced")
+    overrides = dict(draft.choices.get("overrides", {}))
+    if base is None:
+        return Chosen(version, None, "scratch", preset, overrides)
+    best, reason, needs = compose.fit_of(base, version, this_machine())
+    asked = draft.choices.get("method")
+    method = cast(Method, asked if asked in TUNING else best)
+    return Chosen(version, base, method, preset, overrides, reason, needs, best)
+
+
+def _base(session: Session, project: Project, draft: RecipeDraft, version: Version) -> BaseModel | None:
+    """The chosen base; by default the starter model for conversations and a new GPT for plain text."""
+    asked = draft.choices.get("base") or {}
+    source = asked.get("source") or ("starter" if version.kind == "chat" else "scratch")
+    if source in ("folder", "hub"):
+        entry = session.get(BaseModelEntry, asked.get("entry_id", ""))
+        if entry is not None and entry.workspace_id == project.workspace_id and entry.state == "succeeded":
+            return bases.of_entry(entry)
+        source = "starter"
+    if source == "model":
+        return BaseModel(
+            source="model",
+            ref=asked["ref"],
+            name=asked["name"],
+            facts=BaseFacts.model_validate(asked["facts"]),
+            tokenizer_file=asked["tokenizer_file"],
+        )
+    return bases.starter() if source == "starter" else None
+
+
+def _composed(session: Session, project: Project, chosen: Chosen, preset: Preset) -> Composed:
+    machine = this_machine()
+    proposal = compose.propose(preset, chosen.method, chosen.base, chosen.version, machine)
+    objective = session.get(Objective, project.id)
+    prompts = [str(s.get("question", "")) for s in (objective.samples if objective else [])]
+    size = chosen.base.facts.parameters if chosen.base else _scratch_size(proposal.values)
+    return compose.compose(
+        proposal,
+        chosen.base,
+        chosen.version,
+        machine,
+        overrides=chosen.overrides,
+        sample_prompts=[prompt for prompt in prompts if prompt.strip()][:8],
+        measured=calibration.measured(session, machine, size),
+    )
+
+
+def _scratch_size(values: dict[str, Any]) -> int:
+    shape = values["scratch"]
+    return int(12 * shape["layers"] * shape["width"] ** 2 + shape["vocabulary_size"] * shape["width"])
+
+
+def _changed(composed: Composed, method: Method, values: dict[str, str]) -> dict[str, Any]:
+    """Fields whose text differs from what was shown, parsed. Raises Invalid with one sentence a field."""
+    shown, changed, wrong = composed.values, {}, {}
+    for known in fields.FIELDS:
+        if not known.is_for(method) or (known.kind != "flag" and known.name not in values):
+            continue
+        text = values.get(known.name, "")
+        try:
+            value = fields.parse(known, text)
+        except ValueError as error:
+            wrong[known.name] = str(error)
+            continue
+        if known.kind == "flag":
+            is_same = value == fields.get(shown, known.name)
+        else:
+            is_same = text.strip().replace("\r\n", "\n") == fields.shown(known, fields.get(shown, known.name))
+        if not is_same:
+            changed[known.name] = value
+    if wrong:
+        raise Invalid(fields=wrong)
+    return changed
+
+
+def _drop_idle_overrides(session: Session, actor: Actor, project: Project, draft: RecipeDraft) -> None:
+    """Forget changes that equal the proposal, so that the page marks only real ones. Raises Invalid for a bad set."""
+    chosen = _chosen(session, project, draft, _versions(session, project))
+    if chosen is None:
+        return
+    composed = _composed(session, project, chosen, chosen.preset)
+    kept = {}
+    for name, value in chosen.overrides.items():
+        if fields.BY_NAME[name].is_for(chosen.method) and value != composed.recommended(name):
+            kept[name] = value
+    draft.choices = {**draft.choices, "overrides": kept}
+    session.flush()

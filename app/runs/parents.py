@@ -1,0 +1,22 @@
+"""A finished model as the base of the next run: what the recipe page needs to know of it."""
+
+from pathlib import Path
+from typing import Any
+
+from app.contracts.recipe import ModelFiles
+from app.recipes import base_facts
+from app.runs.models import Model
+
+
+def described(model: Model) -> dict[str, Any]:
+    """Reference, name, sizes and tokenizer of a model, for `recipes.service.choose_base`.
+
+    Sizes are those of its base folder: what was trained on top has the same shape.
+    """
+    folder = Path(ModelFiles.model_validate(model.files).base_dir)
+    return {
+        "ref": model.id,
+        "name": model.name,
+        "facts": base_facts.from_folder(folder).model_dump(),
+        "tokenizer_file": str(folder / "tokenizer.json"),
+    }
