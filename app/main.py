@@ -4,7 +4,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from app.accounts import access
 from app.accounts import routes as accounts
-from app.core import error_pages, pages
+from app.core import error_pages, pages, system_pages
 from app.core.csrf import Csrf, csrf_checked
 from app.core.edge import Edge
 from app.core.streams import Shutdown, Streams
@@ -12,9 +12,9 @@ from app.recipes import routes as recipes
 from app.runs import routes as runs
 
 # Whatever is in this list needs a signed-in person and a request from our own pages.
-PRIVATE: list[APIRouter] = [recipes.router, runs.router]
+PRIVATE: list[APIRouter] = [system_pages.router, recipes.router, runs.router]
 # What anonymous visitors may open; each route says itself whom it lets in.
-PUBLIC = [pages.router, accounts.router]
+PUBLIC = [pages.router, system_pages.health_router, accounts.router]
 BODY_LIMIT_BYTES = 2 * 2**20
 
 

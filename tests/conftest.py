@@ -143,20 +143,21 @@ class LiveServer:
     pid: int
 
 
-def start_stack(home: Path, **extra: str) -> tuple[subprocess.Popen[bytes], LiveServer]:
+def start_stack(home: Path, port: str = "0", **extra: str) -> tuple[subprocess.Popen[bytes], LiveServer]:
     """Start `gpt-builder up` on a free port and wait until it says that it is ready."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GPT_BUILDER_")}
     environment |= {"GPT_BUILDER_HOME": str(home), "PYTHONPATH": str(ROOT), **extra}
+    ready = home / "up.json"
+    ready.unlink(missing_ok=True)
     log = (home.parent / f"{home.name}.log").open("wb")
     child = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "up", "--port", "0"],
+        [sys.executable, "-m", "app.cli", "up", "--port", port],
         cwd=ROOT,
         env=environment,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    ready = home / "up.json"
     try:
         wait_for(lambda: ready.exists() or child.poll() is not None, "the stack is ready", 120)
         state = json.loads(ready.read_text())

@@ -16,6 +16,7 @@ from app.core import logging as log_setup
 from app.core import queue
 from app.core.config import get_settings
 from app.core.leader import Leader
+from app.runs.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -45,6 +46,7 @@ def chores() -> list[Chore]:
     """Everything that is done regularly, in order."""
     return [
         Chore("outbox", TICK_S, queue.deliver),
+        Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
         Chore("sent wake-ups", 600, queue.forget_sent),
     ]
 

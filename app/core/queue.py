@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.core.after_commit import after_commit
 from app.core.config import get_settings
-from app.core.db import transaction, utcnow
+from app.core.db import reading, transaction, utcnow
 from app.core.outbox import Outbox
 from app.core.redis_server import celery_url
 
@@ -98,7 +98,7 @@ def deliver(ids: list[int] | None = None, limit: int = 200) -> int:
 
     At least once: a crash between sending and marking sends again, and every receiver claims before it works.
     """
-    with transaction() as session:
+    with reading() as session:
         query = select(Outbox.id, Outbox.task, Outbox.subject_id).where(Outbox.sent_at.is_(None)).order_by(Outbox.id)
         query = query.where(Outbox.id.in_(ids)) if ids is not None else query.limit(limit)
         rows = session.execute(query).all()

@@ -29,6 +29,11 @@ def sources_dir(file_id: str) -> Path:
     return _below_home("sources", file_id)
 
 
+def working_dir(plan_id: str) -> Path:
+    """The mapped and cleaned rows that a person looks at before freezing."""
+    return _below_home("working", plan_id)
+
+
 def versions_dir() -> Path:
     """Parent of all frozen dataset versions."""
     return _below_home("versions")

@@ -22,6 +22,7 @@ class Upload(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     offset_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     state: Mapped[str] = mapped_column(String(20), default="receiving")
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("source_files.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
 
@@ -40,6 +41,9 @@ class SourceFile(Base, LeasedWork):
     licence: Mapped[str] = mapped_column(String(200), default="")
     # What was detected: format, encoding, delimiter, row shape with its share and the alternatives.
     detected: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Reading options that a person chose (app.datasets.options) and the folder of the rows that were read with them.
+    options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    rows_key: Mapped[str] = mapped_column(String(40), default="")
     mapping: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     is_mapping_confirmed: Mapped[bool] = mapped_column(default=False)
     rows: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -62,19 +66,28 @@ class Finding(Base):
     sentence: Mapped[str] = mapped_column(Text)
     excerpt: Mapped[str] = mapped_column(Text, default="")
     count: Mapped[int] = mapped_column(Integer, default=1)
+    out_count: Mapped[int] = mapped_column(Integer, default=0)
     decision: Mapped[str] = mapped_column(String(20), default="")
 
 
-class CleaningPlan(Base):
-    """The steps chosen for a project's next version, with their parameters, and the split."""
+class CleaningPlan(Base, LeasedWork):
+    """The steps chosen for a project's next version, and the split; its work is to map and clean all rows.
+
+    `revision` counts the changes, `prepared_revision` is the one that the working set on disk (`set_key`) shows.
+    """
 
     __tablename__ = "cleaning_plans"
 
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), unique=True)
     steps: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     split: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     # Earlier states of `steps`, newest last, so that every change can be undone.
     history: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    revision: Mapped[int] = mapped_column(Integer, default=0)
+    prepared_revision: Mapped[int] = mapped_column(Integer, default=0)
+    set_key: Mapped[str] = mapped_column(String(40), default="")
+    report: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
 
 

@@ -152,7 +152,7 @@ def _learned_span(
 def _prompt_end(template: ChatTemplate, roles: tuple[str, ...]) -> int | None:
     """Characters between the end of the generation prompt and the answer (0, or negative for an opening the model
     writes itself); None when the prompt is no prefix of the conversation."""
-    messages = [Message(role=role, content=f"t{i}") for i, role in enumerate(roles)]  # type: ignore[arg-type]
+    messages = [Message(role=role, content=f"t{i}") for i, role in enumerate(roles)]
     prompt = template.text(messages[:-1], add_generation_prompt=True)
     whole = template.rendered(messages)
     if not whole.text.startswith(prompt):

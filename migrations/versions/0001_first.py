@@ -277,16 +277,37 @@ def upgrade() -> None:
 
     op.create_table(
         "cleaning_plans",
+        sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
         sa.Column("steps", sa.JSON(), nullable=False),
         sa.Column("split", sa.JSON(), nullable=False),
         sa.Column("history", sa.JSON(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("prepared_revision", sa.Integer(), nullable=False),
+        sa.Column("set_key", sa.String(length=40), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
         sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
             ["project_id"], ["projects.id"], name=op.f("fk_cleaning_plans_project_id"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("project_id", name=op.f("pk_cleaning_plans")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_cleaning_plans")),
+        sa.UniqueConstraint("project_id", name=op.f("uq_cleaning_plans_project_id")),
     )
+    with op.batch_alter_table("cleaning_plans", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_cleaning_plans_state"), ["state"], unique=False)
+
     op.create_table(
         "dataset_versions",
         sa.Column("id", sa.String(length=20), nullable=False),
@@ -355,6 +376,8 @@ def upgrade() -> None:
         sa.Column("origin", sa.String(length=40), nullable=False),
         sa.Column("licence", sa.String(length=200), nullable=False),
         sa.Column("detected", sa.JSON(), nullable=False),
+        sa.Column("options", sa.JSON(), nullable=False),
+        sa.Column("rows_key", sa.String(length=40), nullable=False),
         sa.Column("mapping", sa.JSON(), nullable=False),
         sa.Column("is_mapping_confirmed", sa.Boolean(), nullable=False),
         sa.Column("rows", sa.BigInteger(), nullable=False),
@@ -385,26 +408,6 @@ def upgrade() -> None:
     with op.batch_alter_table("source_files", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_source_files_project_id"), ["project_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_source_files_state"), ["state"], unique=False)
-
-    op.create_table(
-        "uploads",
-        sa.Column("id", sa.String(length=20), nullable=False),
-        sa.Column("project_id", sa.String(length=20), nullable=False),
-        sa.Column("user_id", sa.String(length=20), nullable=False),
-        sa.Column("filename", sa.String(length=255), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("offset_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("state", sa.String(length=20), nullable=False),
-        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
-        sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id"), ondelete="CASCADE"
-        ),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_uploads_user_id"), ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
-    )
-    with op.batch_alter_table("uploads", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_uploads_project_id"), ["project_id"], unique=False)
 
     op.create_table(
         "api_calls",
@@ -459,6 +462,7 @@ def upgrade() -> None:
         sa.Column("sentence", sa.Text(), nullable=False),
         sa.Column("excerpt", sa.Text(), nullable=False),
         sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("out_count", sa.Integer(), nullable=False),
         sa.Column("decision", sa.String(length=20), nullable=False),
         sa.ForeignKeyConstraint(["file_id"], ["source_files.id"], name=op.f("fk_findings_file_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_findings")),
@@ -543,6 +547,28 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_runs_project_id"), ["project_id"], unique=False)
         batch_op.create_index("ix_runs_state_priority", ["state", "priority", "queued_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_runs_workspace_id"), ["workspace_id"], unique=False)
+
+    op.create_table(
+        "uploads",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("user_id", sa.String(length=20), nullable=False),
+        sa.Column("filename", sa.String(length=255), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("offset_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("file_id", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["file_id"], ["source_files.id"], name=op.f("fk_uploads_file_id"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_uploads_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
+    )
+    with op.batch_alter_table("uploads", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_uploads_project_id"), ["project_id"], unique=False)
 
     op.create_table(
         "attempts",
@@ -772,6 +798,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_attempts_run_id"))
 
     op.drop_table("attempts")
+    with op.batch_alter_table("uploads", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_uploads_project_id"))
+
+    op.drop_table("uploads")
     with op.batch_alter_table("runs", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_runs_workspace_id"))
         batch_op.drop_index("ix_runs_state_priority")
@@ -792,10 +822,6 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_api_calls_key_id"))
 
     op.drop_table("api_calls")
-    with op.batch_alter_table("uploads", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_uploads_project_id"))
-
-    op.drop_table("uploads")
     with op.batch_alter_table("source_files", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_source_files_state"))
         batch_op.drop_index(batch_op.f("ix_source_files_project_id"))
@@ -806,6 +832,9 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_dataset_versions_state"))
 
     op.drop_table("dataset_versions")
+    with op.batch_alter_table("cleaning_plans", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_cleaning_plans_state"))
+
     op.drop_table("cleaning_plans")
     with op.batch_alter_table("chats", schema=None) as batch_op:
         batch_op.drop_index("ix_chats_project")

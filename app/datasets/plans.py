@@ -1,0 +1,155 @@
+"""The cleaning plan of a project: steps and split. Every change is undoable and makes the working set again."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.accounts.service import Actor
+from app.core import storage
+from app.core.db import new_id
+from app.core.errors import Conflict, Invalid, NotFound
+from app.core.queue import ring
+from app.datasets.cleaning import STEPS, ChosenStep, in_order
+from app.datasets.mapping import Mapping
+from app.datasets.models import CleaningPlan, SourceFile
+from app.datasets.options import ReadOptions
+from app.datasets.preparing import Plan, PlannedFile, PrepareReport
+from app.datasets.splitting import SplitSettings
+from app.projects import service as projects
+
+HISTORY_LIMIT = 50
+
+
+def get(session: Session, actor: Actor, project_id: str) -> CleaningPlan | None:
+    """The project's plan, or None before its first file."""
+    projects.get(session, actor, project_id)
+    return session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == project_id))
+
+
+def _of(session: Session, project_id: str) -> CleaningPlan:
+    plan = session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == project_id))
+    if plan is None:
+        plan = CleaningPlan(id=new_id(), project_id=project_id, state="succeeded")
+        session.add(plan)
+        session.flush()
+    return plan
+
+
+def change(session: Session, project_id: str) -> CleaningPlan:
+    """Files, mapping or steps changed: ring for a new working set. Whoever works on the old one stops."""
+    plan = _of(session, project_id)
+    plan.revision = (plan.revision or 0) + 1
+    plan.state, plan.want, plan.attempts, plan.error = "queued", "run", 0, ""
+    plan.fence, plan.attempt_id = (plan.fence or 0) + 1, None
+    session.flush()
+    ring(session, "datasets.prepare", plan.id)
+    return plan
+
+
+def chosen(plan: CleaningPlan | None) -> list[ChosenStep]:
+    """The steps of a plan, in order."""
+    return in_order(ChosenStep.model_validate(step) for step in (plan.steps if plan else []))
+
+
+def split_of(plan: CleaningPlan | None) -> SplitSettings:
+    """The split of a plan, with the defaults."""
+    return SplitSettings.model_validate(plan.split if plan else {})
+
+
+def _replace_steps(session: Session, plan: CleaningPlan, steps: list[ChosenStep]) -> CleaningPlan:
+    plan.history = [*plan.history, plan.steps][-HISTORY_LIMIT:]
+    plan.steps = [step.model_dump(mode="json") for step in in_order(steps)]
+    return change(session, plan.project_id)
+
+
+def apply_steps(
+    session: Session, actor: Actor, project_id: str, names: list[str], params: dict[str, Any] | None = None
+) -> CleaningPlan:
+    """Add steps (or change the parameters of one). Raises Invalid for parameters out of bounds, NotFound for a name."""
+    projects.get(session, actor, project_id, need="editor")
+    plan = _of(session, project_id)
+    steps = chosen(plan)
+    for name in names:
+        step = STEPS.get(name)
+        if step is None:
+            raise NotFound("There is no cleaning step of this name.")
+        try:
+            checked = step.params.model_validate(params or {})
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            raise Invalid(fields={str(first["loc"][0]) if first["loc"] else "": first["msg"]}) from error
+        steps.append(ChosenStep(name=name, version=step.version, params=checked.model_dump(mode="json")))
+    return _replace_steps(session, plan, steps)
+
+
+def remove_step(session: Session, actor: Actor, project_id: str, name: str) -> CleaningPlan:
+    """Take a step back out, whatever came after it."""
+    projects.get(session, actor, project_id, need="editor")
+    plan = _of(session, project_id)
+    return _replace_steps(session, plan, [step for step in chosen(plan) if step.name != name])
+
+
+def undo(session: Session, actor: Actor, project_id: str) -> CleaningPlan:
+    """Back to the steps before the last change. Raises Conflict when there was none."""
+    projects.get(session, actor, project_id, need="editor")
+    plan = _of(session, project_id)
+    if not plan.history:
+        raise Conflict("There is nothing to undo.")
+    plan.steps, plan.history = plan.history[-1], plan.history[:-1]
+    return change(session, project_id)
+
+
+def set_split(session: Session, actor: Actor, project_id: str, split: SplitSettings) -> CleaningPlan:
+    """How the next version is split."""
+    projects.get(session, actor, project_id, need="editor")
+    plan = _of(session, project_id)
+    plan.split = split.model_dump(mode="json")
+    session.flush()
+    return plan
+
+
+def planned(session: Session, project_id: str) -> Plan:
+    """Files, mappings, steps and split as they are now. Files that are not read or not mapped are left out."""
+    query = select(SourceFile).where(
+        SourceFile.project_id == project_id,
+        SourceFile.deleted_at.is_(None),
+        SourceFile.rows_key != "",
+        SourceFile.is_mapping_confirmed,
+    )
+    files = session.scalars(query.order_by(SourceFile.created_at, SourceFile.id)).all()
+    plan = session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == project_id))
+    return Plan(
+        files=[
+            PlannedFile(
+                file_id=file.id,
+                filename=file.filename,
+                sha256=file.sha256,
+                rows=file.rows,
+                rows_dir=str(storage.sources_dir(file.id) / file.rows_key),
+                mapping=Mapping.model_validate(file.mapping),
+                options=ReadOptions.model_validate(file.options),
+            )
+            for file in files
+        ],
+        steps=chosen(plan),
+        split=split_of(plan),
+    )
+
+
+def set_dir(plan: CleaningPlan) -> Path:
+    """The folder of the working set."""
+    return storage.working_dir(plan.id) / plan.set_key
+
+
+def examples_path(plan: CleaningPlan | None) -> list[Path]:
+    """The working set's examples as a list of parts; empty before the first one was made."""
+    path = set_dir(plan) / "examples.parquet" if plan and plan.set_key else None
+    return [path] if path and path.exists() else []
+
+
+def report_of(plan: CleaningPlan | None) -> PrepareReport | None:
+    """What the last preparation found."""
+    return PrepareReport.model_validate(plan.report) if plan and plan.report else None

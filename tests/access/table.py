@@ -1,0 +1,98 @@
+"""Who may use which route. Every route needs an entry here; the test beside this file tries each with everybody."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+
+Kind = Literal["public", "signed_in", "role", "key"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`need` is the least role. `form` and `json` are a good body, with {names} of the world's ids in its texts;
+    `body_ids` are those of its fields that name things, each of which must belong to the asker."""
+
+    kind: Kind = "role"
+    need: str = "viewer"
+    form: dict[str, Any] = field(default_factory=dict)
+    json: dict[str, Any] | None = None
+    body_ids: tuple[str, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+    query: str = ""
+
+
+def public(**more: Any) -> Rule:
+    """For everybody, signed in or not."""
+    return Rule("public", **more)
+
+
+def signed_in(**more: Any) -> Rule:
+    """For every signed-in person; it shows only what is theirs."""
+    return Rule("signed_in", **more)
+
+
+def viewer(**more: Any) -> Rule:
+    return Rule(need="viewer", **more)
+
+
+def annotator(**more: Any) -> Rule:
+    return Rule(need="annotator", **more)
+
+
+def editor(**more: Any) -> Rule:
+    return Rule(need="editor", **more)
+
+
+def owner(**more: Any) -> Rule:
+    return Rule(need="owner", **more)
+
+
+def api_key(**more: Any) -> Rule:
+    """For API keys; cookies count for nothing."""
+    return Rule("key", **more)
+
+
+INVITE = {"workspace_id": "{workspace_id}", "role": "viewer", "email": ""}
+
+TABLE: dict[str, Rule] = {
+    # core
+    "GET /static/{version}/{name:path}": public(),
+    "GET /favicon.ico": public(),
+    "POST /theme": public(form={"theme": "dark"}),
+    "GET /health": public(),
+    "GET /system": signed_in(),
+    # accounts
+    "GET /": public(),
+    "GET /setup": public(),
+    "POST /setup": public(),
+    "GET /sign-in": public(),
+    "POST /sign-in": public(),
+    "POST /sign-out": public(),
+    "GET /join": public(),
+    "POST /join": public(),
+    "GET /reset": public(),
+    "POST /reset": public(),
+    "GET /welcome": signed_in(),
+    "GET /account": signed_in(),
+    "POST /account/name": signed_in(form={"name": "Ana Maria"}),
+    "POST /account/password": signed_in(form={"current": "no", "password": "tulip engine harbour"}),
+    "POST /account/sign-outs": signed_in(),
+    "GET /members": viewer(query="workspace={workspace_id}"),
+    "POST /members/invitations": owner(form=INVITE, body_ids=("workspace_id",)),
+    "POST /invitations/{invitation_id}/withdraw": owner(),
+    "POST /members/{member_id}/role": owner(form={"role": "viewer"}),
+    "POST /members/{member_id}/remove": owner(),
+    "POST /members/{member_id}/reset-link": owner(),
+    "GET /audit": owner(query="workspace={workspace_id}"),
+}
+
+
+def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """Every (method, path) that the application answers; HEAD and OPTIONS follow GET."""
+    for route in iter_route_contexts(app.routes):
+        for method in sorted(route.methods or {"ANY"}):
+            if route.path and method not in ("HEAD", "OPTIONS"):
+                yield method, route.path

@@ -1,0 +1,125 @@
+"""The whole stack, really started: what dies comes back, Ctrl+C leaves nothing, one stack a home."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import ROOT, LiveServer, start_stack, wait_for
+
+PARTS = ("redis", "front", "web", "stream", "housekeeper", "data worker", "train worker")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], LiveServer]]:
+    """One stack for this file."""
+    child, server = start_stack(tmp_path_factory.mktemp("stack") / "home")
+    yield child, server
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def pids(home: Path) -> dict[str, int]:
+    """Who runs now, as the supervisor writes it down."""
+    found: dict[str, int] = json.loads((home / "processes.json").read_text())
+    return found
+
+
+def log_of(home: Path) -> str:
+    return (home.parent / f"{home.name}.log").read_text(errors="replace")
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_it_serves_and_tells_how_to_begin(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
+    _, server = stack
+    assert is_healthy(server.url)
+    assert len(server.setup_token) >= 20
+    assert server.setup_token in log_of(server.home)
+    assert stat.S_IMODE(server.home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((server.home / "up.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_killed_comes_back(stack: tuple[subprocess.Popen[bytes], LiveServer], part: str) -> None:
+    _, server = stack
+    before = pids(server.home)[part]
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: pids(server.home).get(part, before) != before, f"{part} was started again")
+    wait_for(lambda: is_healthy(server.url), "pages are served again")
+    assert f"{part:<12} | ended (signal 9); it starts again" in log_of(server.home)
+
+
+def test_a_page_asked_for_while_web_restarts_only_waits(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
+    _, server = stack
+    for _ in range(3):
+        os.kill(pids(server.home)["web"], signal.SIGKILL)
+        assert httpx.get(f"{server.url}/health", timeout=30).status_code == 200
+
+
+def test_a_second_start_on_the_same_home_is_refused(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
+    _, server = stack
+    environment = {**os.environ, "GPT_BUILDER_HOME": str(server.home)}
+    second = subprocess.run(
+        [sys.executable, "-m", "app.cli", "up", "--port", "0"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert f"already runs on {server.home} at {server.url}" in second.stderr
+    assert is_healthy(server.url)
+
+
+def test_a_taken_port_is_replaced_by_a_free_one(
+    stack: tuple[subprocess.Popen[bytes], LiveServer], tmp_path: Path
+) -> None:
+    _, server = stack
+    port = server.url.rsplit(":", 1)[1]
+    child, other = start_stack(tmp_path / "other", port=port)
+    try:
+        assert other.url != server.url
+        assert f"Port {port} is taken" in log_of(tmp_path / "other")
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGINT)
+        child.wait(30)
+
+
+def test_ctrl_c_leaves_no_process_and_no_socket(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
+    child, server = stack
+    children = psutil.Process(child.pid).children(recursive=True)
+    assert len(children) >= len(PARTS)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 0
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    assert list((server.home / "sockets").iterdir()) == []
+    assert not (server.home / "up.json").exists()
+
+
+def test_killing_the_supervisor_takes_its_processes_along(tmp_path: Path) -> None:
+    child, _ = start_stack(tmp_path / "home")
+    children = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=40)
+    assert alive == []
+    again, _ = start_stack(tmp_path / "home")
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(60) == 0

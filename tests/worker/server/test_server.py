@@ -1,0 +1,104 @@
+"""The model server as a real process on a real socket."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+
+from tests.conftest import ROOT, wait_for
+from tests.worker.tiny import make_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[httpx.Client]:
+    home = Path(tempfile.mkdtemp(prefix="gptb-"))
+    socket = home / "s" / "model.sock"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "worker.server", "--socket", str(socket), "--threads", "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://model", timeout=60)
+
+    def is_up() -> bool:
+        try:
+            return client.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_for(is_up, "the model server answers", 60)
+        assert (home / "s").stat().st_mode & 0o777 == 0o700
+        yield client
+    finally:
+        client.close()
+        child.terminate()
+        assert child.wait(15) is not None
+
+
+def _order(folder: Path, **sampling: object) -> dict[str, object]:
+    return {
+        "model_ref": "tiny",
+        "workspace_id": "w",
+        "files": {"base_dir": str(folder)},
+        "messages": [{"role": "user", "content": "How do I reset my password?"}],
+        "sampling": {"temperature": 0, "max_tokens": 12, **sampling},
+    }
+
+
+def _ask(server: httpx.Client, order: dict[str, object]) -> list[dict[str, object]]:
+    with server.stream("POST", "/generate", json=order) as response:
+        return [orjson.loads(line) for line in response.iter_lines() if line]
+
+
+def test_an_answer_streams_and_ends_with_counts(server: httpx.Client, folder: Path) -> None:
+    events = _ask(server, _order(folder))
+    assert events[-1]["finish_reason"] in {"stop", "length"}
+    assert events[-1]["completion_tokens"] == 12 or events[-1]["finish_reason"] == "stop"
+    assert all("finish_reason" not in event for event in events[:-1])
+    names = [model["name"] for model in server.get("/models").json()["models"]]
+    assert names == ["tiny"]
+
+
+def test_a_missing_model_is_an_error_event_and_the_next_request_works(server: httpx.Client, folder: Path) -> None:
+    events = _ask(server, _order(folder / "nowhere"))
+    assert events[-1]["finish_reason"] == "error"
+    assert "cannot" in str(events[-1]["error"])
+    assert _ask(server, _order(folder))[-1]["finish_reason"] != "error"
+
+
+def test_a_client_that_leaves_frees_its_place(server: httpx.Client, folder: Path) -> None:
+    order = _order(folder, temperature=2.0, max_tokens=100)
+    with server.stream("POST", "/generate", json=order) as response:
+        next(response.iter_lines())
+    wait_for(lambda: server.get("/health").json()["active"] == 0, "no answer is active")
+
+
+def test_scores(server: httpx.Client, folder: Path) -> None:
+    order = {
+        "model_ref": "tiny",
+        "files": {"base_dir": str(folder)},
+        "messages": [{"role": "user", "content": "Where?"}],
+        "answers": ["Open the settings.", "It is on its way."],
+    }
+    scores = server.post("/score", json=order).json()["scores"]
+    assert len(scores) == 2
+    assert all(score["log_probability"] < 0 and score["tokens"] > 2 for score in scores)
+
+
+def test_unload(server: httpx.Client, folder: Path) -> None:
+    _ask(server, _order(folder))
+    assert server.post("/unload", json={"model_ref": "tiny"}).json()["unloaded"] == 1
+    assert server.get("/models").json()["models"] == []
+    assert _ask(server, _order(folder))[-1]["finish_reason"] != "error"

@@ -1,0 +1,187 @@
+"""kill -9 and SIGSTOP on real processes: nothing is lost, nothing counted twice, and the weights are bit-equal."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import select
+
+from app.core import config
+from app.core.db import reading, transaction
+from app.runs import service
+from app.runs.models import END_STATES, Attempt, MetricPoint, Model, Run
+from app.runs.reconcile import Reconciler
+from tests.conftest import ROOT, wait_for
+from tests.factories import a_recipe, a_world
+from worker.supervision import work_off
+
+SUPERVISOR = """
+import threading, time
+from worker.supervision import work_off
+while True:
+    work_off("0", threading.Event())
+    time.sleep(0.1)
+"""
+STEPS = 600
+
+
+@pytest.fixture
+def short_lease(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease of three seconds."""
+    for name, value in (("TTL", "3"), ("HEARTBEAT", "0.5"), ("SELF_STOP", "2")):
+        monkeypatch.setenv(f"GPT_BUILDER_LEASE_{name}_S", value)
+    config.get_settings.cache_clear()
+
+
+@pytest.fixture
+def reconciling(database: Path, short_lease: None) -> Iterator[None]:
+    """A reconciler that sweeps four times a second."""
+    stop, reconciler = threading.Event(), Reconciler()
+
+    def sweep() -> None:
+        while not stop.wait(0.25):
+            reconciler.sweep()
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture
+def supervisor(reconciling: None) -> Iterator["Supervisor"]:
+    """A supervisor in a process of its own."""
+    one = Supervisor()
+    yield one
+    one.end()
+
+
+class Supervisor:
+    """A supervising process that can be killed and started again."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", SUPERVISOR], cwd=ROOT, env=os.environ.copy())
+
+    def signal(self, number: int) -> None:
+        assert self.process
+        self.process.send_signal(number)
+
+    def kill_and_restart(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+        self.start()
+
+    def end(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+        wait_for(lambda: not trainers(), "no trainer outlives its supervisor", 10)
+
+
+def trainers() -> list[psutil.Process]:
+    """Engine processes of this test's home (by their environment they have none: by their parent or command)."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or []
+        if "worker.engine" in line and process.info["status"] != psutil.STATUS_ZOMBIE and "--parent" in line:
+            parent = int(line[line.index("--parent") + 1])
+            if _is_ours(parent):
+                found.append(process)
+    return found
+
+
+_OURS: set[int] = set()
+
+
+def _is_ours(pid: int) -> bool:
+    me = psutil.Process()
+    _OURS.update(child.pid for child in me.children(recursive=True))
+    _OURS.add(me.pid)
+    return pid in _OURS
+
+
+def queue_two(**changes: object) -> tuple[str, str]:
+    """Two equal runs; the first is trained here, undisturbed."""
+    with transaction() as session:
+        world = a_world(session)
+        ids = [
+            service.start(
+                session,
+                world.actor,
+                project_id=world.project_id,
+                version_id=world.version_id,
+                recipe=a_recipe(max_steps=STEPS, evaluate_every_steps=150, checkpoint_every_steps=25, **changes),
+                client_request_id=name,
+            ).id
+            for name in ("undisturbed", "disturbed")
+        ]
+        session.get_one(Run, ids[1]).state = "paused"
+    assert work_off("0", threading.Event()) == 1
+    with transaction() as session:
+        service.resume(session, world.actor, ids[1])
+    return ids[0], ids[1]
+
+
+def state(run_id: str) -> Run:
+    with reading() as session:
+        return session.get_one(Run, run_id)
+
+
+def assert_equal(undisturbed: str, disturbed: str) -> None:
+    """The disturbed run ended as if nothing had happened."""
+    with reading() as session:
+        ends = [session.get_one(Run, one) for one in (undisturbed, disturbed)]
+        assert [run.state for run in ends] == ["succeeded", "succeeded"], ends[1].sentence
+        digests = [session.scalar(select(Model.digest).where(Model.run_id == run.id)) for run in ends]
+        assert digests[0] == digests[1]
+        curves = [
+            session.execute(
+                select(MetricPoint.name, MetricPoint.step, MetricPoint.value)
+                .where(MetricPoint.run_id == run.id, MetricPoint.name.in_(("loss", "validation_loss")))
+                .order_by(MetricPoint.name, MetricPoint.step)
+            ).all()
+            for run in ends
+        ]
+        assert len([row for row in curves[0] if row.name == "loss"]) == STEPS
+        assert curves[0] == curves[1]
+        still_open = session.scalars(select(Attempt).where(Attempt.ended_at.is_(None))).all()
+        assert not still_open
+
+
+@pytest.mark.slow
+def test_killed_trainers_and_supervisors_change_nothing(database: Path, short_lease: None, request: object) -> None:
+    undisturbed, disturbed = queue_two()
+    supervisor = request.getfixturevalue("supervisor")  # type: ignore[attr-defined]
+    chance = random.Random(7)
+    for victim in ("trainer", "supervisor", "trainer", "frozen supervisor", "supervisor"):
+        before = state(disturbed).step
+        wait_for(lambda at=before: state(disturbed).step > at or state(disturbed).state in END_STATES, "progress", 60)
+        time.sleep(chance.uniform(0, 1))
+        if victim == "trainer":
+            for process in trainers():
+                process.kill()
+        elif victim == "supervisor":
+            supervisor.kill_and_restart()
+        else:
+            fence = state(disturbed).fence
+            supervisor.signal(signal.SIGSTOP)
+            wait_for(lambda at=fence: state(disturbed).fence > at, "the lease of a frozen supervisor expires", 20)
+            supervisor.signal(signal.SIGCONT)
+        assert len(trainers()) <= 1
+    wait_for(lambda: state(disturbed).state in END_STATES, "the run ends", 120)
+    assert_equal(undisturbed, disturbed)
+    assert state(disturbed).attempts >= 5

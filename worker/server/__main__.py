@@ -1,0 +1,38 @@
+"""`python -m worker.server --socket PATH`: the model server as a process."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Serve until told to stop. Waiting threads sleep instead of spinning, because training shares the machine."""
+    parser = argparse.ArgumentParser(prog="python -m worker.server", description="The model server of GPT Builder.")
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on; its folder is made 0700")
+    parser.add_argument(
+        "--memory-gib", type=float, default=None, help="budget for models (default: a quarter of memory)"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="processor threads (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    arguments = parser.parse_args()
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    import uvicorn
+
+    from worker.server.api import create_server
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arguments.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    budget = int(arguments.memory_gib * 2**30) if arguments.memory_gib else None
+    app = create_server(budget, arguments.device)
+    uvicorn.run(app, uds=str(arguments.socket), log_level="warning", timeout_graceful_shutdown=5)
+
+
+if __name__ == "__main__":
+    main()

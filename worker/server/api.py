@@ -1,0 +1,143 @@
+"""The server's HTTP face on a Unix socket. Its only client is our own web edge, which checks keys and limits."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field
+
+from app.contracts.base import Contract
+from app.contracts.conversation import Message
+from app.contracts.generation import GenerationRequest, TokenEvent
+from app.contracts.recipe import ModelFiles
+from app.text.template import TemplateFault
+from worker.engine.errors import EngineError
+from worker.engine.generate import Loaded, score
+from worker.server.residents import Residents
+from worker.server.turns import Answer, Busy, Turns
+
+log = logging.getLogger(__name__)
+HEARTBEAT_S = 5.0
+
+
+class ScoreRequest(Contract):
+    """Answers to score after a conversation (or a plain prompt)."""
+
+    model_ref: str
+    files: ModelFiles
+    messages: list[Message] | None = None
+    prompt: str = ""
+    answers: list[str] = Field(min_length=1, max_length=256)
+
+
+class UnloadRequest(Contract):
+    """Which model to forget."""
+
+    model_ref: str
+
+
+def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastAPI:
+    """The application; one model thread lives as long as it."""
+    residents = Residents(budget_bytes, device)
+    turns = Turns()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(turns.stop)
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def loaded(files: ModelFiles, name: str) -> Loaded:
+        return await asyncio.wrap_future(await asyncio.to_thread(residents.get, files, name))
+
+    @app.get("/health")
+    def health() -> dict[str, object]:
+        return {"status": "ok", **turns.counts()}
+
+    @app.get("/models")
+    def models() -> dict[str, object]:
+        return {"models": residents.listing()}
+
+    @app.post("/unload")
+    def unload(order: UnloadRequest) -> dict[str, int]:
+        return {"unloaded": residents.unload(order.model_ref)}
+
+    @app.post("/generate")
+    async def generate(request: GenerationRequest) -> StreamingResponse:
+        async def lines() -> AsyncIterator[bytes]:
+            answer: Answer | None = None
+            try:
+                waiting = asyncio.ensure_future(loaded(request.files, request.model_ref))
+                while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
+                    yield _line(TokenEvent())
+                answer = Answer(request, waiting.result(), asyncio.get_running_loop())
+                turns.add(answer)
+                while True:
+                    event = await answer.events.get()
+                    yield _line(event)
+                    if event.finish_reason:
+                        return
+            except Busy:
+                yield _line(TokenEvent(finish_reason="error", error="Too many answers are waiting. Try again shortly."))
+            except (EngineError, TemplateFault, OSError) as error:
+                yield _line(TokenEvent(finish_reason="error", error=_sentence(error)))
+            except Exception:
+                log.exception("generation failed")
+                yield _line(TokenEvent(finish_reason="error", error="The model could not be used. The log says why."))
+            finally:
+                if answer:
+                    answer.is_cancelled = True
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    @app.post("/score")
+    async def score_answers(order: ScoreRequest) -> JSONResponse:
+        try:
+            model = await loaded(order.files, order.model_ref)
+            loop = asyncio.get_running_loop()
+            results: list[dict[str, Any]] = []
+            for text in order.answers:
+                future: asyncio.Future[Any] = loop.create_future()
+                turns.call(_scoring(loop, future, model, order, text))
+                results.append(asdict(await future))
+        except (EngineError, TemplateFault, OSError) as error:
+            return JSONResponse({"error": _sentence(error)}, status_code=422)
+        return JSONResponse({"scores": results})
+
+    return app
+
+
+def _scoring(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", model: Loaded, order: ScoreRequest, text: str
+):
+    """A call for the model thread that puts the score, or what went wrong, into `future`."""
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_exception(error) if error else future.set_result(value)
+
+    def run() -> None:
+        try:
+            value = score(model, order.messages, order.prompt, text)
+        except Exception as error:
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, value, None)
+
+    return run
+
+
+def _line(event: TokenEvent) -> bytes:
+    return event.model_dump_json(exclude_none=True).encode() + b"\n"
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return "The model's files cannot be read. They may have been moved or deleted."
+    return str(error)

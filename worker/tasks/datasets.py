@@ -1,0 +1,202 @@
+"""Celery tasks of the `data` queue: import a file, prepare the working set, freeze a version.
+
+Each claims its row, lets a limited child process do the work, records progress, and writes the result in its lease.
+"""
+
+import json
+import logging
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+
+from app.core import storage
+from app.core.config import ROOT
+from app.core.db import reading
+from app.core.errors import Invalid
+from app.core.work import Lease, claim, working
+from app.datasets import plans, service, versions
+from app.datasets.child import FreezeOrder, ImportOrder, Limits, PrepareOrder
+from app.datasets.importing import ImportReport
+from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.datasets.options import ReadOptions
+from app.datasets.preparing import Plan, PrepareReport
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 0.3
+# Generous for honest files (58 MB per processor second were measured), short for hostile ones.
+CPU_S_LEAST, CPU_S_PER_MB = 120, 2.0
+
+
+def _limits(size_bytes: int) -> Limits:
+    return Limits(cpu_s=int(CPU_S_LEAST + CPU_S_PER_MB * size_bytes / 1e6))
+
+
+@shared_task(name="datasets.import_file")
+def import_file(file_id: str) -> None:
+    """Read a received file into rows and findings."""
+    lease = claim(SourceFile, file_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            file = session.get(SourceFile, file_id)
+            assert file is not None
+            source, options = service.original_path(file), ReadOptions.model_validate(file.options)
+        rows_key = f"rows-{lease.fence}"
+        folder = storage.sources_dir(file_id)
+        order = ImportOrder(
+            source=str(source),
+            filename=file.filename,
+            out_dir=str(folder / rows_key),
+            options=options,
+            limits=_limits(file.size_bytes),
+        )
+        report = ImportReport.model_validate(_obeyed(lease, order, "reading"))
+        with lease.write() as session:
+            row = session.get(SourceFile, file_id)
+            assert row is not None
+            service.record_import(session, row, report, rows_key)
+        _keep_only(folder, "rows-", rows_key)
+
+
+@shared_task(name="datasets.prepare")
+def prepare(plan_id: str) -> None:
+    """Map and clean the rows of all files of a project."""
+    lease = claim(CleaningPlan, plan_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            row = session.get(CleaningPlan, plan_id)
+            assert row is not None
+            revision = row.revision
+            plan = plans.planned(session, row.project_id)
+        set_key = f"set-{lease.fence}"
+        folder = storage.working_dir(plan_id)
+        order = PrepareOrder(plan=plan, out_dir=str(folder / set_key), limits=_limits(_bytes(plan)))
+        report = PrepareReport.model_validate(_obeyed(lease, order, "preparing"))
+        changes = {
+            "report": report.model_dump(mode="json") if plan.files else {},
+            "set_key": set_key,
+            "prepared_revision": revision,
+        }
+        with lease.write(**changes):
+            pass
+        _keep_only(folder, "set-", set_key)
+
+
+@shared_task(name="datasets.freeze")
+def freeze(version_id: str) -> None:
+    """Build an immutable version and copy it to the storage."""
+    lease = claim(DatasetVersion, version_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            version = session.get(DatasetVersion, version_id)
+            assert version is not None
+            plan = Plan.model_validate(version.plan)
+        missing = next((file for file in plan.files if not Path(file.rows_dir).exists()), None)
+        if missing is not None:
+            raise Invalid(f"The file {missing.filename} was read again in the meantime. Freeze once more.")
+        target = storage.version_dir(version_id)
+        # Left by a worker that died between the rename and its last write: only a recorded version may stay.
+        shutil.rmtree(target, ignore_errors=True)
+        storage.require_space(3 * _bytes(plan))
+        order = FreezeOrder(plan=plan, out_dir=str(target), limits=_limits(_bytes(plan)))
+        manifest = _obeyed(lease, order, "freezing")
+        lease.progress(0, 0, "publishing")
+        storage.publish_artefact(target, f"versions/{version_id}")
+        with lease.write() as session:
+            row = session.get(DatasetVersion, version_id)
+            assert row is not None
+            versions.record(session, row, manifest)
+
+
+def _bytes(plan: Plan) -> int:
+    return sum(path.stat().st_size for file in plan.files for path in Path(file.rows_dir).glob("*.parquet"))
+
+
+def _keep_only(folder: Path, prefix: str, name: str) -> None:
+    """Delete older results, but for the one before: a page may be reading it."""
+    old = sorted((p for p in folder.glob(f"{prefix}*") if p.name != name), key=lambda p: p.stat().st_mtime)
+    for path in old[:-1]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _obeyed(lease: Lease, order: ImportOrder | PrepareOrder | FreezeOrder, phase: str) -> Any:
+    """Run the child on `order` and return its result. Raises Invalid with the child's or the crash's sentence."""
+    environment = {
+        "PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8",
+        "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    lease.progress(0, 0, phase)
+    with tempfile.TemporaryFile() as log_file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "app.datasets.child"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            start_new_session=True,
+        )
+        try:
+            last = _followed(lease, child, order.model_dump_json().encode() + b"\n")
+        finally:
+            _stop(child)
+        if "result" in last:
+            return last["result"]
+        if "refused" in last:
+            raise Invalid(last["refused"], code=last["code"])
+        log_file.seek(0)
+        log.error(
+            "child died",
+            extra={"row": lease.row_id, "returncode": child.returncode, "trace": log_file.read()[-4000:].decode()},
+        )
+        raise Invalid(_crash_sentence(child.returncode))
+
+
+def _followed(lease: Lease, child: subprocess.Popen[bytes], order: bytes) -> dict[str, Any]:
+    """Read the child's lines until it ends; the last one. Looks for a cancellation several times a second."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(order)
+    child.stdin.close()
+    last: dict[str, Any] = {}
+    done = total = 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(LOOK_EVERY_S):
+                line = child.stdout.readline()
+                if not line:
+                    child.wait()
+                    return last
+                last = json.loads(line)
+                done, total = last.get("done", done), last.get("total", total)
+            lease.progress(done, total)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def _crash_sentence(returncode: int) -> str:
+    if returncode == -signal.SIGXCPU:
+        return "Reading this took longer than any file of its size should. Split it, then bring the parts."
+    return (
+        "This could not be read: it needs too much memory or is built to break readers. Split it, or save it as JSONL."
+    )
