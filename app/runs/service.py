@@ -261,6 +261,7 @@ def _freeze(
         "content_hash": chosen.content_hash,
         "manifest_sha256": chosen.manifest_sha256,
         "train_rows": chosen.train_rows,
+        "kind": chosen.kind,
     }
     frozen: dict[str, Any] = {
         "version_id": chosen.id,

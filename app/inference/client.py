@@ -1,0 +1,131 @@
+"""The client of the model server. Whatever goes wrong becomes Unavailable, or an error event with a sentence."""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from functools import lru_cache
+
+import httpx
+import orjson
+
+from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
+from app.core.config import get_settings
+from app.core.errors import Invalid, Unavailable
+from app.inference.targets import Target
+
+log = logging.getLogger(__name__)
+# The server sends a sign of life every five seconds while it loads or waits.
+_TIMEOUT = httpx.Timeout(30, connect=2)
+_LATE = "The model server is starting or out of reach. Try again in a few seconds; nothing was lost."
+
+
+@lru_cache
+def _client(socket: str) -> httpx.Client:
+    transport = httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_connections=64))
+    return httpx.Client(transport=transport, base_url="http://model", timeout=_TIMEOUT)
+
+
+def _sync() -> httpx.Client:
+    return _client(str(get_settings().server_socket))
+
+
+def request_for(target: Target, sampling: Sampling, **prompt: object) -> GenerationRequest:
+    """A request to `target`: give `messages` or `prompt`."""
+    return GenerationRequest(
+        model_ref=target.ref, workspace_id=target.workspace_id, files=target.files, sampling=sampling, **prompt
+    )
+
+
+def generate(request: GenerationRequest) -> Iterator[TokenEvent]:
+    """Events of one answer; the last one has a finish_reason. Raises Unavailable when the server cannot be reached."""
+    is_ended = False
+    try:
+        with _sync().stream("POST", "/generate", content=request.model_dump_json(), headers=_JSON) as response:
+            _check(response.status_code)
+            for line in response.iter_lines():
+                event = TokenEvent.model_validate_json(line)
+                is_ended = event.finish_reason is not None
+                yield event
+    except httpx.TransportError as error:
+        log.warning("model server: %s", error)
+        if not is_ended:
+            raise Unavailable(_LATE) from error
+    if not is_ended:
+        raise Unavailable(_LATE)
+
+
+async def agenerate(request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    """As `generate`, for streaming routes. Closing the iterator cancels the answer within one step."""
+    is_ended = False
+    transport = httpx.AsyncHTTPTransport(uds=str(get_settings().server_socket))
+    try:
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://model", timeout=_TIMEOUT) as client,
+            client.stream("POST", "/generate", content=request.model_dump_json(), headers=_JSON) as response,
+        ):
+            _check(response.status_code)
+            async for line in response.aiter_lines():
+                event = TokenEvent.model_validate_json(line)
+                is_ended = event.finish_reason is not None
+                yield event
+    except httpx.TransportError as error:
+        log.warning("model server: %s", error)
+        if not is_ended:
+            raise Unavailable(_LATE) from error
+    if not is_ended:
+        raise Unavailable(_LATE)
+
+
+def answer(request: GenerationRequest) -> TokenEvent:
+    """The whole answer as one event. Raises Unavailable, or Invalid with the server's sentence."""
+    text: list[str] = []
+    last = TokenEvent()
+    for last in generate(request):
+        text.append(last.text)
+    if last.finish_reason == "error":
+        raise Invalid(last.error or "")
+    return last.model_copy(update={"text": "".join(text)})
+
+
+def score(target: Target, answers: list[str], **prompt: object) -> list[dict[str, float]]:
+    """For each answer its summed log_probability (nats), tokens and is_greedy, after `messages` or `prompt`."""
+    messages = prompt.get("messages")
+    body = {
+        "model_ref": target.ref,
+        "files": target.files.model_dump(),
+        "messages": [m.model_dump() for m in messages] if isinstance(messages, list) else None,
+        "prompt": prompt.get("prompt") or "",
+        "answers": answers,
+    }
+    try:
+        response = _sync().post("/score", content=orjson.dumps(body), headers=_JSON, timeout=120)
+    except httpx.TransportError as error:
+        raise Unavailable(_LATE) from error
+    if response.status_code == 422 and "error" in response.json():
+        raise Invalid(response.json()["error"])
+    _check(response.status_code)
+    scores: list[dict[str, float]] = response.json()["scores"]
+    return scores
+
+
+def is_ready() -> bool:
+    """Whether the model server answers."""
+    try:
+        return _sync().get("/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def unload(ref: str) -> None:
+    """Ask the server to forget a model that was deleted; it does so by itself sooner or later."""
+    try:
+        _sync().post("/unload", content=orjson.dumps({"model_ref": ref}), headers=_JSON, timeout=2)
+    except httpx.TransportError:
+        log.info("model %s not unloaded: the server is out of reach", ref)
+
+
+_JSON = {"content-type": "application/json"}
+
+
+def _check(status: int) -> None:
+    if status != 200:
+        raise Unavailable("The model server refused the request. The log says why.")

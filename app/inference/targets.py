@@ -1,0 +1,113 @@
+"""What can be asked in a project: finished models, kept checkpoints, base models, under one kind of reference.
+
+A reference is "model:<id>", "checkpoint:<id>" or "base:<id>"; it is resolved for an actor: it opens nothing alone.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.accounts.service import Actor
+from app.contracts.recipe import ModelFiles
+from app.core.errors import NotFound
+from app.projects import service as projects
+from app.recipes.models import BaseModelEntry
+from app.runs import service as runs
+from app.runs.models import OPEN_STATES, Checkpoint, Model, Run
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to ask. `system_prompt` is what it was trained with and works best with."""
+
+    ref: str
+    name: str
+    files: ModelFiles
+    project_id: str
+    workspace_id: str
+    is_base: bool = False
+    is_chat: bool = True
+    system_prompt: str = ""
+    created_at: datetime | None = None
+
+
+def resolve(session: Session, actor: Actor, project_id: str, ref: str) -> Target:
+    """The target of `ref` within the project. Raises NotFound for what is not there or not the actor's."""
+    project = projects.get(session, actor, project_id)
+    kind, _, key = ref.partition(":")
+    if kind == "model":
+        model = runs.get_model(session, actor, key)
+        run = session.get_one(Run, model.run_id)
+        files, name, made = ModelFiles.model_validate(model.files), model.name, model.created_at
+    elif kind == "checkpoint":
+        checkpoint, files = runs.checkpoint_files(session, actor, key)
+        run = session.get_one(Run, checkpoint.run_id)
+        name, made = f"{run.name} · step {checkpoint.step:,}", checkpoint.created_at
+    elif kind == "base":
+        entry = session.get(BaseModelEntry, key)
+        if entry is None or entry.workspace_id != project.workspace_id or not entry.folder:
+            raise NotFound("This base model is no longer there.")
+        files = ModelFiles(base_dir=entry.folder)
+        return Target(
+            ref, entry.name, files, project.id, project.workspace_id, is_base=True, created_at=entry.created_at
+        )
+    else:
+        raise NotFound
+    if run.project_id != project.id:
+        raise NotFound
+    return Target(
+        ref,
+        name,
+        files,
+        project.id,
+        project.workspace_id,
+        is_chat=run.frozen.get("dataset", {}).get("kind", "chat") != "text",
+        system_prompt=run.frozen.get("system_prompt", ""),
+        created_at=made,
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An entry of a picker: a reference, its name and the group it stands in."""
+
+    ref: str
+    name: str
+    group: str
+
+
+def choices(session: Session, actor: Actor, project_id: str) -> list[Choice]:
+    """Everything the project can ask: models newest first, checkpoints of open runs, then their bases."""
+    found = [Choice(f"model:{m.id}", m.name, "models") for m in runs.models_of(session, actor, project_id)]
+    kept = (
+        select(Checkpoint.id, Checkpoint.step, Run.name)
+        .join(Run, Run.id == Checkpoint.run_id)
+        .where(Run.project_id == project_id, Run.state.in_(OPEN_STATES), Checkpoint.state == "kept")
+        .order_by(Run.created_at.desc(), Checkpoint.step.desc())
+    )
+    for checkpoint_id, step, name in session.execute(kept):
+        found.append(Choice(f"checkpoint:{checkpoint_id}", f"{name} · step {step:,}", "checkpoints"))
+    bases = (
+        select(BaseModelEntry.id, BaseModelEntry.name)
+        .where(BaseModelEntry.id.in_(select(Run.base_model_id).where(Run.project_id == project_id)))
+        .order_by(BaseModelEntry.name)
+    )
+    found += [Choice(f"base:{key}", name, "bases") for key, name in session.execute(bases)]
+    return found
+
+
+def base_of(session: Session, actor: Actor, project_id: str, ref: str) -> Target | None:
+    """What a model or checkpoint was trained from, to compare with; None for a model from scratch."""
+    kind, _, key = ref.partition(":")
+    if kind == "model":
+        run = session.get_one(Run, runs.get_model(session, actor, key).run_id)
+    elif kind == "checkpoint":
+        run = session.get_one(Run, runs.checkpoint_files(session, actor, key)[0].run_id)
+    else:
+        return None
+    if run.base_model_id:
+        return resolve(session, actor, project_id, f"base:{run.base_model_id}")
+    parent = session.get(Model, run.parent_model_id) if run.parent_model_id else None
+    return resolve(session, actor, project_id, f"model:{parent.id}") if parent and parent.deleted_at is None else None
