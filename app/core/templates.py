@@ -26,7 +26,7 @@ from app.core.glossary import TERMS
 class Missing(StrictUndefined):
     """A name that does not exist: false in a test (so macros take dicts with optional keys), an error when printed."""
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # type: ignore[override]
         return False
 
 
