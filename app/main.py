@@ -4,17 +4,28 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from app.accounts import access
 from app.accounts import routes as accounts
-from app.core import error_pages, pages, system_pages
+from app.core import error_pages, pages, showroom, system_pages
 from app.core.csrf import Csrf, csrf_checked
 from app.core.edge import Edge
 from app.core.streams import Shutdown, Streams
+from app.core.templates import set_shell
+from app.overview import routes as overview
+from app.overview import shell
+from app.projects import routes as projects
 from app.recipes import routes as recipes
 from app.runs import routes as runs
 
 # Whatever is in this list needs a signed-in person and a request from our own pages.
-PRIVATE: list[APIRouter] = [system_pages.router, recipes.router, runs.router]
+# projects comes before overview: /projects/new before /projects/{project_id}.
+PRIVATE: list[APIRouter] = [
+    system_pages.router,
+    projects.router,
+    recipes.router,
+    runs.router,
+    overview.router,
+]
 # What anonymous visitors may open; each route says itself whom it lets in.
-PUBLIC = [pages.router, system_pages.health_router, accounts.router]
+PUBLIC = [pages.router, showroom.router, system_pages.health_router, accounts.router]
 BODY_LIMIT_BYTES = 2 * 2**20
 
 
@@ -30,6 +41,7 @@ def create_app() -> FastAPI:
         max_body_size=BODY_LIMIT_BYTES,
         redirect_slashes=False,
     )
+    set_shell(shell.shell)
     error_pages.install(app, on_refusal=access.record_refusal)
     for router in PUBLIC:
         app.include_router(router, dependencies=[Depends(csrf_checked)])

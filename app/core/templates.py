@@ -15,39 +15,32 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.runtime import Macro
-from markupsafe import Markup, escape
 
 from app.core import drawing, flash, numbers
 from app.core.assets import assets
 from app.core.config import get_settings
 from app.core.glossary import TERMS
+from app.core.translations import gettext, ngettext
 
 
 class Missing(StrictUndefined):
-    """A name that does not exist: false in a test (so macros take dicts with optional keys), an error when printed."""
+    """A name that does not exist: false in a test, equal to nothing (so macros take dicts with optional keys), an error
+    when printed."""
 
     def __bool__(self) -> bool:  # type: ignore[override]
         return False
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return False
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(type(self))
 
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 THEMES = ("device", "light", "dark")
 _csrf_token: ContextVar[str] = ContextVar("csrf_token", default="")
 Shell = Callable[[Request, dict[str, Any]], dict[str, Any]]
-
-
-def gettext(text: str, **values: Any) -> str:
-    """The one door for words: `_("Run %(number)s", number=7)`. A Markup value keeps its markup, the rest is escaped."""
-    if not values:
-        return text
-    if any(isinstance(value, Markup) for value in values.values()):
-        return escape(text) % values
-    return text % values
-
-
-def ngettext(one: str, many: str, count: int, **values: Any) -> str:
-    """`ngettext("%(n)s row", "%(n)s rows", 3)`: the count is formatted and given as `n`."""
-    return gettext(one if count == 1 else many, n=numbers.number(count), **values)
 
 
 def asset(name: str) -> str:

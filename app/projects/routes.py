@@ -9,8 +9,8 @@ from app.accounts.access import ActorDep
 from app.core.errors import Invalid
 from app.core.flash import flash
 from app.core.forms import FormValues, checked
-from app.core.templates import gettext as _
 from app.core.templates import render
+from app.core.translations import gettext as _
 from app.core.web import SessionDep
 from app.projects import gallery, service
 from app.projects.forms import NewProjectForm, ObjectiveForm, RenameForm

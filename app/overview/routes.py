@@ -1,0 +1,62 @@
+"""The list of projects, the overview of one, and its feedback: pages that look at every slice below."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from app.accounts.access import ActorDep
+from app.core.templates import render
+from app.core.web import SessionDep
+from app.overview import facts as project_facts
+from app.overview import journey, service
+from app.overview.next_step import next_step
+from app.projects import gallery
+from app.projects import service as projects
+
+router = APIRouter()
+
+
+@router.get("/projects")
+def listing(request: Request, actor: ActorDep, session: SessionDep, q: str = "") -> Response:
+    """Every project as a card: where it stands and what comes next."""
+    search = q.strip()[:100]
+    rows = projects.visible(session, actor, search=search)
+    facts = project_facts.of_projects(session, [project.id for project in rows])
+    cards = [
+        {
+            "project": project,
+            "template": gallery.template(project.template),
+            "stages": journey.stages(project, facts[project.id]),
+            "facts": facts[project.id],
+            "next": next_step(facts[project.id]),
+            "may_edit": actor.may(project.workspace_id, "editor"),
+            "may_delete": actor.may(project.workspace_id, "owner"),
+        }
+        for project in rows
+    ]
+    return render(
+        request, "overview/projects.html", stage="projects", cards=cards, search=search,
+        templates=[template for template in gallery.TEMPLATES.values() if template.key != "free"],
+        may_create=bool(projects.workspaces_for(actor)),
+    )  # fmt: skip
+
+
+@router.get("/projects/{project_id}")
+def overview(project_id: str, request: Request, actor: ActorDep, session: SessionDep) -> Response:
+    """One project: next step, tiles, runs, what happened lately."""
+    project = projects.get(session, actor, project_id)
+    facts = project_facts.of_projects(session, [project.id])[project.id]
+    runs, curves = service.runs_of(session, actor, project.id)
+    return render(
+        request, "overview/project.html", stage="overview", project=project, facts=facts, next=next_step(facts),
+        runs=runs, curves=curves, recently=service.recently(session, actor, project.id),
+        is_training=project_facts.is_training(facts), start=gallery.template(project.template),
+        may_edit=actor.may(project.workspace_id, "editor"), may_delete=actor.may(project.workspace_id, "owner"),
+    )  # fmt: skip
+
+
+@router.get("/projects/{project_id}/refine")
+def refine(project_id: str, request: Request, actor: ActorDep, session: SessionDep) -> Response:
+    """What people said about answers: where the next round of training begins."""
+    project = projects.get(session, actor, project_id)
+    answers = service.rated_answers(session, actor, project.id)
+    return render(request, "overview/refine.html", stage="refine", project=project, answers=answers)
