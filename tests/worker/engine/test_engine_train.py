@@ -1,0 +1,198 @@
+"""The loop: every method learns, tells what happens in order, obeys commands and leaves a model that works."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from engine_material import Script, of, run, turns, write_version
+from safetensors.torch import load_file
+
+from app.contracts.events import Control, EngineEvent
+from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
+from worker.engine import loading
+from worker.engine.errors import BadData, Diverged
+from worker.engine.greedy import answer
+
+MakeOrder = Callable[..., TrainOrder]
+METHODS = {
+    "lora": {"lora": {"rank": 8, "alpha": 16}, "learning_rate": 2e-2},
+    "last_layers": {"last_layers": 1},
+    "full": {},
+    "scratch": {"learning_rate": 2e-2, "adamw_learning_rate": 2e-2, "epochs": 25},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_learns_and_leaves_a_working_model(method: str, make_order: MakeOrder) -> None:
+    order = make_order(method, **{"epochs": 10, "evaluate_every_steps": 20, **METHODS[method]})
+    events = run(order)
+    steps, evaluations, ended = of(events, "step"), of(events, "evaluated"), events[-1]
+    assert [step.step for step in steps] == list(range(1, 6 * int(order.recipe.epochs) + 1))
+    assert steps[0].loss > 5  # the base is random
+    assert evaluations[-1].loss < steps[0].loss
+    assert evaluations[-1].accuracy > 0.5
+    assert ended.type == "ended"
+    assert ended.reason == "completed"
+    kind = {"lora": "lora", "last_layers": "layers"}.get(method, "whole")
+    assert ended.model_kind == kind
+    model_dir = Path(order.out_dir) / ended.model_dir
+    assert json.loads((model_dir / "recipe.json").read_text())["method"] == method
+    assert json.loads((model_dir / "run.json").read_text())["steps"] == len(steps)
+    assert not list(model_dir.rglob("*.bin")) + list(model_dir.rglob("*.pt"))
+
+
+def test_a_full_run_answers_what_it_learned_from_its_files_alone(make_order: MakeOrder) -> None:
+    order = make_order("full", epochs=40, evaluate_every_steps=80, learning_rate=5e-3)
+    ended = run(order)[-1]
+    folder = Path(order.out_dir) / "model"
+    model = loading.load_model(ModelFiles(base_dir=str(folder)), torch.float32)
+    tokenizer = loading.load_tokenizer(folder)
+    prompt = tokenizer.encode("<|im_start|>user\nWhat colour is the boat?<|im_end|>\n<|im_start|>assistant\n").ids
+    said = answer(model, tokenizer, prompt, loading.end_ids(model, tokenizer, folder), 40)
+    assert said.ended
+    assert said.text.startswith("The boat is ")
+    assert said.text.endswith("as boats are here.")
+    assert ended.stop_test["ended"] == 8
+
+
+def test_events_come_in_order_and_the_checkpoint_follows_its_evaluation(make_order: MakeOrder) -> None:
+    kinds = [event.type for event in run(make_order("lora", epochs=1, max_steps=4, evaluate_every_steps=2))]
+    assert kinds.index("started") > kinds.index("progress")
+    after_start = [kind for kind in kinds[kinds.index("started") + 1 :] if kind != "sample"]
+    assert after_start == ["step", "step", "evaluated", "checkpoint"] * 2 + ["progress", "ended"]
+
+
+def test_the_first_loss_is_the_mean_over_supervised_tokens_whatever_the_micro_batch(make_order: MakeOrder) -> None:
+    losses = []
+    for micro in (1, 2, 8):
+        order = make_order("full", out=f"m{micro}", micro_batch_size=micro, max_steps=4, sample_prompts=["x"])
+        losses.append([step.loss for step in of(run(order), "step")])
+    assert losses[0] == pytest.approx(losses[2], rel=2e-5)
+    assert losses[1] == pytest.approx(losses[2], rel=2e-5)
+
+
+def test_stop_and_keep_leaves_a_model(make_order: MakeOrder) -> None:
+    events = run(make_order("lora"), {3: Control(verb="stop_and_keep")})
+    assert events[-1].reason == "stopped_and_kept"
+    assert events[-1].model_dir == "model"
+    assert of(events, "step")[-1].step == 3
+
+
+def test_cancel_leaves_no_model(make_order: MakeOrder) -> None:
+    order = make_order("lora")
+    events = run(order, {2: Control(verb="cancel")})
+    assert events[-1].reason == "cancelled"
+    assert not (Path(order.out_dir) / "model").exists()
+
+
+def test_pause_and_resume_give_the_same_losses_as_one_go(make_order: MakeOrder) -> None:
+    whole = of(run(make_order("lora", out="whole")), "step")
+    order = make_order("lora", out="paused")
+    first = run(order, {5: Control(verb="pause")})
+    assert first[-1].reason == "paused"
+    second = run(order)
+    assert of(second, "started")[0].resumed_from == "checkpoints/step-00000005"
+    both = of(first, "step") + of(second, "step")
+    assert [(s.step, s.loss) for s in both] == [(s.step, s.loss) for s in whole]
+
+
+def test_an_adjusted_rate_holds_and_survives_a_resume(make_order: MakeOrder) -> None:
+    order = make_order("lora", schedule="constant", warmup_steps=0)
+    half = Control(verb="adjust", name="learning_rate", value=order.recipe.learning_rate / 2)
+    first = run(order, {2: half, 4: Control(verb="pause")})
+    assert [step.learning_rate for step in of(first, "step")] == pytest.approx([5e-3, 5e-3, 2.5e-3, 2.5e-3])
+    assert of(first, "adjusted")[0].value == pytest.approx(2.5e-3)
+    assert {step.learning_rate for step in of(run(order), "step")} == {2.5e-3}
+
+
+def test_fewer_epochs_while_running_end_the_run_sooner(make_order: MakeOrder) -> None:
+    events = run(make_order("lora", epochs=5), {4: Control(verb="adjust", name="epochs", value=1)})
+    assert of(events, "step")[-1].step == 6
+    assert events[-1].reason == "completed"
+
+
+def test_early_stopping_keeps_the_best_checkpoint(make_order: MakeOrder) -> None:
+    order = make_order(
+        "full", epochs=100, learning_rate=3e-2, schedule="constant", evaluate_every_steps=2, patience_evaluations=3
+    )
+    events = run(order)
+    evaluations = of(events, "evaluated")
+    best = min(evaluations, key=lambda one: one.loss)
+    assert events[-1].reason == "early_stopped"
+    assert events[-1].best_step == best.step
+    assert len(evaluations) == evaluations.index(best) + 4
+    kept = load_file(Path(order.out_dir) / f"checkpoints/step-{best.step:08d}/weights/model.safetensors")
+    final = load_file(Path(order.out_dir) / "model/model.safetensors")
+    assert all(torch.equal(kept[name], final[name]) for name in kept)
+
+
+def test_a_learning_rate_that_explodes_ends_as_diverged_with_a_checkpoint_kept(make_order: MakeOrder) -> None:
+    order = make_order("full", learning_rate=9.0, clip_norm=1000, warmup_steps=0, evaluate_every_steps=1000)
+    order = order.model_copy(update={"recipe": order.recipe.model_copy(update={"checkpoint_every_steps": 1})})
+    events: list[EngineEvent] = []
+    with pytest.raises(Diverged, match="Try a learning rate"):
+        events.extend(_train(order, poison_after=3))
+    assert events[-1].type == "ended"
+    assert events[-1].reason == "diverged"
+    assert len(of(events, "warned")) == 2
+    newest = sorted((Path(order.out_dir) / "checkpoints").glob("step-*"))[-1]
+    tensors = load_file(newest / "weights/model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def _train(order: TrainOrder, poison_after: int):  # type: ignore[no-untyped-def]
+    """A run whose base weights become NaN after a step, as a broken accelerator would make them."""
+    from worker.engine import train
+
+    material = {}
+    original = train.prepare
+
+    def remember(*args):  # type: ignore[no-untyped-def]
+        material["it"] = yield from original(*args)
+        return material["it"]
+
+    train.prepare = remember
+    try:
+        for event in train.train(order, Script()):
+            yield event
+            if event.type == "checkpoint" and event.step == poison_after:
+                with torch.no_grad():
+                    next(material["it"].model.parameters()).fill_(float("nan"))
+    finally:
+        train.prepare = original
+
+
+def test_an_adapter_that_changes_nothing_is_refused(make_order: MakeOrder) -> None:
+    order = make_order("lora", learning_rate=1e-30, max_steps=1, warmup_steps=0)
+    with pytest.raises(BadData, match="change nothing"):
+        run(order)
+
+
+def test_text_rows_train_a_character_model(make_order: MakeOrder, tmp_path: Path) -> None:
+    text = "To be, or not to be, that is the question. " * 40
+    data = write_version(
+        tmp_path / "text",
+        [{"kind": "text", "text": text}, {"kind": "text", "text": text[:300], "split": "validation"}],
+    )
+    spec = {"layers": 2, "heads": 2, "width": 32, "context_length": 32, "tokenizer": "characters"}
+    order = make_order("scratch", data=data, scratch=spec, epochs=20, max_length_tokens=32, learning_rate=1e-2)
+    events = run(order)
+    assert of(events, "evaluated")[-1].accuracy > 0.8
+    assert of(events, "started")[0].train_rows == 56  # 1 720 characters and an end token, in windows of 32
+
+
+def test_no_usable_row_is_said_plainly(make_order: MakeOrder, tmp_path: Path) -> None:
+    data = write_version(tmp_path / "long", [{"messages": turns("why " * 100, "because")}])
+    with pytest.raises(BadData, match="1 are longer than 64 tokens"):
+        run(make_order("lora", data=data))
+
+
+def test_training_goes_on_from_an_earlier_model(make_order: MakeOrder, bases: Callable[[str], Path]) -> None:
+    first = make_order("lora", out="first", epochs=6, learning_rate=2e-2)
+    loss = of(run(first), "evaluated")[-1].loss
+    overlay = Overlay(kind="lora", dir=str(Path(first.out_dir) / "model"))
+    second = make_order("last_layers", out="second", max_steps=1, learning_rate=1e-6)
+    second.base = ModelFiles(base_dir=str(bases("llama")), overlays=[overlay])
+    assert of(run(second), "evaluated")[0].loss == pytest.approx(loss, rel=0.01)
