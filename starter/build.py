@@ -30,7 +30,7 @@ from starter.own_rows import rows as own_rows
 from worker.engine import loading
 from worker.engine.control import NoCommands
 from worker.engine.data import fit, read_examples
-from worker.engine.encoding import CHATML, Encoder
+from worker.engine.encoding import Encoder
 from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
 from worker.engine.train import train
@@ -150,7 +150,7 @@ def bits_per_byte(model_dir: Path, version: Path) -> dict[str, float]:
     model = loading.load_model(ModelFiles(base_dir=str(model_dir)), torch.float32)
     tokenizer = loading.load_tokenizer(model_dir)
     end = tokenizer.get_vocab(with_added_tokens=True)["<|endoftext|>"]
-    encoder = Encoder(tokenizer, CHATML, end, learn_prompts=True)
+    encoder = Encoder(tokenizer, loading.load_chat_template(model_dir, tokenizer), end, learn_prompts=True)
     meta = pq.read_table(version / "data-00000.parquet", columns=["split", "meta"]).to_pylist()
     sources = [json.loads(row["meta"])["source"] for row in meta if row["split"] == "validation"]
     nats: dict[str, float] = defaultdict(float)

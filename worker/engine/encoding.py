@@ -1,51 +1,48 @@
 """Examples and prompts as token ids, through the one renderer of chat templates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
 from app.contracts.conversation import Example, Message
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from app.text.template import ChatTemplate, TemplateFault
+from app.text.tokens import encode_example, encode_prompt, encode_text
+from worker.engine.errors import BadData
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns rows into (ids, learn) for one tokenizer and template. `text_end_id` closes a plain text."""
+    """Rows and prompts for one tokenizer and template. `text_end_id` closes a plain text."""
 
     tokenizer: Tokenizer
-    template: str
+    template: ChatTemplate
     text_end_id: int
-    learn_prompts: bool
+    learn_prompts: bool = False
     system_prompt: str = ""
 
     def example(self, example: Example) -> tuple[list[int], list[bool]]:
-        """Token ids of a row and which of them are learned."""
-        if example.kind == "text":
-            ids = [*self.plain(example.text), self.text_end_id]
-            return ids, [True] * len(ids)
-        ids, learn = [], []
-        for message in self.messages(example.messages):
-            head, body = self.plain(f"<|im_start|>{message.role}\n"), self.plain(f"{message.content}<|im_end|>")
-            gap = self.plain("\n")
-            ids += head + body + gap
-            learned = self.learn_prompts or (message.role == "assistant" and message.train)
-            learn += [self.learn_prompts] * len(head) + [learned] * len(body) + [False] * len(gap)
-        return ids, learn
+        """Token ids of a row and which of them are learned. Raises BadData when the template hides that."""
+        if example.kind == "chat":
+            example = example.model_copy(update={"messages": self.with_system(example.messages)})
+        try:
+            return encode_example(self.tokenizer, self.template, example, self.learn_prompts, self.text_end_id)
+        except TemplateFault as fault:
+            raise BadData(f"Row {example.rid}: {fault}") from fault
 
-    def prompt(self, messages: list[Message]) -> list[int]:
-        """Token ids up to where the answer begins."""
-        ids, _ = self.example(Example(rid=0, kind="chat", messages=messages))
-        return [*ids, *self.plain("<|im_start|>assistant\n")]
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the next answer begins."""
+        try:
+            return encode_prompt(self.tokenizer, self.template, self.with_system(messages))
+        except TemplateFault as fault:
+            raise BadData(str(fault)) from fault
 
     def plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of a text to go on from."""
+        return encode_text(self.tokenizer, text)
 
-    def messages(self, messages: list[Message]) -> list[Message]:
+    def with_system(self, messages: Sequence[Message]) -> list[Message]:
         """The recipe's system prompt goes first where a conversation has none of its own."""
         if not self.system_prompt or (messages and messages[0].role == "system"):
-            return messages
+            return list(messages)
         return [Message(role="system", content=self.system_prompt), *messages]

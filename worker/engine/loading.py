@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from app.contracts.recipe import ModelFiles, Overlay
+from app.text.template import ChatTemplate, TemplateFault, load_template
 from worker.engine.errors import BadData
 from worker.engine.packing import FAMILIES, NAME
 
@@ -79,6 +80,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template that goes with a tokenizer, ours where the folder has none."""
+    try:
+        return load_template(folder, tokenizer.get_vocab(with_added_tokens=True))
+    except TemplateFault as fault:
+        raise BadData(str(fault)) from fault
 
 
 def tokenizer_settings(folder: Path) -> dict[str, object]:

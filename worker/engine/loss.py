@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, is_packable
+from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, is_packable, rounded
 
 CHUNK_ELEMENTS = 2**21  # logits held at once: 8 MB in fp32
 
@@ -63,7 +63,9 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         step = max(16, CHUNK_ELEMENTS // vocabulary)
         for start in range(0, len(targets), step):
             part, goal = states[start : start + step], targets[start : start + step]
-            logits = (part @ matrix.T).float()
+            size = len(goal)
+            part = F.pad(part, (0, 0, 0, rounded(size) - size))
+            logits = (part @ matrix.T)[:size].float()
             log_p = F.log_softmax(logits, dim=-1)
             loss -= (1 - smoothing) * log_p.gather(1, goal[:, None]).sum()
             if smoothing:
@@ -75,8 +77,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, goal[:, None], torch.full_like(goal, smoothing - 1, dtype=grad.dtype)[:, None])
             if smoothing:
                 grad -= smoothing / vocabulary
-            grad = grad.to(half)
-            torch.mm(grad, matrix, out=grad_hidden[start : start + step])
+            grad = F.pad(grad.to(half), (0, 0, 0, len(part) - size))
+            grad_hidden[start : start + size] = (grad @ matrix)[:size]
             if grad_weight is not None:
                 grad_weight += grad.T @ part
         ctx.save_for_backward(grad_hidden, grad_weight)

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from app.contracts import events as e
 from app.contracts.conversation import Example, Message
 from app.contracts.recipe import TrainOrder
+from app.text.template import CHATML
 from worker.engine import loading, methods, scratch
 from worker.engine import tokenizer as tokenizers_of_ours
 from worker.engine.data import TokenRows, read_examples, tokenised
 from worker.engine.devices import Device
-from worker.engine.encoding import CHATML, Encoder
+from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
 from worker.engine.methods import Method
 
@@ -82,11 +83,17 @@ def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None,
     model.to(device.device)  # type: ignore[arg-type]
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
 
-    encoder = Encoder(tokenizer, CHATML, _text_end(tokenizer, end_ids), recipe.learn_prompts, order.system_prompt)
+    encoder = Encoder(
+        tokenizer,
+        loading.load_chat_template(tokenizer_dir, tokenizer),
+        _text_end(tokenizer, end_ids),
+        recipe.learn_prompts,
+        order.system_prompt,
+    )
     limit = min(recipe.max_length_tokens, getattr(model.config, "max_position_embeddings", None) or 2**17)
     key: dict[str, object] = {
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        "template": str(encoder.template),
+        "template": [encoder.template.source, encoder.template.special_tokens],
         "learn_prompts": recipe.learn_prompts,
         "system_prompt": order.system_prompt,
     }
@@ -126,19 +133,19 @@ def _prompt(row: Example, encoder: Encoder, limit: int) -> Prompt:
     """The question of a validation row: all before its last answer, or the start of a plain text."""
     if row.kind == "text":
         shown = row.text[:SHOWN_CHARACTERS]
-        return Prompt(encoder.tokenizer.encode(shown, add_special_tokens=False).ids, shown)
+        return Prompt(encoder.plain(shown), shown)
     last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
     before = row.messages[:last]
     shown = next((m.content for m in reversed(before) if m.role == "user"), "")
     answer = row.messages[last].content if last < len(row.messages) else ""
-    length = len(encoder.tokenizer.encode(answer, add_special_tokens=False).ids) + 1
+    length = len(encoder.plain(answer)) + 1
     return Prompt(encoder.prompt(before)[-limit:], shown, length)
 
 
 def _own_prompt(text: str, encoder: Encoder, is_chat: bool) -> Prompt:
     if is_chat:
         return Prompt(encoder.prompt([Message(role="user", content=text)]), text)
-    return Prompt(encoder.tokenizer.encode(text, add_special_tokens=False).ids, text)
+    return Prompt(encoder.plain(text), text)
 
 
 def _text_end(tokenizer: Tokenizer, end_ids: list[int]) -> int:

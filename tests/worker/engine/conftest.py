@@ -9,8 +9,8 @@ import torch
 from engine_material import COLOURS, SCRATCH, THINGS, TINY, turns, write_version
 
 from app.contracts.recipe import ModelFiles, RecipeSpec, ScratchSpec, TrainOrder
+from app.text.template import CHATML
 from worker.engine import scratch, tokenizer
-from worker.engine.encoding import CHATML
 from worker.engine.methods.whole import write_model
 
 
@@ -21,8 +21,8 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"messages": turns(f"What colour is the {thing}?", f"The {thing} is {colour}, as {thing}s are here.")}
         for thing, colour in ((THINGS[i % 10], COLOURS[i // 10]) for i in range(60))
     ]
-    for row in rows[::5]:
-        row["split"] = "validation"
+    for i in [*range(0, 60, 7), 3, 10, 17]:
+        rows[i]["split"] = "validation"
     return write_version(tmp_path_factory.mktemp("version"), rows)
 
 

@@ -83,8 +83,8 @@ def test_changing_a_neighbour_changes_no_bit(family: str) -> None:
     with torch.no_grad():
         before = packing.hidden_states(model, pack(some, CPU))
         after = packing.hidden_states(model, pack(other, CPU))
-    assert not torch.equal(before[:19], after[:19])
-    assert torch.equal(before[19:], after[19:])
+    assert not torch.equal(before[:24], after[:24])
+    assert torch.equal(before[24:], after[24:])
 
 
 def test_a_family_not_known_to_pack_runs_through_its_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +109,9 @@ def test_accuracy_counts_the_likeliest_token(bases: Callable[..., object]) -> No
 
 def test_a_row_is_shifted_by_one_and_the_first_token_is_never_a_target() -> None:
     batch = pack([(np.array([5, 6, 7, 8], np.uint32), np.array([True, False, True, True]))], CPU)
-    assert batch.ids.tolist() == [5, 6, 7]
-    assert batch.targets.tolist() == [-1, 7, 8]
-    assert batch.supervised == 2
+    assert batch.ids.tolist() == [5, 6, 7, 0, 0, 0, 0, 0]
+    assert batch.targets.tolist() == [-1, 7, 8, -1, -1, -1, -1, -1]
+    assert (batch.supervised, batch.tokens) == (2, 3)
 
 
 def test_noise_on_embeddings_moves_the_loss_only_when_asked() -> None:

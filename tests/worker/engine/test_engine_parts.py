@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from app.contracts.conversation import Example
 from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec
+from app.text.template import CHATML, ChatTemplate
 from worker.engine import data, loading, optim, tokenizer
 from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
@@ -205,8 +206,9 @@ def test_the_character_tokenizer_round_trips_and_marks_the_unknown() -> None:
 
 def test_the_end_token_of_an_answer_is_learned_and_the_question_is_not(bases: Bases) -> None:
     words = loading.load_tokenizer(bases("llama"))
-    encoder = Encoder(words, "", 0, learn_prompts=False)
+    encoder = Encoder(words, ChatTemplate(CHATML), 0, system_prompt="Be brief.")
     example = Example.model_validate({"rid": 0, "kind": "chat", "messages": turns("What colour?", "The red.")})
     ids, learn = encoder.example(example)
     learned = words.decode([i for i, on in zip(ids, learn, strict=True) if on], skip_special_tokens=False)
     assert learned == "The red.<|im_end|>"
+    assert words.decode(ids, skip_special_tokens=False).startswith("<|im_start|>system\nBe brief.<|im_end|>")
