@@ -67,6 +67,16 @@ def upgrade() -> None:
         _fail(str(error))
 
 
+@app.command("setup-token")
+def setup_token() -> None:
+    """Print a new one-time token for the first account; the one before is worth nothing then."""
+    token = _setup_token()
+    if token is None:
+        typer.echo("This installation has its owner already. Sign in, or ask the owner for an invitation.")
+    else:
+        typer.echo(f"Setup token: {token}")
+
+
 @app.command()
 def doctor() -> None:
     """Look at the machine and the parts, and say how to mend what is wrong."""

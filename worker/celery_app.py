@@ -18,6 +18,7 @@ from app.core import logging as log_setup
 from app.core.config import get_settings
 from app.core.queue import celery_settings
 from app.core.redis_server import celery_url
+from worker.alive import Alive
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ celery_app.conf.update(
     worker_consumer="worker.broker:Consumer",
 )
 
+celery_app.steps["consumer"].add(Alive)
+
 
 @signals.worker_shutting_down.connect
 def _start_draining(**_: Any) -> None:
@@ -49,6 +52,7 @@ def _configure_logging(**_: Any) -> None:
 
 def serve(queue: str, concurrency: int) -> None:
     """Work on `queue` until told to stop; an import error in a task module ends the process at once."""
+    Alive.queue = queue
     for name in celery_app.conf.include:
         importlib.import_module(name)
     arguments = ["worker", "--queues", queue, "--concurrency", str(concurrency), "--hostname", f"{queue}@%h"]

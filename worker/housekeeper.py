@@ -19,6 +19,7 @@ from app.core.leader import Leader
 from app.core.work import Watcher
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.runs.reconcile import Reconciler
+from worker import alive
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -73,6 +74,7 @@ def keep_house(stop: threading.Event, todo: list[Chore], leader: Leader) -> None
         if held != leads:
             leads = held
             log.info("this housekeeper leads" if leads else "another housekeeper leads")
+        alive.touch("housekeeper")
         for chore in todo if leads else []:
             if stop.is_set():
                 break
