@@ -1,0 +1,1 @@
+"""Conversations with models: asked in the browser, answered in the background, saved and rated."""

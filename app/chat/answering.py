@@ -1,0 +1,113 @@
+"""Makes answers in the background of the web process: follows the model server, tells the page, saves the message.
+
+Pages only follow, so a reload loses nothing; what is said is saved every second, so a crash loses little.
+"""
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+
+from app.chat.models import ChatMessage
+from app.contracts.conversation import Message
+from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
+from app.core import events
+from app.core.db import transaction, utcnow
+from app.core.errors import AppError
+from app.inference import client
+from app.inference.targets import Target
+
+log = logging.getLogger(__name__)
+TELL_EVERY_S = 0.07
+SAVE_EVERY_S = 1.0
+_pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that is needed to make one answer, without a session."""
+
+    message_id: str
+    target: Target
+    messages: list[Message]
+    sampling: Sampling
+
+
+def start(order: Order) -> None:
+    """Begin to make the answer; call it once its row is committed."""
+    _pool.submit(_make, order)
+
+
+def _make(order: Order) -> None:
+    try:
+        _answer(order)
+    except AppError as error:
+        _finish(order, "", "failed", error=error.sentence)
+    except Exception:
+        log.exception("an answer failed", extra={"message": order.message_id})
+        _finish(order, "", "failed", error="The answer could not be made. Try again; the log says why.")
+
+
+def _answer(order: Order) -> None:
+    said, untold, last = "", "", TokenEvent()
+    told_at = saved_at = time.monotonic()
+    is_stopped = False
+    stream = client.generate(_request(order))
+    for last in stream:
+        said += last.text
+        untold += last.text
+        now = time.monotonic()
+        if untold and now - told_at >= TELL_EVERY_S:
+            events.publish(f"chat:{order.message_id}", "text", {"text": untold})
+            untold, told_at = "", now
+        if now - saved_at >= SAVE_EVERY_S:
+            saved_at = now
+            if _save(order, said):
+                is_stopped = True
+                break
+    if is_stopped:
+        stream.close()  # type: ignore[attr-defined]
+    if untold:
+        events.publish(f"chat:{order.message_id}", "text", {"text": untold})
+    statistics = last.model_dump(
+        include={"prompt_tokens", "completion_tokens", "queue_s", "first_token_s", "total_s", "finish_reason"},
+        exclude_none=True,
+    )
+    if last.finish_reason == "error":
+        _finish(order, said, "failed", error=last.error or "")
+    else:
+        _finish(order, said, "stopped" if is_stopped else "done", statistics=statistics)
+
+
+def _request(order: Order) -> GenerationRequest:
+    if order.target.is_chat:
+        return client.request_for(order.target, order.sampling, messages=order.messages)
+    # A model of plain text goes on from the words; it knows no turns.
+    words = next((m.content for m in reversed(order.messages) if m.role == "user"), "")
+    return client.request_for(order.target, order.sampling, prompt=words)
+
+
+def _save(order: Order, said: str) -> bool:
+    """Save what was said so far; True when a person asked to stop."""
+    with transaction() as session:
+        session.execute(
+            update(ChatMessage)
+            .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
+            .values(content=said, saved_at=utcnow())
+        )
+        wish = session.scalar(select(ChatMessage.error).where(ChatMessage.id == order.message_id))
+    return wish is None or wish == "stop"
+
+
+def _finish(order: Order, said: str, state: str, *, error: str = "", statistics: dict[str, object] | None = None) -> None:
+    # A failure in the middle keeps what was saved before it.
+    changes: dict[str, object] = {"content": said} if said else {}
+    with transaction() as session:
+        session.execute(
+            update(ChatMessage)
+            .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
+            .values(state=state, error=error, statistics=statistics or {}, saved_at=utcnow(), **changes)
+        )
+    events.publish(f"chat:{order.message_id}", "end", {"state": state})

@@ -1,0 +1,38 @@
+"""What the chat page sends."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from app.contracts.generation import Sampling
+from app.core.forms import FormBase
+
+REF = Annotated[str, Field(max_length=60)]
+
+
+class AskForm(FormBase):
+    """A message, and the settings that stand beside it."""
+
+    message: str = Field(min_length=1, max_length=20_000)
+    model: REF = ""
+    compare: REF = ""
+    temperature: float = Field(0.7, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1, le=4096)
+    system_prompt: str = Field("", max_length=8000)
+
+    def sampling(self) -> Sampling:
+        """As the model server takes it."""
+        return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
+
+
+class FeedbackForm(FormBase):
+    """A thumb (1, 0 or −1) and a note."""
+
+    thumb: int = Field(0, ge=-1, le=1)
+    note: str = Field("", max_length=2000)
+
+
+class TitleForm(FormBase):
+    """A chat's name."""
+
+    title: str = Field(min_length=1, max_length=200)

@@ -1,0 +1,221 @@
+"""The chat page: asking, asking again, stopping, rating, earlier conversations. The live text is in stream.py."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.chat import answering, service
+from app.chat.forms import AskForm, FeedbackForm, TitleForm
+from app.chat.models import Chat, ChatMessage
+from app.contracts.generation import Sampling
+from app.core import markdown
+from app.core.after_commit import after_commit
+from app.core.errors import Invalid, NotFound
+from app.core.flash import flash
+from app.core.forms import FormValues, checked
+from app.core.templates import render
+from app.core.web import SessionDep, is_partial
+from app.inference import targets
+from app.projects import service as projects
+from app.projects.models import Objective, Project
+
+router = APIRouter()
+MODEL = Annotated[str, Query(max_length=60)]
+
+
+@router.get("/projects/{project_id}/chat")
+def new_chat(
+    request: Request, project_id: str, actor: ActorDep, session: SessionDep, model: MODEL = "", compare: MODEL = ""
+) -> Response:
+    """An empty conversation with the newest model, or the one named in the address."""
+    project = projects.get(session, actor, project_id)
+    return _page(request, session, actor, project, None, [model, compare])
+
+
+@router.get("/chats/{chat_id}")
+def show_chat(request: Request, chat_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """A saved conversation."""
+    chat = service.get(session, actor, chat_id)
+    project = projects.get(session, actor, chat.project_id)
+    return _page(request, session, actor, project, chat, chat.model_refs)
+
+
+@router.post("/projects/{project_id}/chat")
+def ask_first(
+    request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues
+) -> Response:
+    """The first message makes the conversation."""
+    return _ask(request, session, actor, project_id, values, None)
+
+
+@router.post("/chats/{chat_id}")
+def ask_next(request: Request, chat_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """A further message. htmx gets the new turn; without scripts the page is shown again."""
+    chat = service.get(session, actor, chat_id)
+    return _ask(request, session, actor, chat.project_id, values, chat)
+
+
+def _ask(
+    request: Request, session: Session, actor: Actor, project_id: str, values: dict[str, Any], chat: Chat | None
+) -> Response:
+    form, errors = checked(AskForm, values)
+    project = projects.get(session, actor, project_id, need=service.ASKS)
+    if form is None:
+        refs = chat.model_refs if chat else [str(values.get("model", "")), str(values.get("compare", ""))]
+        return _page(request, session, actor, project, chat, refs, errors=errors, typed=values)
+    made, answers = service.ask(
+        session,
+        actor,
+        project_id,
+        content=form.message,
+        refs=[form.model, form.compare],
+        sampling=form.sampling(),
+        system_prompt=form.system_prompt,
+        chat_id=chat.id if chat else None,
+    )
+    for answer in answers:
+        _begin(session, actor, made, answer)
+    if chat is not None and is_partial(request):
+        turn = service.turns(session, made)[-1]
+        return render(request, "chat/_turn.html", turn=turn, **_shown(session, actor, made))
+    return RedirectResponse(f"/chats/{made.id}", 303)
+
+
+def _begin(session: Session, actor: Actor, chat: Chat, answer: ChatMessage) -> None:
+    target = targets.resolve(session, actor, chat.project_id, answer.model_ref)
+    order = answering.Order(
+        message_id=answer.id,
+        target=target,
+        messages=service.history(session, chat, answer, target),
+        sampling=Sampling(**chat.sampling),
+    )
+    after_commit(session, lambda: answering.start(order))
+
+
+@router.post("/chats/messages/{message_id}/again")
+def ask_again(request: Request, message_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Another answer to the same question."""
+    chat, answer = service.again(session, actor, message_id)
+    _begin(session, actor, chat, answer)
+    return RedirectResponse(f"/chats/{chat.id}", 303)
+
+
+@router.post("/chats/messages/{message_id}/stop")
+def stop(request: Request, message_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Stop the answer and keep what was said."""
+    chat, _ = service.request_stop(session, actor, message_id)
+    return Response(status_code=204) if is_partial(request) else RedirectResponse(f"/chats/{chat.id}", 303)
+
+
+@router.post("/chats/messages/{message_id}/feedback")
+def rate(request: Request, message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """A thumb, and perhaps a note."""
+    form, errors = checked(FeedbackForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    chat, message = service.rate(session, actor, message_id, thumb=form.thumb, note=form.note)
+    if is_partial(request):
+        return render(request, "chat/_tools.html", message=message, **_shown(session, actor, chat))
+    return RedirectResponse(f"/chats/{chat.id}", 303)
+
+
+@router.post("/chats/{chat_id}/title")
+def rename(chat_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Another name for a conversation."""
+    form, errors = checked(TitleForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    chat = service.rename(session, actor, chat_id, form.title)
+    return RedirectResponse(f"/chats/{chat.id}", 303)
+
+
+@router.post("/chats/{chat_id}/delete")
+def delete(chat_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Put a conversation away, with a way back."""
+    chat = service.delete(session, actor, chat_id)
+    response = RedirectResponse(f"/projects/{chat.project_id}/chat", 303)
+    flash(response, "Conversation deleted", chat.title, undo_url=f"/chats/{chat.id}/restore")
+    return response
+
+
+@router.post("/chats/{chat_id}/restore")
+def restore(chat_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Undo a deletion."""
+    chat = service.restore(session, actor, chat_id)
+    return RedirectResponse(f"/chats/{chat.id}", 303)
+
+
+@router.get("/projects/{project_id}/chats")
+def search_chats(
+    request: Request,
+    project_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    q: Annotated[str, Query(max_length=200)] = "",
+) -> Response:
+    """Earlier conversations whose title or words match."""
+    chats = service.listing(session, actor, project_id, search=q)
+    return render(request, "chat/_history.html", chats=chats, chat=None, search=q, project_id=project_id)
+
+
+def _shown(session: Session, actor: Actor, chat: Chat) -> dict[str, Any]:
+    return {
+        "chat": chat,
+        "names": service.names(session, actor, chat),
+        "ratings": service.ratings(session, actor, chat),
+        "markdown": markdown.render,
+    }
+
+
+def _page(
+    request: Request,
+    session: Session,
+    actor: Actor,
+    project: Project,
+    chat: Chat | None,
+    refs: list[str],
+    *,
+    errors: dict[str, str] | None = None,
+    typed: dict[str, Any] | None = None,
+) -> Response:
+    choices = targets.choices(session, actor, project.id)
+    known = {choice.ref for choice in choices}
+    refs = [ref for ref in refs if ref in known]
+    if not refs and choices:
+        refs = [choices[0].ref]
+    try:
+        target = targets.resolve(session, actor, project.id, refs[0]) if refs else None
+    except NotFound:
+        target = None
+    objective = session.get(Objective, project.id)
+    sampling = Sampling(**chat.sampling) if chat and chat.sampling else Sampling()
+    system_prompt = chat.system_prompt if chat else (target.system_prompt if target else "")
+    return render(
+        request,
+        "chat/page.html",
+        status=422 if errors else 200,
+        project=project,
+        stage="chat",
+        chat=chat,
+        turns=service.turns(session, chat) if chat else [],
+        chats=service.listing(session, actor, project.id),
+        choices=choices,
+        refs=refs,
+        target=target,
+        base=targets.base_of(session, actor, project.id, refs[0]) if refs else None,
+        suggestions=[s["question"] for s in (objective.samples if objective else []) if s.get("question")][:3],
+        sampling=sampling,
+        system_prompt=system_prompt,
+        errors=errors or {},
+        typed=typed or {},
+        search="",
+        project_id=project.id,
+        may_ask=actor.may(project.workspace_id, service.ASKS),
+        names=service.names(session, actor, chat) if chat else {},
+        ratings=service.ratings(session, actor, chat) if chat else {},
+        markdown=markdown.render,
+    )

@@ -1,0 +1,247 @@
+"""Saved conversations: asking, asking again, stopping, rating. The answers themselves are made in answering.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.accounts.service import Actor
+from app.chat.models import Chat, ChatMessage, Feedback
+from app.contracts.conversation import Message
+from app.contracts.generation import Sampling
+from app.core.db import utcnow
+from app.core.errors import Conflict, Invalid, NotFound
+from app.core.markdown import plain
+from app.inference import targets
+from app.inference.targets import Target
+from app.projects import service as projects
+
+ABANDONED_S = 60
+INTERRUPTED = "The answer was interrupted. Choose “Try again”."
+ASKS = "annotator"
+
+
+def get(session: Session, actor: Actor, chat_id: str, *, need: str = "viewer") -> Chat:
+    """A chat, for somebody who may see its project."""
+    chat = session.get(Chat, chat_id)
+    if chat is None or chat.deleted_at is not None:
+        raise NotFound
+    projects.get(session, actor, chat.project_id, need=need)
+    return chat
+
+
+def get_message(session: Session, actor: Actor, message_id: str, *, need: str = "viewer") -> tuple[Chat, ChatMessage]:
+    """One message and its chat."""
+    message = session.get(ChatMessage, message_id)
+    if message is None:
+        raise NotFound
+    return get(session, actor, message.chat_id, need=need), message
+
+
+def listing(session: Session, actor: Actor, project_id: str, *, search: str = "", limit: int = 50) -> Sequence[Chat]:
+    """The project's chats, newest first; `search` looks into titles and messages."""
+    projects.get(session, actor, project_id)
+    query = select(Chat).where(Chat.project_id == project_id, Chat.deleted_at.is_(None))
+    if search:
+        pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        said = select(ChatMessage.chat_id).where(ChatMessage.content.ilike(pattern, escape="\\"))
+        query = query.where(Chat.title.ilike(pattern, escape="\\") | Chat.id.in_(said))
+    return session.scalars(query.order_by(Chat.updated_at.desc(), Chat.id).limit(limit)).all()
+
+
+def ask(
+    session: Session,
+    actor: Actor,
+    project_id: str,
+    *,
+    content: str,
+    refs: Sequence[str],
+    sampling: Sampling,
+    system_prompt: str,
+    chat_id: str | None = None,
+) -> tuple[Chat, list[ChatMessage]]:
+    """Add a question, and an answer to be made for each model. Returns the chat and those answers.
+
+    Raises Invalid when no model is named, NotFound for a model or chat that is not the actor's, Conflict while an
+    answer of this chat is still being made.
+    """
+    project = projects.get(session, actor, project_id, need=ASKS)
+    if chat_id:
+        chat = get(session, actor, chat_id, need=ASKS)
+        if chat.project_id != project.id:
+            raise NotFound
+        settle_abandoned(session, chat)
+        if is_answering(session, chat):
+            raise Conflict("An answer is still being written. Wait for it, or stop it first.")
+    else:
+        chat = Chat(project_id=project.id, title=plain(content), created_by=actor.user_id)
+        session.add(chat)
+    named = [ref for ref in dict.fromkeys(refs) if ref][:2]
+    if not named:
+        raise Invalid(fields={"model": "Choose the model to ask."})
+    for ref in named:
+        targets.resolve(session, actor, project.id, ref)
+    chat.model_refs, chat.system_prompt = named, system_prompt
+    chat.sampling = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+    chat.updated_at = utcnow()
+    session.flush()
+    last = session.scalar(select(func.max(ChatMessage.position)).where(ChatMessage.chat_id == chat.id))
+    position = 0 if last is None else last + 1
+    question = ChatMessage(chat_id=chat.id, position=position, role="user", content=content)
+    session.add(question)
+    session.flush()
+    return chat, [_pending(session, chat, question.id, position + 1, ref) for ref in named]
+
+
+def again(session: Session, actor: Actor, message_id: str) -> tuple[Chat, ChatMessage]:
+    """Make another answer to the same question; the earlier one is kept, no longer shown."""
+    chat, message = get_message(session, actor, message_id, need=ASKS)
+    if message.role != "assistant" or not message.is_active:
+        raise Invalid("Only the newest answer can be tried again.")
+    settle_abandoned(session, chat)
+    if is_answering(session, chat):
+        raise Conflict("An answer is still being written. Wait for it, or stop it first.")
+    targets.resolve(session, actor, chat.project_id, message.model_ref)
+    message.is_active = False
+    later = update(ChatMessage).where(ChatMessage.chat_id == chat.id, ChatMessage.position > message.position)
+    session.execute(later.values(is_active=False))
+    return chat, _pending(session, chat, message.parent_id, message.position, message.model_ref)
+
+
+def _pending(session: Session, chat: Chat, parent_id: str | None, position: int, ref: str) -> ChatMessage:
+    answer = ChatMessage(
+        chat_id=chat.id, parent_id=parent_id, position=position, role="assistant", model_ref=ref, state="streaming"
+    )
+    session.add(answer)
+    session.flush()
+    return answer
+
+
+def is_answering(session: Session, chat: Chat) -> bool:
+    """Whether an answer of this chat is being made."""
+    query = select(ChatMessage.id).where(ChatMessage.chat_id == chat.id, ChatMessage.state == "streaming")
+    return session.scalar(query.limit(1)) is not None
+
+
+def settle_abandoned(session: Session, chat: Chat) -> None:
+    """Answers whose maker has died are marked as interrupted; what was said so far is kept."""
+    stale = utcnow() - timedelta(seconds=ABANDONED_S)
+    session.execute(
+        update(ChatMessage)
+        .where(ChatMessage.chat_id == chat.id, ChatMessage.state == "streaming", ChatMessage.saved_at < stale)
+        .values(state="failed", error=INTERRUPTED)
+        .execution_options(synchronize_session="fetch")
+    )
+
+
+def request_stop(session: Session, actor: Actor, message_id: str) -> tuple[Chat, ChatMessage]:
+    """Ask the maker of an answer to stop; it keeps what was said."""
+    chat, message = get_message(session, actor, message_id, need=ASKS)
+    if message.state == "streaming":
+        message.error = "stop"
+    settle_abandoned(session, chat)
+    return chat, message
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its shown answers."""
+
+    question: ChatMessage
+    answers: list[ChatMessage]
+
+
+def turns(session: Session, chat: Chat) -> list[Turn]:
+    """The conversation as it is shown, in order."""
+    query = select(ChatMessage).where(ChatMessage.chat_id == chat.id, ChatMessage.is_active)
+    rows = session.scalars(query.order_by(ChatMessage.position, ChatMessage.created_at, ChatMessage.id)).all()
+    answers: dict[str | None, list[ChatMessage]] = {}
+    for row in rows:
+        if row.role == "assistant":
+            answers.setdefault(row.parent_id, []).append(row)
+    order = {ref: place for place, ref in enumerate(chat.model_refs)}
+    for group in answers.values():
+        group.sort(key=lambda m: order.get(m.model_ref, 9))
+    return [Turn(row, answers.get(row.id, [])) for row in rows if row.role == "user"]
+
+
+def history(session: Session, chat: Chat, answer: ChatMessage, target: Target) -> list[Message]:
+    """What the model reads before this answer: the system prompt, and the turns as this model answered them."""
+    messages = [Message(role="system", content=chat.system_prompt)] if chat.system_prompt else []
+    for turn in turns(session, chat):
+        if turn.question.position >= answer.position:
+            break
+        said = next((m for m in turn.answers if m.model_ref == target.ref and m.id != answer.id), None)
+        if said is None and turn.question.id != answer.parent_id:
+            said = next((m for m in turn.answers if m.content), None)
+        if turn.question.id != answer.parent_id and (said is None or not said.content):
+            continue
+        messages.append(Message(role="user", content=turn.question.content))
+        if turn.question.id == answer.parent_id:
+            break
+        if said is not None:
+            messages.append(Message(role="assistant", content=said.content))
+    return messages
+
+
+def rename(session: Session, actor: Actor, chat_id: str, title: str) -> Chat:
+    """Give a chat another name."""
+    chat = get(session, actor, chat_id, need=ASKS)
+    chat.title = title
+    return chat
+
+
+def delete(session: Session, actor: Actor, chat_id: str) -> Chat:
+    """Put a chat away; `restore` brings it back."""
+    chat = get(session, actor, chat_id, need=ASKS)
+    chat.deleted_at = utcnow()
+    return chat
+
+
+def restore(session: Session, actor: Actor, chat_id: str) -> Chat:
+    """Undo a deletion."""
+    chat = session.get(Chat, chat_id)
+    if chat is None:
+        raise NotFound
+    projects.get(session, actor, chat.project_id, need=ASKS)
+    chat.deleted_at = None
+    return chat
+
+
+def rate(session: Session, actor: Actor, message_id: str, *, thumb: int, note: str = "") -> tuple[Chat, ChatMessage]:
+    """Store what this person thinks of an answer; once a person, the last word counts."""
+    chat, message = get_message(session, actor, message_id, need=ASKS)
+    if message.role != "assistant" or actor.user_id is None:
+        raise Invalid("Only answers can be rated, by a person.")
+    known = session.get(Feedback, (message.id, actor.user_id))
+    if known is None:
+        session.add(Feedback(message_id=message.id, user_id=actor.user_id, thumb=thumb, note=note))
+    else:
+        known.thumb, known.note = thumb, note or known.note
+    session.flush()
+    return chat, message
+
+
+def ratings(session: Session, actor: Actor, chat: Chat) -> dict[str, Feedback]:
+    """This person's ratings in a chat, by message."""
+    query = select(Feedback).join(ChatMessage, ChatMessage.id == Feedback.message_id)
+    rows = session.scalars(query.where(ChatMessage.chat_id == chat.id, Feedback.user_id == actor.user_id))
+    return {row.message_id: row for row in rows}
+
+
+
+
+def names(session: Session, actor: Actor, chat: Chat) -> dict[str, str]:
+    """Names of the models that spoke in a chat; of those that are gone, a word that says so."""
+    found: dict[str, Any] = {}
+    query = select(ChatMessage.model_ref).where(ChatMessage.chat_id == chat.id, ChatMessage.model_ref != "").distinct()
+    for ref in [*session.scalars(query), *chat.model_refs]:
+        if ref not in found:
+            try:
+                found[ref] = targets.resolve(session, actor, chat.project_id, ref).name
+            except NotFound:
+                found[ref] = "A model that was deleted"
+    return found

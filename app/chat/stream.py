@@ -1,0 +1,110 @@
+"""The live text of one answer: from Redis as it is said, from the database when Redis is away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
+
+from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.chat import service
+from app.chat.models import ChatMessage
+from app.core import events, markdown
+from app.core.db import reading
+from app.core.templates import render_text
+
+router = APIRouter()
+POLL_S = 0.5
+RENDER_EVERY_S = 0.07
+
+
+@router.get("/chats/messages/{message_id}/events")
+async def follow(request: Request, message_id: str, actor: ActorDep) -> StreamingResponse:
+    """Blocks of the answer as they grow, then the finished article, then `done`."""
+    await run_in_threadpool(_message, actor, message_id)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_events(actor, message_id), media_type="text/event-stream", headers=headers)
+
+
+def _message(actor: Actor, message_id: str) -> ChatMessage:
+    with reading() as session:
+        return service.get_message(session, actor, message_id)[1]
+
+
+async def _events(actor: Actor, message_id: str) -> AsyncIterator[bytes]:
+    shown = Shown(message_id)
+    async for text in _texts(actor, message_id):
+        if fragment := shown.fragment(text):
+            yield _sse(fragment)
+    article = await run_in_threadpool(_article, actor, message_id)
+    yield _sse(article)
+    yield b"event: done\ndata: done\n\n"
+
+
+async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str]:
+    """The whole text so far, each time it has grown; ends when the answer has."""
+    message = await run_in_threadpool(_message, actor, message_id)
+    if message.state != "streaming":
+        return
+    try:
+        text, rendered_at = "", 0.0
+        loop = asyncio.get_running_loop()
+        async for entry in events.follow(f"chat:{message_id}", "0-0", block_ms=2000):
+            if entry is None:
+                if (await run_in_threadpool(_message, actor, message_id)).state != "streaming":
+                    return
+                continue
+            _, event, payload = entry
+            if event == "end":
+                yield text
+                return
+            text += payload["text"]
+            if loop.time() - rendered_at >= RENDER_EVERY_S:
+                rendered_at = loop.time()
+                yield text
+    except RedisError:
+        while message.state == "streaming":
+            yield message.content
+            await asyncio.sleep(POLL_S)
+            message = await run_in_threadpool(_message, actor, message_id)
+
+
+class Shown:
+    """Which blocks of an answer the page has; finished ones are never sent again."""
+
+    def __init__(self, message_id: str) -> None:
+        self.message_id = message_id
+        self._line = 0
+        self._tail = ""
+
+    def fragment(self, text: str) -> str:
+        """What changed, as upserts of blocks by id; empty when nothing did."""
+        blocks = markdown.blocks(text, self._line)
+        if not blocks:
+            return ""
+        tail = str(blocks[-1])
+        if tail == self._tail:
+            return ""
+        self._tail, self._line = tail, blocks[-1][0]
+        return render_text("chat/_blocks.html", message_id=self.message_id, blocks=blocks)
+
+
+def _article(actor: Actor, message_id: str) -> str:
+    with reading() as session:
+        chat, message = service.get_message(session, actor, message_id)
+        return render_text(
+            "chat/_replaced.html",
+            message=message,
+            chat=chat,
+            names=service.names(session, actor, chat),
+            ratings=service.ratings(session, actor, chat),
+            body=markdown.render(message.content),
+        )
+
+
+def _sse(html: str) -> bytes:
+    """One unnamed event; every line is a data line, so no text can end the event or forge another."""
+    return b"".join(b"data: " + line.encode() + b"\n" for line in html.splitlines()) + b"\n"
