@@ -4,6 +4,8 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from app.accounts import access
 from app.accounts import routes as accounts
+from app.chat import routes as chat
+from app.chat import stream as chat_stream
 from app.core import error_pages, pages, showroom, system_pages
 from app.core.csrf import Csrf, csrf_checked
 from app.core.edge import Edge
@@ -22,6 +24,8 @@ PRIVATE: list[APIRouter] = [
     projects.router,
     recipes.router,
     runs.router,
+    chat.router,
+    chat_stream.router,
     overview.router,
 ]
 # What anonymous visitors may open; each route says itself whom it lets in.

@@ -101,7 +101,9 @@ def _save(order: Order, said: str) -> bool:
     return wish is None or wish == "stop"
 
 
-def _finish(order: Order, said: str, state: str, *, error: str = "", statistics: dict[str, object] | None = None) -> None:
+def _finish(
+    order: Order, said: str, state: str, *, error: str = "", statistics: dict[str, object] | None = None
+) -> None:
     # A failure in the middle keeps what was saved before it.
     changes: dict[str, object] = {"content": said} if said else {}
     with transaction() as session:

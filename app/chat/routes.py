@@ -45,9 +45,7 @@ def show_chat(request: Request, chat_id: str, actor: ActorDep, session: SessionD
 
 
 @router.post("/projects/{project_id}/chat")
-def ask_first(
-    request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues
-) -> Response:
+def ask_first(request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """The first message makes the conversation."""
     return _ask(request, session, actor, project_id, values, None)
 

@@ -232,8 +232,6 @@ def ratings(session: Session, actor: Actor, chat: Chat) -> dict[str, Feedback]:
     return {row.message_id: row for row in rows}
 
 
-
-
 def names(session: Session, actor: Actor, chat: Chat) -> dict[str, str]:
     """Names of the models that spoke in a chat; of those that are gone, a word that says so."""
     found: dict[str, Any] = {}

@@ -35,13 +35,15 @@ def _code(content: str, language: str, _attributes: str) -> str:
 
 @lru_cache(maxsize=1)
 def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _code}).enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _code}).enable(
+        ["table", "strikethrough"]
+    )
     parser.disable("image")
     return parser
 
 
 def _clean(html: str) -> Markup:
-    return Markup(
+    return Markup(  # noqa: S704 - cleaned on this very line
         nh3.clean(
             html,
             tags=_TAGS,
@@ -49,7 +51,7 @@ def _clean(html: str) -> Markup:
             url_schemes={"https", "mailto"},
             link_rel="noopener noreferrer nofollow",
         )
-    )  # nosec: cleaned on this very line
+    )
 
 
 def render(text: str) -> Markup:

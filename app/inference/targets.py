@@ -99,7 +99,7 @@ def choices(session: Session, actor: Actor, project_id: str) -> list[Choice]:
 
 
 def base_of(session: Session, actor: Actor, project_id: str, ref: str) -> Target | None:
-    """What a model or checkpoint was trained from, to compare with; None for a model from scratch."""
+    """What a model or checkpoint was trained from, to compare with; None for one from scratch, or when it is gone."""
     kind, _, key = ref.partition(":")
     if kind == "model":
         run = session.get_one(Run, runs.get_model(session, actor, key).run_id)
@@ -108,6 +108,12 @@ def base_of(session: Session, actor: Actor, project_id: str, ref: str) -> Target
     else:
         return None
     if run.base_model_id:
-        return resolve(session, actor, project_id, f"base:{run.base_model_id}")
-    parent = session.get(Model, run.parent_model_id) if run.parent_model_id else None
-    return resolve(session, actor, project_id, f"model:{parent.id}") if parent and parent.deleted_at is None else None
+        earlier = f"base:{run.base_model_id}"
+    elif run.parent_model_id:
+        earlier = f"model:{run.parent_model_id}"
+    else:
+        return None
+    try:
+        return resolve(session, actor, project_id, earlier)
+    except NotFound:
+        return None

@@ -87,6 +87,23 @@ TABLE: dict[str, Rule] = {
     "POST /members/{member_id}/remove": owner(),
     "POST /members/{member_id}/reset-link": owner(),
     "GET /audit": owner(query="workspace={workspace_id}"),
+    # chat
+    "GET /projects/{project_id}/chat": viewer(),
+    "GET /projects/{project_id}/chats": viewer(query="q=soup"),
+    "POST /projects/{project_id}/chat": annotator(
+        form={"message": "How long?", "model": "model:{model_id}"}, body_ids=("model_id",)
+    ),
+    "GET /chats/{chat_id}": viewer(),
+    "POST /chats/{chat_id}": annotator(
+        form={"message": "And rice?", "model": "model:{model_id}"}, body_ids=("model_id",)
+    ),
+    "POST /chats/{chat_id}/title": annotator(form={"title": "Soup"}),
+    "POST /chats/{chat_id}/delete": annotator(),
+    "POST /chats/{chat_id}/restore": annotator(),
+    "POST /chats/messages/{message_id}/again": annotator(),
+    "POST /chats/messages/{message_id}/stop": annotator(),
+    "POST /chats/messages/{message_id}/feedback": annotator(form={"thumb": "1"}),
+    "GET /chats/messages/{message_id}/events": viewer(),
 }
 
 

@@ -89,14 +89,19 @@ def make_world(name: str) -> World:
         session.add_all([checkpoint, model])
         session.flush()
         evaluation = Evaluation(project_id=project_id, model_id=model.id, version_id=version.id, state="succeeded")
-        chat = Chat(project_id=project_id, title="About soup", model_refs=[model.id])
+        chat = Chat(project_id=project_id, title="About soup", model_refs=[f"model:{model.id}"])
         session.add_all([evaluation, chat])
         session.flush()
         question = ChatMessage(chat_id=chat.id, position=0, role="user", content="How long does soup cook?")
         session.add(question)
         session.flush()
         answer = ChatMessage(
-            chat_id=chat.id, position=1, role="assistant", content="An hour.", parent_id=question.id, model_ref=model.id
+            chat_id=chat.id,
+            position=1,
+            role="assistant",
+            content="An hour.",
+            parent_id=question.id,
+            model_ref=f"model:{model.id}",
         )
         case = CaseResult(evaluation_id=evaluation.id, position=0, rid=1, prompt="?", ideal="!")
         session.add_all([answer, case])
