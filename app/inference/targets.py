@@ -15,7 +15,7 @@ from app.core.errors import NotFound
 from app.projects import service as projects
 from app.recipes.models import BaseModelEntry
 from app.runs import service as runs
-from app.runs.models import OPEN_STATES, Checkpoint, Model, Run
+from app.runs.models import OPEN_STATES, Checkpoint, Run
 
 
 @dataclass(frozen=True)
