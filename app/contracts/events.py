@@ -53,7 +53,7 @@ class Evaluated(Contract):
 
 
 class Sample(Contract):
-    """An answer to one of the recipe's sample prompts, greedy, after `step`."""
+    """An answer to one of the sample prompts after `step`: greedy, or drawn with the run's seed for plain text."""
 
     type: Literal["sample"] = "sample"
     step: int

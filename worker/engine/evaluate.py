@@ -7,9 +7,9 @@ import torch
 
 from app.contracts import events as e
 from app.contracts.recipe import RecipeSpec
+from worker.engine.answers import answer
 from worker.engine.devices import Device
 from worker.engine.errors import Diverged
-from worker.engine.greedy import answer
 from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
@@ -44,5 +44,5 @@ def samples(material: Material, device: Device, recipe: RecipeSpec, step: int) -
     """Answers to the sample prompts. The model must be in evaluation mode."""
     for index, prompt in enumerate(material.prompts[: len(recipe.sample_prompts) or PROMPTS]):
         with device.autocast():
-            said = answer(material.model, material.tokenizer, prompt.ids, material.end_ids, recipe.sample_max_tokens)
+            said = answer(material.loaded, prompt, recipe.sample_max_tokens, recipe.seed)
         yield e.Sample(step=step, prompt_index=index, prompt=prompt.shown, text=said.text, ended=said.ended)

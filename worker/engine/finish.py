@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from safetensors.torch import load_file
 from app.contracts import events as e
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
 from worker.engine import loading
+from worker.engine.answers import answer
 from worker.engine.checkpoints import Checkpoints, read_state, seal, sync_folder
 from worker.engine.errors import BadData
-from worker.engine.greedy import answer
 from worker.engine.methods.whole import write_model
 from worker.engine.prepare import Material
 
@@ -96,7 +97,8 @@ def try_out(order: TrainOrder, material: Material, folder: Path) -> dict[str, fl
             )
     longest = max((prompt.answer_tokens for prompt in material.tests), default=0)
     limit = min(LONGEST_TEST_TOKENS, 2 * longest) or 32
-    said = [answer(model, material.tokenizer, prompt.ids, material.end_ids, limit) for prompt in material.tests]
+    loaded = replace(material.loaded, model=model)
+    said = [answer(loaded, prompt, limit) for prompt in material.tests]
     return {
         "tried": len(said),
         "ended": sum(one.ended for one in said),

@@ -16,10 +16,12 @@ from app.contracts.recipe import TrainOrder
 from app.text.template import CHATML
 from worker.engine import loading, methods, scratch
 from worker.engine import tokenizer as tokenizers_of_ours
+from worker.engine.answers import Prompt
 from worker.engine.data import TokenRows, read_examples, tokenised
 from worker.engine.devices import Device
 from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
+from worker.engine.generate import Loaded
 from worker.engine.methods import Method
 
 TESTED_PROMPTS = 8
@@ -27,26 +29,19 @@ SHOWN_CHARACTERS = 60  # of a plain text: how much of it is given as the start t
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A question as token ids, and as people see it. `answer_tokens` is the length of the known answer."""
-
-    ids: list[int]
-    shown: str
-    answer_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class Material:
-    """What the loop works on. `prompts` are for samples, `tests` are validation prompts for the stop test."""
+    """What the loop works on; `loaded` is the same model, ready to answer.
+
+    `prompts` are for samples, `tests` are validation prompts for the stop test.
+    """
 
     model: PreTrainedModel
-    tokenizer: Tokenizer
+    loaded: Loaded
     method: Method
     train_rows: TokenRows
     validation_rows: TokenRows
     prompts: list[Prompt]
     tests: list[Prompt]
-    end_ids: list[int]
     embedding_ids: set[int]
 
 
@@ -83,13 +78,8 @@ def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None,
     model.to(device.device)  # type: ignore[arg-type]
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
 
-    encoder = Encoder(
-        tokenizer,
-        loading.load_chat_template(tokenizer_dir, tokenizer),
-        _text_end(tokenizer, end_ids),
-        recipe.learn_prompts,
-        order.system_prompt,
-    )
+    template = loading.load_chat_template(tokenizer_dir, tokenizer)
+    encoder = Encoder(tokenizer, template, _text_end(tokenizer, end_ids), recipe.learn_prompts, order.system_prompt)
     limit = min(recipe.max_length_tokens, getattr(model.config, "max_position_embeddings", None) or 2**17)
     key: dict[str, object] = {
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
@@ -106,10 +96,13 @@ def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None,
             f"No training row can be used: {train_rows.skipped_rows} are longer than {limit} tokens or have no "
             "answer to learn. Raise the longest row in the recipe or check the columns of the dataset."
         )
-    tests = [_prompt(row, encoder, limit) for row in islice(read_examples(data_dir, "validation"), TESTED_PROMPTS)]
+    fitting = (_prompt(row, encoder, limit) for row in read_examples(data_dir, "validation"))
+    tests = list(islice((prompt for prompt in fitting if prompt), TESTED_PROMPTS))
     is_chat = bool(train_rows.is_chat.any())
     own = [_own_prompt(text, encoder, is_chat) for text in recipe.sample_prompts]
-    return Material(model, tokenizer, method, train_rows, validation_rows, own or tests, tests, end_ids, embeddings)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    loaded = Loaded(model, tokenizer, template, frozenset(end_ids), limit, size)
+    return Material(model, loaded, method, train_rows, validation_rows, own or tests, tests, embeddings)
 
 
 def _scratch_tokenizer(order: TrainOrder) -> Generator[e.EngineEvent, None, Path]:
@@ -129,23 +122,26 @@ def _texts(row: Example) -> list[str]:
     return [row.text] if row.kind == "text" else [message.content for message in row.messages]
 
 
-def _prompt(row: Example, encoder: Encoder, limit: int) -> Prompt:
-    """The question of a validation row: all before its last answer, or the start of a plain text."""
+def _prompt(row: Example, encoder: Encoder, limit: int) -> Prompt | None:
+    """The question of a validation row: all before its last answer, or the start of a plain text.
+
+    None when there is no answer to compare with, or the question leaves no room for one.
+    """
     if row.kind == "text":
-        shown = row.text[:SHOWN_CHARACTERS]
-        return Prompt(encoder.plain(shown), shown)
-    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
-    before = row.messages[:last]
+        start = row.text[:SHOWN_CHARACTERS]
+        return Prompt(start, text=start) if start.strip() else None
+    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=0)
+    before = encoder.with_system(row.messages[:last])
+    if not last or len(encoder.prompt(before)) > limit // 2:
+        return None
     shown = next((m.content for m in reversed(before) if m.role == "user"), "")
-    answer = row.messages[last].content if last < len(row.messages) else ""
-    length = len(encoder.plain(answer)) + 1
-    return Prompt(encoder.prompt(before)[-limit:], shown, length)
+    return Prompt(shown, messages=before, answer_tokens=len(encoder.plain(row.messages[last].content)) + 1)
 
 
 def _own_prompt(text: str, encoder: Encoder, is_chat: bool) -> Prompt:
-    if is_chat:
-        return Prompt(encoder.prompt([Message(role="user", content=text)]), text)
-    return Prompt(encoder.plain(text), text)
+    if not is_chat:
+        return Prompt(text, text=text)
+    return Prompt(text, messages=encoder.with_system([Message(role="user", content=text)]))
 
 
 def _text_end(tokenizer: Tokenizer, end_ids: list[int]) -> int:

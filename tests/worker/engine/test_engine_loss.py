@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from app.contracts.recipe import ModelFiles, ScratchSpec
+from app.contracts.recipe import ScratchSpec
 from worker.engine import loss as loss_module
 from worker.engine import packing, scratch
 from worker.engine.packing import pack
@@ -120,19 +120,3 @@ def test_noise_on_embeddings_moves_the_loss_only_when_asked() -> None:
     plain, _ = loss_module.summed_loss(model, pack(rows(), CPU))
     noisy, _ = loss_module.summed_loss(model, pack(rows(), CPU), noise_alpha=5.0)
     assert float(plain.detach()) != float(noisy.detach())
-
-
-def test_generation_with_a_cache_agrees_with_the_whole_forward(bases: Callable[..., object]) -> None:
-    from worker.engine.greedy import answer
-    from worker.engine.loading import load_model, load_tokenizer
-
-    for family in ("llama", "gpt2"):
-        folder = bases(family)
-        model = load_model(ModelFiles(base_dir=str(folder)), torch.float32)
-        tokenizer = load_tokenizer(folder)  # type: ignore[arg-type]
-        ids = [5, 9, 12]
-        for _ in range(6):
-            with torch.no_grad():
-                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        said = answer(model, tokenizer, [5, 9, 12], [], 6)
-        assert said.text == tokenizer.decode(ids[3:])

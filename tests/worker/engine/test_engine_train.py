@@ -9,11 +9,12 @@ import torch
 from engine_material import Script, of, run, turns, write_version
 from safetensors.torch import load_file
 
+from app.contracts.conversation import Message
 from app.contracts.events import Control, EngineEvent
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
-from worker.engine import loading
+from worker.engine.answers import Prompt, answer
 from worker.engine.errors import BadData, Diverged
-from worker.engine.greedy import answer
+from worker.engine.generate import load
 
 MakeOrder = Callable[..., TrainOrder]
 METHODS = {
@@ -44,13 +45,11 @@ def test_a_method_learns_and_leaves_a_working_model(method: str, make_order: Mak
 
 
 def test_a_full_run_answers_what_it_learned_from_its_files_alone(make_order: MakeOrder) -> None:
-    order = make_order("full", epochs=40, evaluate_every_steps=80, learning_rate=5e-3)
+    order = make_order("full", epochs=80, evaluate_every_steps=1000, learning_rate=5e-3)
     ended = run(order)[-1]
     folder = Path(order.out_dir) / "model"
-    model = loading.load_model(ModelFiles(base_dir=str(folder)), torch.float32)
-    tokenizer = loading.load_tokenizer(folder)
-    prompt = tokenizer.encode("<|im_start|>user\nWhat colour is the boat?<|im_end|>\n<|im_start|>assistant\n").ids
-    said = answer(model, tokenizer, prompt, loading.end_ids(model, tokenizer, folder), 40)
+    loaded = load(ModelFiles(base_dir=str(folder)))
+    said = answer(loaded, Prompt("", messages=[Message(role="user", content="What colour is the boat?")]), 40)
     assert said.ended
     assert said.text.startswith("The boat is ")
     assert said.text.endswith("as boats are here.")
