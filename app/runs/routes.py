@@ -1,19 +1,32 @@
 """Starting, watching and steering runs. The live stream is in stream.py."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.contracts.recipe import RecipeSpec
+from app.core import events
 from app.core.db import new_id
-from app.core.errors import NotFound
-from app.core.forms import FormValues
+from app.core.errors import Invalid, NotFound
+from app.core.forms import FormValues, checked
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
 from app.recipes import service as recipes
-from app.runs import parents, service
+from app.recipes.files import to_yaml
+from app.runs import curves, fragments, parents, service, stream, verdicts
+from app.runs.forms import AdjustForm
+from app.runs.models import END_STATES, Run
+from app.runs.view import RunView, listed, log_text, view
 
 router = APIRouter()
+router.include_router(stream.router)
 
 
 def _to(path: str) -> Response:
@@ -55,3 +68,170 @@ def go_on_from(project_id: str, actor: ActorDep, session: SessionDep, values: Fo
         raise NotFound
     recipes.choose_base(session, actor, project_id, source="model", model=parents.described(model))
     return _to(f"/projects/{project_id}/recipe")
+
+
+@router.get("/projects/{project_id}/runs")
+def runs_page(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    return render(request, "runs/runs.html", **_listed(session, actor, project_id))
+
+
+@router.get("/projects/{project_id}/runs/list")
+def runs_list(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """The rows alone, for the list's own refresh."""
+    return render(request, "runs/_list.html", **_listed(session, actor, project_id))
+
+
+def _listed(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
+    project = projects.get(session, actor, project_id)
+    rows = listed(session, list(service.listing(session, actor, project_id)))
+    return {
+        "project": project,
+        "stage": "train",
+        "runs": rows,
+        "is_live": any(row.run.state not in (*END_STATES, "paused") for row in rows),
+        "may_edit": actor.may(project.workspace_id, "editor"),
+    }
+
+
+@router.get("/runs/{run_id}")
+def run_page(
+    request: Request,
+    run_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    sample: int | None = None,
+    log: Literal["", "warning"] = "",
+) -> Response:
+    return _page(request, session, actor, run_id, sample=sample, level=log)
+
+
+def _page(
+    request: Request,
+    session: Session,
+    actor: Actor,
+    run_id: str,
+    *,
+    sample: int | None = None,
+    level: str = "",
+    errors: dict[str, str] | None = None,
+    typed: dict[str, Any] | None = None,
+) -> Response:
+    # The stream's position is read before the row: whatever happens in between is sent again, nothing is missed.
+    after = events.last_id(f"run:{run_id}")
+    run = service.get(session, actor, run_id)
+    seen = view(session, run, sample_step=sample, level=level)
+    others = session.execute(
+        select(Run.id, Run.name).where(Run.project_id == run.project_id, Run.id != run.id, Run.step > 0)
+        .order_by(Run.number.desc()).limit(5)
+    ).all()  # fmt: skip
+    skip = [name for name, chosen in (("samples", sample is not None), ("log", bool(level))) if chosen]
+    return render(
+        request,
+        "runs/run.html",
+        status=422 if errors else 200,
+        **fragments.context(seen, may_edit=actor.may(run.workspace_id, "editor"), level=level),
+        project=seen.project,
+        stage="train",
+        painted=curves.first_paint(seen.curves),
+        summary=_summary(seen),
+        after=after,
+        skip=f"&skip={','.join(skip)}" if skip else "",
+        compare=[(f"/runs/{row.id}/metrics.json", row.name) for row in others],
+        errors=errors or {},
+        typed=typed or {},
+    )
+
+
+def _summary(seen: RunView) -> str:
+    """The curve in a sentence, for those who do not see it."""
+    if not seen.curves.train:
+        return ""
+    last = seen.curves.train[-1]
+    words = f"Learning curve until step {last[0]:,}: training loss {last[1]:.2f}"
+    if seen.curves.best:
+        words += f", lowest validation loss {seen.curves.best[1]:.2f} at step {seen.curves.best[0]:,}"
+    return f"{words}. Arrow keys read the values."
+
+
+@router.get("/runs/{run_id}/metrics.json")
+def metrics(
+    run_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    first: Annotated[int, Query(alias="from", ge=0, le=2**31 - 1)] = 0,
+    last: Annotated[int, Query(alias="to", ge=0, le=2**31 - 1)] = 2**31 - 1,
+) -> Response:
+    """The whole curve (or a part of it) for the chart: steps, training loss, validation points, memorising zone."""
+    run = service.get(session, actor, run_id)
+    series = curves.history(session, run.id, ("loss", "validation_loss"), first=first, last=last)
+    train, val = series["loss"], series["validation_loss"]
+    zone = verdicts.zone(run, curves.load(session, run.id, run.step))
+    body = {"step": [s for s, _ in train], "loss": [v for _, v in train], "val": val, "zone": zone}
+    return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/runs/{run_id}/log.txt")
+def log_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    run = service.get(session, actor, run_id)
+    return _download(log_text(session, run), f"run-{run.number}-log.txt", "text/plain")
+
+
+@router.get("/runs/{run_id}/recipe.yaml")
+def recipe_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    run = service.get(session, actor, run_id)
+    return _download(to_yaml(RecipeSpec.model_validate(run.recipe)), f"run-{run.number}.yaml", "application/yaml")
+
+
+def _download(text: str, name: str, media_type: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
+    return Response(text, media_type=media_type, headers=headers)
+
+
+@router.post("/runs/{run_id}/pause")
+def pause(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.request_pause(session, actor, run_id)
+    return _to(f"/runs/{run_id}")
+
+
+@router.post("/runs/{run_id}/resume")
+def resume(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.resume(session, actor, run_id)
+    return _to(f"/runs/{run_id}")
+
+
+@router.post("/runs/{run_id}/stop")
+def stop_and_keep(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.request_stop_and_keep(session, actor, run_id)
+    return _to(f"/runs/{run_id}")
+
+
+@router.post("/runs/{run_id}/cancel")
+def cancel(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.request_cancel(session, actor, run_id)
+    return _to(f"/runs/{run_id}")
+
+
+@router.post("/runs/{run_id}/adjust")
+def adjust(request: Request, run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Change one parameter of a running training; a value that does not fit opens the dialog again."""
+    form, errors = checked(AdjustForm, values)
+    if form is not None:
+        try:
+            service.adjust(session, actor, run_id, name=form.name, value=form.value)
+            return _to(f"/runs/{run_id}")
+        except Invalid as error:
+            errors = error.fields
+    return _page(request, session, actor, run_id, errors=errors, typed=values)
+
+
+@router.post("/runs/{run_id}/again")
+def again(run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """A new run like this one; `change` is the one repair that the coach proposes."""
+    old = service.get(session, actor, run_id, need="editor")
+    changes: dict[str, Any] = {}
+    if values.get("change") == "slower":
+        changes["learning_rate"] = old.recipe["learning_rate"] / 3
+    elif values.get("change") == "smaller":
+        changes["micro_batch_size"] = verdicts.smaller_part(old.recipe["batch_size"], old.recipe["micro_batch_size"])
+    run = service.retry(session, actor, run_id, client_request_id=new_id(), changes=changes)
+    return _to(f"/runs/{run.id}")

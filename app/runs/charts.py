@@ -1,0 +1,58 @@
+"""The small charts of a run (learning rate, gradient norm, speed) as SVG paths with their range in words."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from app.core.drawing import spark_path
+from app.core.numbers import number
+from app.runs import curves
+
+# metric → label, unit, digits
+SIDE = {
+    "learning_rate": ("Learning rate", "", "learning_rate"),
+    "grad_norm": ("Gradient norm", "", "gradient_norm"),
+    "tokens_per_s": ("Speed", "tokens/s", "token"),
+}
+WIDTH, HEIGHT = 720, 150
+
+
+@dataclass(frozen=True)
+class SideChart:
+    """One small chart: path and area in a 720 × 150 box, with first, least, greatest and last value."""
+
+    name: str
+    label: str
+    unit: str
+    term: str
+    path: str
+    area: str
+    least: str
+    greatest: str
+    last: str
+    last_step: int
+
+
+def side_chart(session: Session, run_id: str, name: str, last_step: int) -> SideChart:
+    """The chart of one metric of SIDE, from at most a few thousand points."""
+    label, unit, term = SIDE[name]
+    series = curves.points(session, run_id, name, every=max(1, last_step // 2000))
+    values = [value for _, value in series]
+    return SideChart(
+        name=name,
+        label=label,
+        unit=unit,
+        term=term,
+        path=spark_path(values, WIDTH, HEIGHT),
+        area=spark_path(values, WIDTH, HEIGHT, fill=True),
+        least=_figure(min(values, default=None)),
+        greatest=_figure(max(values, default=None)),
+        last=_figure(values[-1] if values else None),
+        last_step=series[-1][0] if series else 0,
+    )
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return number(value) if abs(value) >= 100 else f"{value:.3g}"

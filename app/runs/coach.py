@@ -1,0 +1,293 @@
+"""What the coach says about a run: one verdict with its evidence, or nothing before there is enough of it.
+
+Pure functions of the curves. A finding must hold for three evaluations in a row before it replaces another one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean, pstdev
+from typing import Literal
+
+from app.runs.curves import Curves, smoothed
+
+Kind = Literal["idle", "good", "warn", "bad", "done"]
+MIN_STEPS = 240
+MIN_EVALUATIONS = 4
+_HOLD = 3
+_LOOK_BACK = 40
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Two to five words, one or two sentences with the numbers that matter, what may be done, and how we know.
+
+    `actions` are names that the page turns into buttons; `zone_from` is the first step of memorising.
+    """
+
+    finding: str
+    kind: Kind
+    title: str
+    sentence: str
+    evidence: list[str] = field(default_factory=list)
+    actions: tuple[str, ...] = ()
+    zone_from: int | None = None
+
+
+def judge(curves: Curves, total_steps: int) -> Verdict:
+    """The verdict after the newest evaluation, with hysteresis over the evaluations before it."""
+    steps = [step for step, _ in curves.val]
+    if not _has_enough(curves):
+        return _warming_up(curves, total_steps)
+    current: Verdict | None = None
+    recent: list[Verdict] = []
+    for step in steps[-_LOOK_BACK:]:
+        past = curves.until(step)
+        if not _has_enough(past):
+            continue
+        found = _finding(past, total_steps)
+        recent = [*recent, found] if recent and recent[-1].finding == found.finding else [found]
+        if current is None or current.finding == found.finding or len(recent) >= _HOLD:
+            current = found
+    return current or _warming_up(curves, total_steps)
+
+
+def _has_enough(curves: Curves) -> bool:
+    steps = curves.train[-1][0] if curves.train else 0
+    return len(curves.val) >= MIN_EVALUATIONS and (steps >= MIN_STEPS or len(curves.val) >= 2 * MIN_EVALUATIONS)
+
+
+def _warming_up(curves: Curves, total_steps: int) -> Verdict:
+    done = curves.train[-1][0] if curves.train else 0
+    enough = min(MIN_STEPS, total_steps or MIN_STEPS)
+    sentence = f"Too early to judge: {done:,} steps and {len(curves.val)} looks at unseen rows so far."
+    evidence = [f"A verdict needs {enough:,} steps and {MIN_EVALUATIONS} looks, or {2 * MIN_EVALUATIONS} looks."]
+    return Verdict("warming_up", "idle", "Warming up", sentence, evidence)
+
+
+def _finding(curves: Curves, total_steps: int) -> Verdict:
+    for check in (_diverging, _memorising, _flat, _too_slow, _spike):
+        found: Verdict | None = check(curves, total_steps)
+        if found is not None:
+            return found
+    return _learning(curves)
+
+
+def _learning(curves: Curves) -> Verdict:
+    window = curves.val[-9:]
+    (first_step, first), (last_step, last) = window[0], window[-1]
+    best_step, best = curves.best or window[-1]
+    evidence = [
+        f"Validation loss at the last {len(window)} looks: " + ", ".join(f"{value:.2f}" for _, value in window) + ".",
+        f"Best so far: {best:.3f} at step {best_step:,}.",
+    ]
+    if last < first:
+        sentence = (
+            f"Validation loss fell from {first:.2f} to {last:.2f} in the last {last_step - first_step:,} steps. "
+            "Nothing to do."
+        )
+        return Verdict("learning", "good", "Learning well", sentence, evidence)
+    sentence = (
+        f"Validation loss went from {first:.2f} to {last:.2f} in the last {last_step - first_step:,} steps, which is "
+        "within its usual ups and downs. Nothing to do yet."
+    )
+    return Verdict("wavering", "good", "Learning, with ups and downs", sentence, evidence)
+
+
+def _memorising(curves: Curves, _total: int) -> Verdict | None:
+    """Best at least five evaluations old, now at least 1.5 % worse, training loss still falling."""
+    best = curves.best
+    assert best is not None
+    behind = [point for point in curves.val if point[0] > best[0]]
+    if len(behind) < 5 or behind[-1][1] < best[1] * 1.015:
+        return None
+    train = smoothed(curves.train)
+    before = _near(train, best[0])
+    now = train[-1][1]
+    if now >= before:
+        return None
+    sentence = (
+        "It keeps getting better on your examples but worse on rows it has never seen. More training won’t help. "
+        f"The best checkpoint, from step {best[0]:,}, is already saved."
+    )
+    evidence = [
+        f"Validation loss was lowest at step {best[0]:,} ({best[1]:.3f}) and is {behind[-1][1]:.3f} now, "
+        f"{behind[-1][1] / best[1] - 1:.1%} higher, {len(behind)} looks later.",
+        f"Training loss fell from {before:.3f} to {now:.3f} over the same steps.",
+    ]
+    title = f"Memorising since step {best[0]:,}"
+    return Verdict("memorising", "warn", title, sentence, evidence, ("stop_and_keep", "keep_going"), zone_from=best[0])
+
+
+def _flat(curves: Curves, _total: int) -> Verdict | None:
+    """Less than 0.3 % change over ten evaluations, in both losses."""
+    window = curves.val[-11:]
+    if len(window) < 11:
+        return None
+    values = [value for _, value in window]
+    change = (max(values) - min(values)) / max(values)
+    train = smoothed(curves.train)
+    start, end = _near(train, window[0][0]), train[-1][1]
+    moved = abs(start - end) / max(start, 1e-9)
+    if change >= 0.003 or moved >= 0.003:
+        return None
+    sentence = (
+        "It has learned what these rows can teach. Stop and keep what you have, or add rows that say something new."
+    )
+    evidence = [
+        f"Over the last ten looks validation loss moved by {change:.2%} and training loss by {moved:.2%}.",
+        f"Both are near {values[-1]:.3f} and {end:.3f}.",
+    ]
+    return Verdict("flat", "warn", "Not improving any more", sentence, evidence, ("stop_and_keep", "keep_going"))
+
+
+def _too_slow(curves: Curves, total_steps: int) -> Verdict | None:
+    """Loss falls by less than 2 % in the first tenth of the run."""
+    done = curves.train[-1][0]
+    if not total_steps or not total_steps * 0.1 <= done <= total_steps * 0.3:
+        return None
+    train = smoothed(curves.train)
+    first, last = fmean(value for _, value in curves.train[: max(3, len(curves.train) // 50)]), train[-1][1]
+    if last < first * 0.98:
+        return None
+    sentence = (
+        f"Training loss went from {first:.2f} to {last:.2f} in the first {done:,} steps. A higher learning rate "
+        "usually helps."
+    )
+    evidence = [f"After {done / total_steps:.0%} of the run the loss has fallen by {max(0.0, 1 - last / first):.1%}."]
+    return Verdict("too_slow", "warn", "Learning very slowly", sentence, evidence, ("adjust",))
+
+
+def _spike(curves: Curves, _total: int) -> Verdict | None:
+    """Loss jumped by more than three standard deviations above its trend in the newest part, and came back."""
+    train = curves.train
+    if len(train) < 60:
+        return None
+    recent = train[-max(40, len(train) // 10) :]
+    earlier = train[: -len(recent)][-200:]
+    if len(earlier) < 20:
+        return None
+    level, spread = fmean(v for _, v in earlier), pstdev([v for _, v in earlier])
+    step, worst = max(recent[:-5], key=lambda point: point[1])
+    settled = fmean(value for _, value in recent[-5:])
+    if worst <= level + max(6 * spread, 0.15 * level) or settled > level + spread:
+        return None
+    sentence = (
+        f"Training loss jumped to {worst:.2f} and is back at {settled:.2f}. It recovered by itself. Nothing to do."
+    )
+    evidence = [f"Before it the loss was {level:.2f}, give or take {spread:.2f}."]
+    return Verdict("spike", "good", f"A bump at step {step:,}", sentence, evidence)
+
+
+def _diverging(curves: Curves, _total: int) -> Verdict | None:
+    """Smoothed training loss rises over three windows in a row, clearly."""
+    train = curves.train
+    size = max(10, len(train) // 20)
+    if len(train) < 5 * size:
+        return None
+    windows = [fmean(v for _, v in train[len(train) - (4 - i) * size : len(train) - (3 - i) * size]) for i in range(4)]
+    rises = all(later > earlier for earlier, later in pairwise(windows))
+    if not rises or windows[-1] < windows[0] * 1.1:
+        return None
+    step = train[-1][0]
+    sentence = (
+        f"Training loss rose from {windows[0]:.2f} to {windows[-1]:.2f}. The learning rate is probably too high: "
+        "lower it, or stop and keep the best checkpoint."
+    )
+    evidence = ["Mean training loss of the last four stretches: " + ", ".join(f"{v:.2f}" for v in windows) + "."]
+    return Verdict(
+        "diverging", "bad", f"Getting worse at step {step:,}", sentence, evidence, ("adjust", "stop_and_keep")
+    )
+
+
+def stalled(seconds: float, usual_step_s: float, kept_step: int | None) -> Verdict | None:
+    """No step for ten times the usual time (and at least two minutes)."""
+    if seconds < max(120.0, 10 * usual_step_s):
+        return None
+    minutes = round(seconds / 60)
+    kept = f"step {kept_step:,}" if kept_step else "the beginning"
+    sentence = f"If it does not come back by itself, it is restarted from {kept}. Nothing before that is lost."
+    evidence = [f"A step usually takes {usual_step_s:.1f} s; the last one ended {minutes} minutes ago."]
+    return Verdict("stalled", "bad", f"No progress for {minutes} minutes", sentence, evidence)
+
+
+def smaller_batch(step: int | None) -> Verdict:
+    """Memory ran out and the run went on with fewer rows at once."""
+    sentence = "Memory ran out, so fewer rows are read at once. Same result, about 20 % slower. Nothing to do."
+    where = f" at step {step:,}" if step else ""
+    return Verdict("memory", "warn", "Made the batch smaller", sentence, [f"The change is in the log{where}."])
+
+
+def hesitates(loss: float | None) -> float | None:
+    """Among how many equally likely tokens it chooses: e to the power of the loss."""
+    return math.exp(min(loss, 30.0)) if loss is not None else None
+
+
+def _near(series: Sequence[tuple[int, float]], step: int) -> float:
+    """The value at the last point not after `step`."""
+    value = series[0][1]
+    for at, found in series:
+        if at > step:
+            break
+        value = found
+    return value
+
+
+HealthRow = dict[str, str]
+
+
+def health(curves: Curves, *, is_broken: bool = False) -> list[HealthRow]:
+    """Short checks beside the curve: state good, warn or wait, a sentence and its number."""
+    checks: tuple[Callable[[Curves], HealthRow], ...] = (_train_row, _val_row, _gap_row, _steady_row)
+    rows = [check(curves) for check in checks]
+    if is_broken:
+        rows[3] = {"state": "bad", "title": "The loss became invalid", "note": "Some steps gave no number"}
+    return rows
+
+
+def _wait(title: str) -> HealthRow:
+    return {"state": "wait", "title": title, "note": "Not enough steps yet"}
+
+
+def _train_row(curves: Curves) -> HealthRow:
+    if len(curves.train) < 40:
+        return _wait("Training loss")
+    train = smoothed(curves.train)
+    then, now = train[-max(20, len(train) // 4)], train[-1]
+    note = f"{then[1]:.2f} → {now[1]:.2f} over the last {now[0] - then[0]:,} steps"
+    if now[1] < then[1]:
+        return {"state": "good", "title": "Training loss is falling", "note": note}
+    return {"state": "warn", "title": "Training loss stands still", "note": note}
+
+
+def _val_row(curves: Curves) -> HealthRow:
+    if len(curves.val) < MIN_EVALUATIONS:
+        return _wait("Validation loss")
+    best_step, best = curves.best or curves.val[-1]
+    now = curves.val[-1][1]
+    looks = sum(1 for step, _ in curves.val if step > best_step)
+    if looks >= 5 and now > best * 1.015:
+        return {"state": "warn", "title": "Validation loss is rising", "note": f"Best was step {best_step:,}"}
+    return {"state": "good", "title": "Validation loss is falling", "note": f"{now:.2f}, best so far {best:.2f}"}
+
+
+def _gap_row(curves: Curves) -> HealthRow:
+    if len(curves.val) < MIN_EVALUATIONS or len(curves.train) < 40:
+        return _wait("The two losses")
+    train = smoothed(curves.train)
+    gap = curves.val[-1][1] - train[-1][1]
+    middle_step, middle = curves.val[len(curves.val) // 2]
+    earlier = middle - _near(train, middle_step)
+    if gap > 0.3 and gap > 2 * max(earlier, 0.05):
+        return {"state": "warn", "title": "The two losses drift apart", "note": f"Gap {gap:.2f}, growing"}
+    return {"state": "good", "title": "The two losses agree", "note": f"Gap {gap:.2f}"}
+
+
+def _steady_row(curves: Curves) -> HealthRow:
+    if len(curves.train) < 60:
+        return _wait("Steady learning")
+    found = _spike(curves, 0)
+    if found is not None:
+        return {"state": "warn", "title": found.title, "note": "It recovered by itself"}
+    return {"state": "good", "title": "Steady learning", "note": "No spikes, no invalid numbers"}

@@ -1,0 +1,91 @@
+"""A run's numbers as series: read by step, thinned for the page, smoothed for the coach."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.core.drawing import thin
+from app.runs.models import MetricPoint
+
+Points = list[tuple[int, float]]
+MOST_POINTS = 200_000
+_FIRST_PAINT = 600
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Training and validation loss by step, in nats a token; other metrics on demand."""
+
+    train: Points = field(default_factory=list)
+    val: Points = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the lowest validation loss."""
+        return min(self.val, key=lambda point: (point[1], point[0])) if self.val else None
+
+    def until(self, step: int) -> "Curves":
+        """The same curves as they were right after `step`."""
+        return Curves([p for p in self.train if p[0] <= step], [p for p in self.val if p[0] <= step])
+
+
+def points(session: Session, run_id: str, name: str, *, after: int = -1, every: int = 1) -> Points:
+    """(step, value) of one metric, in order, finite values only."""
+    query = select(MetricPoint.step, MetricPoint.value).where(MetricPoint.run_id == run_id, MetricPoint.name == name)
+    query = query.where(MetricPoint.step > after)
+    if every > 1:
+        query = query.where(MetricPoint.step % every == 0)
+    return [(step, value) for step, value in session.execute(query.order_by(MetricPoint.step)) if math.isfinite(value)]
+
+
+def load(session: Session, run_id: str, last_step: int) -> Curves:
+    """Curves for the page and the coach: at most a few thousand training points, whatever the run's length."""
+    every = max(1, last_step // 4000)
+    return Curves(points(session, run_id, "loss", every=every), points(session, run_id, "validation_loss"))
+
+
+def first_paint(curves: Curves) -> Curves:
+    """What the server draws: a few hundred points keep the page small."""
+    train = [(int(x), y) for x, y in thin(smoothed(curves.train), _FIRST_PAINT // 2)]
+    return Curves(train, [(int(x), y) for x, y in thin(curves.val, 60)])
+
+
+def smoothed(series: Sequence[tuple[int, float]], window: int | None = None) -> Points:
+    """De-biased exponential mean; the window grows with the run, so that it does not lag on short ones."""
+    if window is None:
+        window = max(1, len(series) // 40)
+    keep = 1 - 1 / max(1, window)
+    total = weight = 0.0
+    found: Points = []
+    for step, value in series:
+        total = total * keep + value * (1 - keep)
+        weight = weight * keep + (1 - keep)
+        found.append((step, total / weight))
+    return found
+
+
+def history(
+    session: Session, run_id: str, names: Sequence[str], *, first: int = 0, last: int = 2**31
+) -> dict[str, Points]:
+    """Whole series by name between two steps; past 200,000 points thinned to the extremes of each part."""
+    count = session.scalar(
+        select(func.count())
+        .select_from(MetricPoint)
+        .where(MetricPoint.run_id == run_id, MetricPoint.name.in_(names), MetricPoint.step.between(first, last))
+    )
+    query = (
+        select(MetricPoint.name, MetricPoint.step, MetricPoint.value)
+        .where(MetricPoint.run_id == run_id, MetricPoint.name.in_(names), MetricPoint.step.between(first, last))
+        .order_by(MetricPoint.step)
+    )
+    found: dict[str, Points] = {name: [] for name in names}
+    for name, step, value in session.execute(query):
+        if math.isfinite(value):
+            found[name].append((step, value))
+    if (count or 0) > MOST_POINTS:
+        share = MOST_POINTS // (2 * len(names))
+        found = {name: [(int(x), y) for x, y in thin(series, share)] for name, series in found.items()}
+    return found

@@ -1,0 +1,20 @@
+"""What a person may write on the run page."""
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from app.core.forms import FormBase
+
+
+class AdjustForm(FormBase):
+    """A new value for one parameter of a running training. Bounds are the service's."""
+
+    name: Literal["learning_rate", "epochs", "evaluate_every_steps"]
+    value: float
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _as_written(cls, value: object) -> object:
+        """A comma is as good as a point."""
+        return value.replace(",", ".").replace(" ", "") if isinstance(value, str) else value

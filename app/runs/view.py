@@ -1,0 +1,270 @@
+"""One run as the page and the live stream show it: read once, rendered once, whoever watches."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.core.db import utcnow
+from app.projects.models import Project
+from app.runs import charts, coach, curves, verdicts
+from app.runs.charts import SideChart
+from app.runs.coach import Verdict
+from app.runs.curves import Curves
+from app.runs.models import (
+    END_STATES,
+    LIVE_STATES,
+    OPEN_STATES,
+    Attempt,
+    Checkpoint,
+    MetricPoint,
+    Model,
+    Run,
+    RunEvent,
+    SampleAnswer,
+)
+
+_LOG_LINES = 200
+_OVERHEAD = 1.15
+
+BADGES: dict[str, tuple[str, str]] = {
+    "queued": ("Queued", ""),
+    "waiting": ("Waiting", "warn"),
+    "starting": ("Starting", "live"),
+    "running": ("Training", "live"),
+    "finalizing": ("Finishing", "live"),
+    "pausing": ("Pausing", "live"),
+    "paused": ("Paused", ""),
+    "cancelling": ("Cancelling", "live"),
+    "succeeded": ("Ready", "good"),
+    "failed": ("Failed", "bad"),
+    "cancelled": ("Cancelled", ""),
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Answers to the sample prompts at one checkpoint, and the steps that have some."""
+
+    steps: list[int]
+    shown_step: int | None
+    best_step: int | None
+    answers: list[SampleAnswer]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything that the fragments of a run need."""
+
+    run: Run
+    project: Project
+    curves: Curves
+    verdict: Verdict
+    health: list[coach.HealthRow]
+    samples: Samples
+    checkpoints: list[Checkpoint]
+    log: list[RunEvent]
+    side: list[SideChart]
+    model: Model | None
+    attempt: Attempt | None
+    place: int | None = None
+    starts_in_s: float | None = None
+    left_s: float | None = None
+    zone_from: int | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something will still happen by itself."""
+        return self.run.state in OPEN_STATES and self.run.state != "paused"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended."""
+        return self.run.state in END_STATES
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        return min(1.0, self.run.step / self.run.total_steps) if self.run.total_steps else 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second over the whole training."""
+        return self.run.tokens_seen / self.run.trained_s if self.run.trained_s > 0 else None
+
+    @property
+    def last_val(self) -> float | None:
+        """The newest validation loss."""
+        return self.curves.val[-1][1] if self.curves.val else None
+
+    @property
+    def hesitates(self) -> float | None:
+        """e to the power of the newest validation loss."""
+        return coach.hesitates(self.last_val)
+
+    @property
+    def hesitated_first(self) -> float | None:
+        """e to the power of the first loss that was measured."""
+        first = self.curves.train[0][1] if self.curves.train else None
+        return coach.hesitates(first)
+
+    @property
+    def badge(self) -> tuple[str, str]:
+        """Word and tone of the state."""
+        return BADGES.get(self.run.state, (self.run.state, ""))
+
+
+def view(session: Session, run: Run, *, sample_step: int | None = None, level: str = "") -> RunView:
+    """Read a run whole. A constant number of queries, whatever its length."""
+    shown = curves.load(session, run.id, run.step)
+    checkpoints = list(
+        session.scalars(
+            select(Checkpoint)
+            .where(Checkpoint.run_id == run.id, Checkpoint.state == "kept")
+            .order_by(Checkpoint.step.desc())
+        )
+    )
+    model = session.scalar(select(Model).where(Model.run_id == run.id, Model.deleted_at.is_(None)))
+    attempt = session.scalar(select(Attempt).where(Attempt.run_id == run.id).order_by(Attempt.fence.desc()).limit(1))
+    place, starts_in = _queue_place(session, run) if run.state == "queued" else (None, None)
+    log = _log(session, run.id, level)
+    verdict = verdicts.of(run, shown, checkpoints, model, log, place=place, starts_in_s=starts_in)
+    return RunView(
+        run=run,
+        project=session.get_one(Project, run.project_id),
+        curves=shown,
+        verdict=verdict,
+        health=coach.health(shown, is_broken=run.reason == "diverged"),
+        samples=_samples(session, run, sample_step),
+        checkpoints=checkpoints,
+        log=log,
+        side=[charts.side_chart(session, run.id, name, run.step) for name in charts.SIDE],
+        model=model,
+        attempt=attempt,
+        place=place,
+        starts_in_s=starts_in,
+        left_s=left_s(run),
+        zone_from=verdicts.zone(run, shown),
+    )
+
+
+def left_s(run: Run) -> float | None:
+    """Seconds until the end of the training, from its own speed so far; from the estimate before the first steps."""
+    if run.state in END_STATES or run.state in ("paused", "waiting"):
+        return None
+    if run.step < 3 or not run.total_steps:
+        return float(run.estimate["seconds"]) if run.estimate.get("seconds") else None
+    per_step = run.trained_s / run.step * _OVERHEAD
+    if run.attempts == 1 and run.started_at is not None and run.step >= 10:
+        # The clock knows about evaluations and samples, too.
+        per_step = max(run.trained_s / run.step, (utcnow() - run.started_at).total_seconds() / run.step)
+    return per_step * max(0, run.total_steps - run.step)
+
+
+def _queue_place(session: Session, run: Run) -> tuple[int, float | None]:
+    """(place, seconds until its turn or None). The queue is the machine's, so other workspaces' runs count, unnamed."""
+    ahead = session.scalars(
+        select(Run).where(Run.state == "queued", Run.id != run.id).order_by(Run.priority.desc(), Run.queued_at)
+    ).all()
+    before = [r for r in ahead if (-r.priority, r.queued_at) < (-run.priority, run.queued_at)]
+    live = session.scalars(select(Run).where(Run.state.in_(LIVE_STATES))).all()
+    times = [left_s(other) for other in (*live, *before)]
+    known = [seconds for seconds in times if seconds is not None]
+    return len(before) + 1, sum(known) if len(known) == len(times) else None
+
+
+def _samples(session: Session, run: Run, wanted: int | None) -> Samples:
+    steps = list(
+        session.scalars(
+            select(SampleAnswer.step).where(SampleAnswer.run_id == run.id).distinct().order_by(SampleAnswer.step)
+        )
+    )
+    shown = wanted if wanted in steps else (steps[-1] if steps else None)
+    answers = session.scalars(
+        select(SampleAnswer)
+        .where(SampleAnswer.run_id == run.id, SampleAnswer.step == shown)
+        .order_by(SampleAnswer.prompt_index)
+    ).all()
+    best = max((step for step in steps if run.best_step is not None and step <= run.best_step), default=None)
+    return Samples(_stops(steps, {shown, best}), shown, best, list(answers))
+
+
+def _stops(steps: list[int], keep: set[int | None], most: int = 12) -> list[int]:
+    """At most about a dozen steps for the scale: evenly spread, with first, last and those to `keep`."""
+    if len(steps) <= most:
+        return steps
+    spread = {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)}
+    return sorted(spread | {step for step in keep if step is not None})
+
+
+def _log(session: Session, run_id: str, level: str) -> list[RunEvent]:
+    query = select(RunEvent).where(RunEvent.run_id == run_id)
+    if level == "warning":
+        query = query.where(RunEvent.level.in_(("warning", "error")))
+    newest = session.scalars(query.order_by(RunEvent.id.desc()).limit(_LOG_LINES)).all()
+    return list(reversed(newest))
+
+
+def log_text(session: Session, run: Run) -> str:
+    """The whole diary as text, for the download."""
+    rows = session.scalars(select(RunEvent).where(RunEvent.run_id == run.id).order_by(RunEvent.id))
+    return "".join(f"{row.at:%Y-%m-%d %H:%M:%S}Z  {row.level:<8}{row.sentence}\n" for row in rows)
+
+
+def ready_at(run: Run) -> Any:
+    """The moment at which it is expected to be ready."""
+    seconds = left_s(run)
+    return utcnow() + timedelta(seconds=seconds) if seconds is not None else None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run in the list, with its small curve."""
+
+    run: Run
+    spark: list[float]
+    verdict: str
+    kind: str
+    left_s: float | None
+    model_id: str | None
+
+    @property
+    def badge(self) -> tuple[str, str]:
+        """Word and tone of the state."""
+        return BADGES.get(self.run.state, (self.run.state, ""))
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        return min(1.0, self.run.step / self.run.total_steps) if self.run.total_steps else 0.0
+
+
+def listed(session: Session, runs: list[Run]) -> list[Listed]:
+    """Rows of the runs page: three queries for any number of runs."""
+    ids = [run.id for run in runs]
+    series: dict[str, list[tuple[int, float]]] = {}
+    query = select(MetricPoint.run_id, MetricPoint.step, MetricPoint.value).where(
+        MetricPoint.run_id.in_(ids), MetricPoint.name == "validation_loss"
+    )
+    for run_id, step, value in session.execute(query.order_by(MetricPoint.step)):
+        series.setdefault(run_id, []).append((step, value))
+    models: dict[str, str] = {
+        row.run_id: row.id
+        for row in session.execute(
+            select(Model.id, Model.run_id).where(Model.run_id.in_(ids), Model.deleted_at.is_(None))
+        )
+    }
+    found = []
+    for run in runs:
+        val = series.get(run.id, [])
+        title, kind = verdicts.short(run, Curves([], val))
+        found.append(Listed(run, [value for _, value in val], title, kind, left_s(run), models.get(run.id)))
+    return found
+
+
+def count_by_state(session: Session, project_id: str) -> dict[str, int]:
+    """How many runs of the project are in each state."""
+    rows = session.execute(select(Run.state, func.count()).where(Run.project_id == project_id).group_by(Run.state))
+    return {state: count for state, count in rows}
