@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, UTCDateTime, new_id, utcnow
@@ -26,6 +26,18 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    requests_per_minute: Mapped[int] = mapped_column(Integer, default=120)
+
+
+class ApiName(Base):
+    """A project's part of its models' ids at the API. Given once and kept, so that renaming breaks no client."""
+
+    __tablename__ = "api_names"
+    __table_args__ = (UniqueConstraint("workspace_id", "slug"),)
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"))
+    slug: Mapped[str] = mapped_column(String(60))
 
 
 class ApiCall(Base):
@@ -36,8 +48,9 @@ class ApiCall(Base):
 
     id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
     workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"))
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"), index=True)
-    model_ref: Mapped[str] = mapped_column(String(60), default="")
+    model_ref: Mapped[str] = mapped_column(String(120), default="")
     endpoint: Mapped[str] = mapped_column(String(40))
     status: Mapped[int] = mapped_column(Integer)
     finish_reason: Mapped[str] = mapped_column(String(20), default="")
