@@ -11,6 +11,9 @@ from app.core.csrf import Csrf, csrf_checked
 from app.core.edge import Edge
 from app.core.streams import Shutdown, Streams
 from app.core.templates import set_shell
+from app.deployments import access as api_access
+from app.deployments import api
+from app.deployments import routes as deployments
 from app.overview import routes as overview
 from app.overview import shell
 from app.projects import routes as projects
@@ -26,6 +29,7 @@ PRIVATE: list[APIRouter] = [
     runs.router,
     chat.router,
     chat_stream.router,
+    deployments.router,
     overview.router,
 ]
 # What anonymous visitors may open; each route says itself whom it lets in.
@@ -51,7 +55,9 @@ def create_app() -> FastAPI:
         app.include_router(router, dependencies=[Depends(csrf_checked)])
     for router in PRIVATE:
         app.include_router(router, dependencies=[Depends(csrf_checked), Depends(access.signed_in)])
+    # Keys instead of cookies: no page can make a browser send one.
+    app.include_router(api.router)
     app.add_middleware(Csrf)
-    app.add_middleware(Streams, shutdown=shutdown, rights=access.rights)
+    app.add_middleware(Streams, shutdown=shutdown, rights=access.rights, api_rights=api_access.rights)
     app.add_middleware(Edge, on_error=error_pages.unexpected)
     return app

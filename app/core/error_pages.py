@@ -153,7 +153,9 @@ def _for_openai(error: AppError, headers: dict[str, str]) -> Response:
         param = next(iter(error.fields))
         message = "; ".join(f"{name}: {text}" if name else text for name, text in error.fields.items())
     if error.status in (408, 409, 429) or error.status >= 500:
-        headers["x-should-retry"] = "true" if error.status in (429, 503) else "false"
+        headers["x-should-retry"] = (
+            "true" if error.status in (429, 503) or error.error_code == "in_progress" else "false"
+        )
     body = {"message": message, "type": kind, "param": param, "code": error.error_code}
     return JSONResponse({"error": body}, error.status, headers)
 

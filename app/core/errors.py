@@ -92,6 +92,12 @@ class Unavailable(AppError):
         self.retry_after_s = retry_after_s
 
 
+class ModelFailed(AppError):
+    """The model itself could not answer; asking again does not help."""
+
+    status, code, default = 500, "model_failed", "The model could not answer. The log says why."
+
+
 class DiskFull(AppError):
     status, code, default = (
         507,

@@ -44,7 +44,9 @@ def _counted(key: str, window_s: int) -> int:
     if url:
         try:
             with _client(url).pipeline(transaction=False) as pipe:
-                used, _ = pipe.incr(key).expire(key, 2 * window_s).execute()
+                pipe.incr(key)
+                pipe.expire(key, 2 * window_s)
+                used, _ = pipe.execute()
             return int(used)
         except RedisError as error:
             log.warning("rate limit counted in this process only: %s", type(error).__name__)

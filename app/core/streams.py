@@ -55,10 +55,18 @@ class Shutdown:
 
 
 class Streams:
-    """Watches answers of type text/event-stream. `rights(request)` returns a value that changes with them."""
+    """Watches answers of type text/event-stream. `rights(request)` is a value that changes with what
+    the reader of a page may do, `api_rights` the same for the holder of a key."""
 
-    def __init__(self, app: ASGIApp, *, shutdown: Shutdown, rights: Callable[[Request], Awaitable[Any]]) -> None:
-        self.app, self.shutdown, self.rights = app, shutdown, rights
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        shutdown: Shutdown,
+        rights: Callable[[Request], Awaitable[Any]],
+        api_rights: Callable[[Request], Awaitable[Any]],
+    ) -> None:
+        self.app, self.shutdown, self.page_rights, self.api_rights = app, shutdown, rights, api_rights
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,7 +108,8 @@ class Streams:
         loop = asyncio.get_running_loop()
         is_api = request.url.path.startswith("/v1/")
         deadline = loop.time() + get_settings().stream_age_limit_s
-        rights = None if is_api else await self.rights(request)
+        look_up = self.api_rights if is_api else self.page_rights
+        rights = await look_up(request)
         stopping: asyncio.Task[Any] = asyncio.create_task(self.shutdown.event.wait())
         try:
             while True:
@@ -109,7 +118,7 @@ class Streams:
                     await asyncio.wait({answering}, timeout=max(0.0, get_settings().stop_grace_s - 5))
                 if answering.done() or stopping.done():
                     return
-                if not is_api and (loop.time() > deadline or await self.rights(request) != rights):
+                if (loop.time() > deadline and not is_api) or await look_up(request) != rights:
                     return
         finally:
             stopping.cancel()

@@ -25,6 +25,8 @@ def get(session: Session, actor: Actor, project_id: str, *, need: str = "viewer"
     project = session.get(Project, project_id)
     if project is None or project.deleted_at is not None:
         raise NotFound
+    if actor.project_id is not None and actor.project_id != project.id:  # a key for one project only
+        raise NotFound
     actor.require(project.workspace_id, need)
     return project
 

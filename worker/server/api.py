@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -84,12 +84,15 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastA
                     if event.finish_reason:
                         return
             except Busy:
-                yield _line(TokenEvent(finish_reason="error", error="Too many answers are waiting. Try again shortly."))
+                sentence = "Too many answers are waiting. Try again shortly."
+                yield _line(TokenEvent(finish_reason="error", error=sentence, error_kind="busy"))
             except (EngineError, TemplateFault, OSError) as error:
-                yield _line(TokenEvent(finish_reason="error", error=_sentence(error)))
+                kind: Literal["failed", "refused"] = "failed" if isinstance(error, OSError) else "refused"
+                yield _line(TokenEvent(finish_reason="error", error=_sentence(error), error_kind=kind))
             except Exception:
                 log.exception("generation failed")
-                yield _line(TokenEvent(finish_reason="error", error="The model could not be used. The log says why."))
+                sentence = "The model could not be used. The log says why."
+                yield _line(TokenEvent(finish_reason="error", error=sentence, error_kind="failed"))
             finally:
                 if answer:
                     answer.is_cancelled = True

@@ -97,7 +97,11 @@ class Turns:
                 time.sleep(0.02)  # every reader is behind
         for answer in leaving:
             answer.tell(
-                TokenEvent(finish_reason="error", error="The model server is restarting. Ask again in a moment.")
+                TokenEvent(
+                    finish_reason="error",
+                    error="The model server is restarting. Ask again in a moment.",
+                    error_kind="busy",
+                )
             )
 
     def _step(self, answer: Answer) -> bool:
@@ -111,11 +115,13 @@ class Turns:
         try:
             event = self._event(answer)
         except (EngineError, TemplateFault) as error:
-            event = TokenEvent(finish_reason="error", error=str(error))
+            event = TokenEvent(finish_reason="error", error=str(error), error_kind="refused")
         except Exception:
             log.exception("an answer failed")
             event = TokenEvent(
-                finish_reason="error", error="The model failed on this message. Try again, or shorten it."
+                finish_reason="error",
+                error="The model failed on this message. Try again, or shorten it.",
+                error_kind="failed",
             )
         if event is None:
             return True

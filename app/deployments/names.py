@@ -1,0 +1,134 @@
+"""Ids of models at the API: readable, unique in a workspace, and the same for ever.
+
+"support-sorter-run-3" is what run 3 of a project left behind; "support-sorter-run-3:step-120" one of its checkpoints.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.accounts.service import Actor
+from app.core.errors import NotFound
+from app.deployments.models import ApiName
+from app.inference import targets
+from app.inference.targets import Target
+from app.projects import service as projects
+from app.projects.models import Project
+from app.runs.models import Checkpoint, Model, Run
+
+_ID = re.compile(r"^([a-z0-9-]{1,60})-run-([0-9]{1,9})(?::step-([0-9]{1,9}))?$")
+_MAX_SLUG = 40
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model as `/v1/models` lists it. `parent` is the run's model for a checkpoint."""
+
+    id: str
+    name: str
+    ref: str
+    project_id: str
+    created_at: datetime
+    digest: str
+    parent: str | None = None
+
+
+def slug_of(name: str) -> str:
+    """The readable part: lower-case letters, digits and hyphens. Clients treat names like "o1-…" specially."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_MAX_SLUG].strip("-") or "model"
+    return f"model-{slug}" if re.match(r"o\d", slug) else slug
+
+
+def missing_names(session: Session, workspace_id: str) -> list[Project]:
+    """Projects of the workspace whose models have no id yet, oldest first."""
+    query = (
+        select(Project)
+        .outerjoin(ApiName, ApiName.project_id == Project.id)
+        .where(Project.workspace_id == workspace_id, ApiName.project_id.is_(None))
+        .order_by(Project.created_at, Project.id)
+    )
+    return list(session.scalars(query))
+
+
+def give_names(session: Session, workspace_id: str) -> None:
+    """Give every project of the workspace its name at the API; a taken name gets a number."""
+    taken = set(session.scalars(select(ApiName.slug).where(ApiName.workspace_id == workspace_id)))
+    for project in missing_names(session, workspace_id):
+        wanted = slug = slug_of(project.name)
+        number = 2
+        while slug in taken:
+            slug, number = f"{wanted}-{number}", number + 1
+        taken.add(slug)
+        session.add(ApiName(project_id=project.id, workspace_id=workspace_id, slug=slug))
+    session.flush()
+
+
+def published(session: Session, actor: Actor, *, project_id: str | None = None) -> list[Published]:
+    """Every finished model and kept checkpoint that the actor may ask, newest first."""
+    only = project_id or actor.project_id
+    query = (
+        select(ApiName.slug, Run.number, Run.id.label("run_id"), Model, Project.name.label("project"))
+        .join(Run, Run.id == Model.run_id)
+        .join(Project, Project.id == Model.project_id)
+        .join(ApiName, ApiName.project_id == Project.id)
+        .where(Project.workspace_id.in_(actor.roles), Project.deleted_at.is_(None), Model.deleted_at.is_(None))
+        .order_by(Model.created_at.desc(), Model.id)
+    )
+    if only is not None:
+        query = query.where(Project.id == only)
+    rows = session.execute(query).all()
+    kept = select(Checkpoint).where(Checkpoint.run_id.in_([row.run_id for row in rows]), Checkpoint.state == "kept")
+    checkpoints: dict[str, list[Checkpoint]] = {}
+    for checkpoint in session.scalars(kept.order_by(Checkpoint.step.desc())):
+        checkpoints.setdefault(checkpoint.run_id, []).append(checkpoint)
+    found = []
+    for row in rows:
+        model: Model = row.Model
+        name = f"{row.slug}-run-{row.number}"
+        about = (model.project_id, model.created_at)
+        found.append(Published(name, f"{row.project} · {model.name}", f"model:{model.id}", *about, model.digest))
+        for one in checkpoints.get(row.run_id, []):
+            title = f"{row.project} · {model.name} · step {one.step:,}"
+            found.append(
+                Published(
+                    f"{name}:step-{one.step}",
+                    title,
+                    f"checkpoint:{one.id}",
+                    model.project_id,
+                    one.created_at,
+                    one.manifest_sha256,
+                    name,
+                )
+            )
+    return found
+
+
+def not_found(model_id: str) -> NotFound:
+    """The answer for an id that does not exist or belongs to somebody else."""
+    return NotFound(
+        "There is no such model, or this key may not use it. GET /v1/models lists the ids.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def find(session: Session, actor: Actor, model_id: str) -> Published:
+    """One published model by its id. Raises NotFound."""
+    if not _ID.match(model_id):
+        raise not_found(model_id)
+    for one in published(session, actor):
+        if one.id == model_id:
+            return one
+    raise not_found(model_id)
+
+
+def target_of(session: Session, actor: Actor, model_id: str) -> tuple[Published, Target]:
+    """What the model server needs for a model id. Raises NotFound."""
+    one = find(session, actor, model_id)
+    projects.get(session, actor, one.project_id)
+    return one, targets.resolve(session, actor, one.project_id, one.ref)

@@ -1,0 +1,62 @@
+"""Programs to copy: the shortest one that asks a model, in three languages. The tests run each of them as it is."""
+
+from dataclasses import dataclass
+
+_CURL = """curl {base}/chat/completions \\
+  -H "Authorization: Bearer $GPT_BUILDER_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d '{{
+    "model": "{model}",
+    "messages": [{{"role": "user", "content": "{question}"}}]
+  }}'
+"""
+
+_PYTHON = """# pip install openai
+import os
+
+from openai import OpenAI
+
+client = OpenAI(base_url="{base}", api_key=os.environ["GPT_BUILDER_API_KEY"])
+answer = client.chat.completions.create(
+    model="{model}",
+    messages=[{{"role": "user", "content": "{question}"}}],
+)
+print(answer.choices[0].message.content)
+"""
+
+_JAVASCRIPT = """// Node 18 or newer; save as ask.mjs
+const answer = await fetch("{base}/chat/completions", {{
+  method: "POST",
+  headers: {{
+    Authorization: `Bearer ${{process.env.GPT_BUILDER_API_KEY}}`,
+    "Content-Type": "application/json",
+  }},
+  body: JSON.stringify({{
+    model: "{model}",
+    messages: [{{ role: "user", content: "{question}" }}],
+  }}),
+}});
+if (!answer.ok) throw new Error(await answer.text());
+console.log((await answer.json()).choices[0].message.content);
+"""
+QUESTION = "Where is my card?"
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A program: its tab's name, its language for the colours, and its text."""
+
+    key: str
+    title: str
+    language: str
+    text: str
+
+
+def snippets(base_url: str, model_id: str) -> list[Snippet]:
+    """The three programs for one model. Base URL and id are ours: they hold nothing that a shell would read."""
+    values = {"base": base_url, "model": model_id, "question": QUESTION}
+    return [
+        Snippet("curl", "curl", "bash", _CURL.format(**values)),
+        Snippet("python", "Python", "python", _PYTHON.format(**values)),
+        Snippet("javascript", "JavaScript", "javascript", _JAVASCRIPT.format(**values)),
+    ]

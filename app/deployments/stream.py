@@ -1,0 +1,187 @@
+"""Answers on their way from the model server to the API's clients: merged, measured, framed and written down."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.contracts.generation import GenerationRequest, TokenEvent
+from app.core.db import new_id, transaction, utcnow
+from app.core.errors import AppError, BadRequest, ModelFailed, Unavailable
+from app.deployments import calls, wire
+from app.deployments.calls import Facts
+from app.deployments.keys import Caller
+from app.inference import client
+
+log = logging.getLogger(__name__)
+Events = AsyncGenerator[tuple[int, TokenEvent], None]
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+LOADING_PATIENCE_S = 20.0
+_BUFFERED_EVENTS = 64
+
+
+async def events_of(requests: list[GenerationRequest]) -> Events:
+    """Events of all choices as they come, each with its choice's index."""
+    if len(requests) == 1:
+        async with aclosing(client.agenerate(requests[0])) as events:  # type: ignore[type-var]
+            async for event in events:
+                yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, TokenEvent | AppError]] = asyncio.Queue(_BUFFERED_EVENTS)
+
+    async def pump(index: int, request: GenerationRequest) -> None:
+        try:
+            async with aclosing(client.agenerate(request)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    await queue.put((index, event))
+        except AppError as error:
+            await queue.put((index, error))
+
+    pumps = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
+    try:
+        left = len(requests)
+        while left:
+            index, found = await queue.get()
+            if isinstance(found, AppError):
+                raise found
+            left -= found.finish_reason is not None
+            yield index, found
+    finally:
+        for task in pumps:
+            task.cancel()
+
+
+def refusal(event: TokenEvent) -> AppError:
+    """What an error event means to a client: ask again, ask otherwise, or it is broken."""
+    sentence = event.error or ""
+    if event.error_kind == "busy":
+        return Unavailable(sentence, code="model_busy")
+    if event.error_kind == "refused":
+        code = "context_length_exceeded" if "too long" in sentence else "invalid_prompt"
+        return BadRequest(sentence, code=code, param="messages")
+    return ModelFailed(sentence)
+
+
+class Completion:
+    """One request of /v1/chat/completions, from the first event to the entry in the table of calls."""
+
+    def __init__(self, caller: Caller, ask: wire.ChatRequest, facts: Facts, fingerprint: str, events: Events) -> None:
+        self.caller, self.ask, self.facts, self.events = caller, ask, facts, events
+        self.id, self.created = f"chatcmpl-{new_id()}", wire.seconds(utcnow())
+        self.fingerprint = f"fp_{fingerprint[:12]}"
+        self.started = time.monotonic()
+        self.waiting: list[tuple[int, TokenEvent]] = []
+
+    async def begin(self) -> None:
+        """Wait for the first sign of an answer, so that a refusal still has a status of its own.
+
+        Raises what the model server refused. A model that takes longer to load gets a stream with pings.
+        """
+        deadline = time.monotonic() + LOADING_PATIENCE_S
+        async for index, event in self.events:
+            if event.finish_reason == "error":
+                raise refusal(event)
+            self.waiting.append((index, event))
+            if event.text or event.finish_reason or time.monotonic() > deadline:
+                return
+
+    async def _all(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        for index, event in self.waiting:
+            self._measure(event)
+            yield index, event
+        async for index, event in self.events:
+            self._measure(event)
+            yield index, event
+
+    def _measure(self, event: TokenEvent) -> None:
+        if event.text and self.facts.first_token_s is None:
+            self.facts.first_token_s = time.monotonic() - self.started
+        if event.finish_reason:
+            # Every choice reads the same prompt, which counts once.
+            self.facts.prompt_tokens = max(self.facts.prompt_tokens, event.prompt_tokens or 0)
+            self.facts.completion_tokens += event.completion_tokens or 0
+            self.facts.finish_reason = event.finish_reason
+
+    def usage(self) -> dict[str, int]:
+        return wire.usage(self.facts.prompt_tokens, self.facts.completion_tokens)
+
+    def head(self, kind: str) -> dict[str, Any]:
+        return wire.head(self.id, kind, self.created, self.facts.model, self.fingerprint)
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece. Raises what the model server refused."""
+        count = self.ask.n or 1
+        texts: list[list[str]] = [[] for _ in range(count)]
+        reasons = ["stop"] * count
+        async for index, event in self._all():
+            texts[index].append(event.text)
+            if event.finish_reason == "error":
+                raise refusal(event)
+            reasons[index] = _reason(event) or reasons[index]
+        choices = [wire.choice(i, "".join(texts[i]), reasons[i]) for i in range(count)]
+        return self.head("chat.completion") | {"choices": choices, "usage": self.usage()}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events. A failure in the middle is an event, too: a cut looks like success."""
+        head = self.head("chat.completion.chunk")
+        with_usage = bool(self.ask.stream_options and self.ask.stream_options.include_usage)
+        if with_usage:
+            head["usage"] = None
+        is_whole = False
+        try:
+            for index in range(self.ask.n or 1):
+                yield _frame(head | {"choices": wire.delta(index, {"role": "assistant", "content": ""})})
+            async for index, event in self._all():
+                if event.finish_reason == "error":
+                    yield _failure(refusal(event), self.facts)
+                    return
+                if event.text:
+                    yield _frame(head | {"choices": wire.delta(index, {"content": event.text})})
+                elif not event.finish_reason:
+                    yield b": ping\n\n"
+                if event.finish_reason:
+                    yield _frame(head | {"choices": wire.delta(index, {}, _reason(event))})
+            if with_usage:
+                yield _frame(head | {"choices": [], "usage": self.usage()})
+            is_whole = True
+            yield b"data: [DONE]\n\n"
+        except AppError as error:
+            is_whole = True
+            yield _failure(error, self.facts)
+        finally:
+            if not is_whole and self.facts.status == 200:
+                self.facts.status, self.facts.finish_reason = 499, "cancelled"
+            self.end()
+
+    def end(self) -> None:
+        """Write the call down in a thread: while a request is being cancelled nothing can wait."""
+        self.facts.total_s = time.monotonic() - self.started
+        asyncio.get_running_loop().run_in_executor(None, record, self.caller, self.facts)
+
+
+def record(caller: Caller, facts: Facts) -> None:
+    """Write a call down; a database that is away loses the entry, not the answer."""
+    try:
+        with transaction() as session:
+            calls.record(session, caller, facts)
+    except SQLAlchemyError:
+        log.warning("call not recorded", exc_info=True)
+
+
+def _reason(event: TokenEvent) -> str | None:
+    return "stop" if event.finish_reason == "cancelled" else event.finish_reason
+
+
+def _frame(payload: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+def _failure(error: AppError, facts: Facts) -> bytes:
+    facts.status, facts.finish_reason = error.status, "error"
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return _frame({"error": {"message": error.sentence, "type": kind, "param": error.param, "code": error.error_code}})

@@ -1,0 +1,180 @@
+"""The shapes of OpenAI's chat completions: what clients send, what they must get back."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.contracts.conversation import Message
+from app.contracts.generation import Sampling
+from app.core.errors import BadRequest
+from app.deployments.names import Published
+
+MAX_MESSAGES = 2000
+MAX_CHOICES = 4
+# Refused by presence: a caller's template is a program, whatever route it comes by.
+FORBIDDEN = ("chat_template", "chat_template_kwargs")
+_MEANING = "It would change the meaning of the answer, so it is refused instead of ignored."
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[int, Field(strict=True)]
+
+
+class Part(BaseModel):
+    """A piece of a message's content; only text can be understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class WireMessage(BaseModel):
+    """One message as clients send it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[Any] | None = None
+
+    def plain(self) -> Message:
+        """The message in the product's own words."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+        return Message(role="system" if self.role == "developer" else self.role, content=text)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """The body of /v1/chat/completions. Unknown fields are ignored, as OpenAI's clients expect."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=200)
+    messages: list[WireMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=32_768)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1, le=32_768)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: str | list[str] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_short(cls, value: str | list[str] | None) -> list[str]:
+        words = [value] if isinstance(value, str) else value or []
+        if len(words) > 16 or any(not word or len(word) > 200 for word in words):
+            raise ValueError("At most 16 stop texts of 1 to 200 characters.")
+        return words
+
+    def conversation(self, system_prompt: str) -> list[Message]:
+        """The messages; the prompt that the model was trained with goes first where the caller brings none."""
+        messages = [message.plain() for message in self.messages]
+        if system_prompt and messages[0].role != "system":
+            messages.insert(0, Message(role="system", content=system_prompt))
+        return messages
+
+    def sampling(self, choice: int) -> Sampling:
+        """How tokens are chosen. Each further choice of a seeded request gets a seed of its own."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "seed": None if self.seed is None else (self.seed + choice) % 2**63,
+            "stop": self.stop or None,
+        }
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def parse(body: bytes) -> ChatRequest:
+    """The request in a body. Raises BadRequest with the field's name, never with its value."""
+    try:
+        values = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest("The body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(values, dict):
+        raise BadRequest("The body must be a JSON object.", code="invalid_json")
+    for name in FORBIDDEN:
+        if name in values:
+            sentence = f"“{name}” is not taken: the model's own template is always used."
+            raise BadRequest(sentence, code="unsupported_parameter", param=name)
+    try:
+        request = ChatRequest.model_validate(values)
+    except ValidationError as error:
+        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        param = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or str(part).islower())[:100]
+        message = item["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"{param}: {message}", code="invalid_value", param=param) from error
+    _refuse_unsupported(request)
+    return request
+
+
+def _refuse_unsupported(request: ChatRequest) -> None:
+    kind = (request.response_format or {}).get("type", "text")
+    is_asked = {
+        "tools": bool(request.tools) or bool(request.functions),
+        "response_format": kind != "text",
+        "logprobs": bool(request.logprobs) or bool(request.top_logprobs),
+        "logit_bias": bool(request.logit_bias),
+    }
+    for name, is_there in is_asked.items():
+        if is_there:
+            sentence = f"“{name}” is not supported by this model. {_MEANING}"
+            raise BadRequest(sentence, code="unsupported_parameter", param=name)
+    for index, message in enumerate(request.messages):
+        if message.role == "tool" or message.tool_calls:
+            sentence = f"Tool messages are not supported by this model. {_MEANING}"
+            raise BadRequest(sentence, code="unsupported_parameter", param=f"messages.{index}")
+
+
+def seconds(at: datetime) -> int:
+    """Whole Unix seconds."""
+    return int(at.timestamp())
+
+
+def model_object(one: Published) -> dict[str, Any]:
+    """An entry of /v1/models."""
+    return {
+        "id": one.id,
+        "object": "model",
+        "created": seconds(one.created_at),
+        "owned_by": "gpt-builder",
+        "root": one.parent or one.id,
+        "parent": one.parent,
+        "name": one.name,
+    }
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Token counts as the model server reported them."""
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+def head(completion_id: str, kind: str, created: int, model: str, fingerprint: str) -> dict[str, Any]:
+    """What every completion and every chunk begins with."""
+    return {"id": completion_id, "object": kind, "created": created, "model": model, "system_fingerprint": fingerprint}
+
+
+def choice(index: int, text: str, finish_reason: str) -> dict[str, Any]:
+    """One whole answer."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {"index": index, "message": message, "finish_reason": finish_reason, "logprobs": None}
+
+
+def delta(index: int, content: dict[str, Any], finish_reason: str | None = None) -> list[dict[str, Any]]:
+    """The choices of one chunk."""
+    return [{"index": index, "delta": content, "finish_reason": finish_reason, "logprobs": None}]
