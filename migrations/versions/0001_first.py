@@ -243,6 +243,7 @@ def upgrade() -> None:
         sa.Column("expires_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
         sa.Column("last_used_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("requests_per_minute", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["created_by"], ["users.id"], name=op.f("fk_api_keys_created_by"), ondelete="SET NULL"),
         sa.ForeignKeyConstraint(
             ["project_id"], ["projects.id"], name=op.f("fk_api_keys_project_id"), ondelete="CASCADE"
@@ -256,6 +257,20 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_api_keys_project_id"), ["project_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_api_keys_workspace_id"), ["workspace_id"], unique=False)
 
+    op.create_table(
+        "api_names",
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("slug", sa.String(length=60), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_api_names_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["workspace_id"], ["workspaces.id"], name=op.f("fk_api_names_workspace_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("project_id", name=op.f("pk_api_names")),
+        sa.UniqueConstraint("workspace_id", "slug", name=op.f("uq_api_names_workspace_id_slug")),
+    )
     op.create_table(
         "chats",
         sa.Column("id", sa.String(length=20), nullable=False),
@@ -413,8 +428,9 @@ def upgrade() -> None:
         "api_calls",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=True),
         sa.Column("key_id", sa.String(length=20), nullable=True),
-        sa.Column("model_ref", sa.String(length=60), nullable=False),
+        sa.Column("model_ref", sa.String(length=120), nullable=False),
         sa.Column("endpoint", sa.String(length=40), nullable=False),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("finish_reason", sa.String(length=20), nullable=False),
@@ -425,12 +441,16 @@ def upgrade() -> None:
         sa.Column("at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name=op.f("fk_api_calls_key_id"), ondelete="SET NULL"),
         sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_api_calls_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
             ["workspace_id"], ["workspaces.id"], name=op.f("fk_api_calls_workspace_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_calls")),
     )
     with op.batch_alter_table("api_calls", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_api_calls_key_id"), ["key_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_api_calls_project_id"), ["project_id"], unique=False)
         batch_op.create_index("ix_api_calls_workspace_at", ["workspace_id", "at"], unique=False)
 
     op.create_table(
@@ -820,6 +840,7 @@ def downgrade() -> None:
     op.drop_table("chat_messages")
     with op.batch_alter_table("api_calls", schema=None) as batch_op:
         batch_op.drop_index("ix_api_calls_workspace_at")
+        batch_op.drop_index(batch_op.f("ix_api_calls_project_id"))
         batch_op.drop_index(batch_op.f("ix_api_calls_key_id"))
 
     op.drop_table("api_calls")
@@ -841,6 +862,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_chats_project")
 
     op.drop_table("chats")
+    op.drop_table("api_names")
     with op.batch_alter_table("api_keys", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_api_keys_workspace_id"))
         batch_op.drop_index(batch_op.f("ix_api_keys_project_id"))

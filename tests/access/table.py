@@ -13,13 +13,14 @@ Kind = Literal["public", "signed_in", "role", "key"]
 @dataclass(frozen=True)
 class Rule:
     """`need` is the least role. `form` and `json` are a good body, with {names} of the world's ids in its texts;
-    `body_ids` are those of its fields that name things, each of which must belong to the asker."""
+    `body_ids` are the names of those ids in it, each of which must belong to the asker."""
 
     kind: Kind = "role"
     need: str = "viewer"
     form: dict[str, Any] = field(default_factory=dict)
     json: dict[str, Any] | None = None
     body_ids: tuple[str, ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     query: str = ""
 
@@ -87,6 +88,46 @@ TABLE: dict[str, Rule] = {
     "POST /members/{member_id}/remove": owner(),
     "POST /members/{member_id}/reset-link": owner(),
     "GET /audit": owner(query="workspace={workspace_id}"),
+    # the page of components: not there outside of development
+    "GET /ui": public(),
+    "GET /ui/curve.json": public(),
+    # projects and overview
+    "GET /projects": signed_in(),
+    "GET /projects/new": signed_in(),
+    "POST /projects/new": editor(
+        form={"name": "Soup", "template": "free", "workspace_id": "{workspace_id}"}, body_ids=("workspace_id",)
+    ),
+    "GET /projects/{project_id}": viewer(),
+    "GET /projects/{project_id}/refine": viewer(),
+    "POST /projects/{project_id}/name": editor(form={"name": "Soup"}),
+    "POST /projects/{project_id}/delete": owner(),
+    "POST /projects/{project_id}/restore": owner(),
+    "GET /projects/{project_id}/objective": viewer(),
+    "POST /projects/{project_id}/objective": editor(form={"task": "Answer."}),
+    "POST /projects/{project_id}/objective/preview": viewer(form={"task": "Answer."}),
+    # recipe and runs
+    "GET /projects/{project_id}/recipe": viewer(),
+    "POST /projects/{project_id}/recipe": editor(form={"preset": "quick"}),
+    "POST /projects/{project_id}/recipe/folder": editor(form={"folder": "/nowhere"}),
+    "POST /projects/{project_id}/recipe/hub": editor(form={"ref": "../..", "revision": "main"}),
+    "GET /projects/{project_id}/recipe/bases": viewer(),
+    "POST /projects/{project_id}/recipe/bases/{entry_id}/download": editor(),
+    "POST /projects/{project_id}/recipe/bases/{entry_id}/cancel": editor(),
+    "GET /projects/{project_id}/recipe.yaml": viewer(),
+    "POST /projects/{project_id}/recipe/import": editor(files={"file": b"method: lora"}),
+    "GET /projects/{project_id}/recipe/models": viewer(),
+    "POST /projects/{project_id}/recipe/model": editor(form={"model_id": "{model_id}"}, body_ids=("model_id",)),
+    "POST /projects/{project_id}/runs": editor(),
+    # deployments
+    "GET /projects/{project_id}/deploy": viewer(),
+    "POST /projects/{project_id}/deploy/keys": owner(form={"name": "inbox", "scopes": "chat"}),
+    "POST /projects/{project_id}/deploy/try": viewer(form={"model": "{model_name}", "question": "How long?"}),
+    "POST /keys/{key_id}/revoke": owner(),
+    "GET /v1/models": api_key(),
+    "GET /v1/models/{model_name:path}": api_key(),
+    "POST /v1/chat/completions": api_key(
+        json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
+    ),
     # chat
     "GET /projects/{project_id}/chat": viewer(),
     "GET /projects/{project_id}/chats": viewer(query="q=soup"),

@@ -65,7 +65,8 @@ class Asker:
         if rule.json is not None:
             json = {key: _filled(value, ids | (body_ids or {})) for key, value in rule.json.items()}
             return self.browser.request(method, url, json=json, headers=rule.headers)
-        return self.browser.request(method, url, data=body or None, headers=rule.headers)
+        files = {name: ("file", content) for name, content in rule.files.items()}
+        return self.browser.request(method, url, data=body or None, files=files or None, headers=rule.headers)
 
 
 def _filled(value: Any, ids: dict[str, str]) -> Any:

@@ -11,12 +11,15 @@ from app.chat.models import Chat, ChatMessage
 from app.core.db import new_id, transaction, utcnow
 from app.core.security import token_sha256
 from app.datasets.models import DatasetVersion, Finding, SourceFile, Upload
+from app.deployments import names
 from app.deployments.models import ApiKey
 from app.evaluations.models import CaseResult, Evaluation
+from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
 from app.runs.models import Checkpoint, Model, Run
 from tests.visitors import Person, make_person, make_project, make_workspace
 
+FACTS = BaseFacts(parameters=1000, layers=2, width=16, heads=2, kv_heads=2, inner=32, vocabulary=300, context_length=32)
 ROLES = ("viewer", "annotator", "editor", "owner")
 
 
@@ -47,7 +50,12 @@ def make_world(name: str) -> World:
         )
         version = DatasetVersion(project_id=project_id, number=1, state="succeeded", train_rows=10)
         base = BaseModelEntry(
-            workspace_id=workspace_id, source="folder", ref="/models/tiny", name="tiny", state="succeeded"
+            workspace_id=workspace_id,
+            source="folder",
+            ref="/models/tiny",
+            name="tiny",
+            state="succeeded",
+            details={"facts": FACTS.model_dump()},
         )
         session.add_all([file, upload, version, base])
         session.flush()
@@ -114,10 +122,12 @@ def make_world(name: str) -> World:
             "version_id": version.id,
             "finding_id": str(finding.id),
             "base_id": base.id,
+            "entry_id": base.id,
             "run_id": run.id,
             "checkpoint_id": checkpoint.id,
             "step": "120",
             "model_id": model.id,
+            "model_name": f"{name.lower()}-s-project-run-1",
             "evaluation_id": evaluation.id,
             "case_id": str(case.id),
             "chat_id": chat.id,
@@ -139,10 +149,11 @@ def add_keys(world: World) -> None:
                 name="a key",
                 secret_sha256=token_sha256(text),
                 last_four=text[-4:],
-                scopes=["models.read", "chat"],
+                scopes=["models", "chat"],
             )
             rows.append((text, row))
             session.add(row)
         world.key, world.revoked_key = rows[0][0], rows[1][0]
         rows[1][1].revoked_at = utcnow()
         world.ids["key_id"] = rows[0][1].id
+        names.give_names(session, world.ids["workspace_id"])
