@@ -18,6 +18,7 @@ from app.core.config import get_settings
 from app.core.leader import Leader
 from app.core.work import Watcher
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.overview import demos
 from app.runs.reconcile import Reconciler
 from worker import alive
 
@@ -57,6 +58,7 @@ def chores() -> list[Chore]:
         Chore("outbox", TICK_S, queue.deliver),
         Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
         *(Chore(task, 5, Watcher(model, task).sweep) for model, task in LONG_WORK),
+        Chore("demos", TICK_S, demos.advance_all),
         Chore("sent wake-ups", 600, queue.forget_sent),
     ]
 

@@ -1,13 +1,13 @@
 """The list of projects, the overview of one, and its feedback: pages that look at every slice below."""
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
 from app.core.templates import render
-from app.core.web import SessionDep
+from app.core.web import SessionDep, is_partial
+from app.overview import demos, journey, service
 from app.overview import facts as project_facts
-from app.overview import journey, service
 from app.overview.next_step import next_step
 from app.projects import gallery
 from app.projects import service as projects
@@ -36,7 +36,7 @@ def listing(request: Request, actor: ActorDep, session: SessionDep, q: str = "")
     return render(
         request, "overview/projects.html", stage="projects", cards=cards, search=search,
         templates=[template for template in gallery.TEMPLATES.values() if template.key != "free"],
-        may_create=bool(projects.workspaces_for(actor)),
+        may_create=bool(projects.workspaces_for(actor)), demos=list(demos.gallery().values()),
     )  # fmt: skip
 
 
@@ -60,3 +60,28 @@ def refine(project_id: str, request: Request, actor: ActorDep, session: SessionD
     project = projects.get(session, actor, project_id)
     answers = service.rated_answers(session, actor, project.id)
     return render(request, "overview/refine.html", stage="refine", project=project, answers=answers)
+
+
+@router.post("/demos/{demo_key}")
+def start_demo(demo_key: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Make a demo project; it goes on by itself."""
+    project = demos.start(session, actor, demo_key)
+    return RedirectResponse(f"/projects/{project.id}/demo", 303)
+
+
+@router.get("/projects/{project_id}/demo")
+def demo(project_id: str, request: Request, actor: ActorDep, session: SessionDep) -> Response:
+    """What a demo is doing before its run begins; then the run itself."""
+    project = projects.get(session, actor, project_id)
+    if not project.demo:
+        return RedirectResponse(f"/projects/{project.id}", 303)
+    steps, run_id, error = demos.progress(session, project)
+    wants_steps = is_partial(request) and request.headers.get("HX-Target", "").endswith("demo-steps")
+    if run_id:
+        path = f"/runs/{run_id}"
+        return Response(headers={"HX-Redirect": path}) if wants_steps else RedirectResponse(path, 303)
+    template = "overview/_demo_steps.html" if wants_steps else "overview/demo.html"
+    return render(
+        request, template, stage="overview", project=project, steps=steps, error=error,
+        entry=demos.gallery().get(project.demo),
+    )  # fmt: skip

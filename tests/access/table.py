@@ -128,6 +128,9 @@ TABLE: dict[str, Rule] = {
     "POST /v1/chat/completions": api_key(
         json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
     ),
+    # demos
+    "POST /demos/{demo_key}": signed_in(),
+    "GET /projects/{project_id}/demo": viewer(),
     # chat
     "GET /projects/{project_id}/chat": viewer(),
     "GET /projects/{project_id}/chats": viewer(query="q=soup"),
