@@ -61,12 +61,14 @@ def gallery() -> dict[str, Demo]:
     return {entry["key"]: Demo(**entry) for entry in entries}
 
 
-def start(session: Session, actor: Actor, key: str) -> Project:
+def start(session: Session, actor: Actor, key: str, *, workspace_id: str = "") -> Project:
     """Make the demo's project and bring its data. Raises NotFound for an unknown demo."""
     demo = gallery().get(key)
     if demo is None:
         raise NotFound("There is no demo of this name.")
-    project = projects.create(session, actor, name=demo.name, template_key=demo.template, demo=demo.key)
+    project = projects.create(
+        session, actor, name=demo.name, template_key=demo.template, demo=demo.key, workspace_id=workspace_id
+    )
     objective = session.get_one(Objective, project.id)
     objective.task, objective.audience, objective.tone = demo.task, demo.audience, demo.tone
     objective.must_never, objective.samples = [], [dict(sample) for sample in demo.samples]

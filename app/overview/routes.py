@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
+from app.core.forms import FormValues
 from app.core.templates import render
 from app.core.web import SessionDep, is_partial
 from app.overview import demos, journey, service
@@ -62,10 +63,11 @@ def refine(project_id: str, request: Request, actor: ActorDep, session: SessionD
     return render(request, "overview/refine.html", stage="refine", project=project, answers=answers)
 
 
-@router.post("/demos/{demo_key}")
-def start_demo(demo_key: str, actor: ActorDep, session: SessionDep) -> Response:
-    """Make a demo project; it goes on by itself."""
-    project = demos.start(session, actor, demo_key)
+@router.post("/demos")
+def start_demo(actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Make a demo project, in the workspace that is named or the person's first; it goes on by itself."""
+    key, workspace_id = (str(values.get(name, "")) for name in ("demo", "workspace_id"))
+    project = demos.start(session, actor, key, workspace_id=workspace_id)
     return RedirectResponse(f"/projects/{project.id}/demo", 303)
 
 

@@ -129,7 +129,7 @@ TABLE: dict[str, Rule] = {
         json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
     ),
     # demos
-    "POST /demos/{demo_key}": signed_in(),
+    "POST /demos": editor(form={"demo": "shakespeare", "workspace_id": "{workspace_id}"}, body_ids=("workspace_id",)),
     "GET /projects/{project_id}/demo": viewer(),
     # chat
     "GET /projects/{project_id}/chat": viewer(),
