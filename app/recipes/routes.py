@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Request, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
@@ -115,17 +115,17 @@ def bases_fragment(request: Request, project_id: str, actor: ActorDep, session: 
     return render(request, "recipes/_bases.html", project=page.project, page=page, chosen=page.chosen, may_edit=True)
 
 
-@router.post("/projects/{project_id}/recipe/bases/{entry_id}/download")
-def download(project_id: str, entry_id: str, actor: ActorDep, session: SessionDep) -> Response:
+@router.post("/projects/{project_id}/recipe/bases/{base_id}/download")
+def download(project_id: str, base_id: str, actor: ActorDep, session: SessionDep) -> Response:
     project = projects.get(session, actor, project_id, need="editor")
-    bases.confirm(session, bases.get_entry(session, project.workspace_id, entry_id))
+    bases.confirm(session, bases.get_entry(session, project.workspace_id, base_id))
     return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
 
 
-@router.post("/projects/{project_id}/recipe/bases/{entry_id}/cancel")
-def cancel(project_id: str, entry_id: str, actor: ActorDep, session: SessionDep) -> Response:
+@router.post("/projects/{project_id}/recipe/bases/{base_id}/cancel")
+def cancel(project_id: str, base_id: str, actor: ActorDep, session: SessionDep) -> Response:
     project = projects.get(session, actor, project_id, need="editor")
-    bases.request_cancel(session, bases.get_entry(session, project.workspace_id, entry_id))
+    bases.request_cancel(session, bases.get_entry(session, project.workspace_id, base_id))
     return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
 
 
@@ -144,9 +144,13 @@ def import_recipe(
     project_id: str,
     actor: ActorDep,
     session: SessionDep,
-    file: Annotated[UploadFile, File()],
+    file: Annotated[UploadFile | None, File()] = None,
+    text: Annotated[str, Form(max_length=100_000)] = "",
 ) -> Response:
-    text = file.file.read(200_000).decode("utf-8", errors="replace")
+    """Values from a recipe file, or from its text."""
+    projects.get(session, actor, project_id, need="editor")
+    if file is not None:
+        text = file.file.read(200_000).decode("utf-8", errors="replace")
     try:
         with session.begin_nested():
             service.import_recipe(session, actor, project_id, text)

@@ -251,7 +251,12 @@ def _base(session: Session, project: Project, draft: RecipeDraft, version: Versi
     source = asked.get("source") or ("starter" if version.kind == "chat" else "scratch")
     if source in ("folder", "hub"):
         entry = session.get(BaseModelEntry, asked.get("entry_id", ""))
-        if entry is not None and entry.workspace_id == project.workspace_id and entry.state == "succeeded":
+        if (
+            entry is not None
+            and entry.workspace_id == project.workspace_id
+            and entry.state == "succeeded"
+            and entry.folder
+        ):
             return bases.of_entry(entry)
         source = "starter"
     if source == "model":

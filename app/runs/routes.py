@@ -179,7 +179,7 @@ def log_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
 @router.get("/runs/{run_id}/recipe.yaml")
 def recipe_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
     run = service.get(session, actor, run_id)
-    return _download(to_yaml(RecipeSpec.model_validate(run.recipe)), f"run-{run.number}.yaml", "application/yaml")
+    return _download(to_yaml(RecipeSpec.model_construct(**run.recipe)), f"run-{run.number}.yaml", "application/yaml")
 
 
 def _download(text: str, name: str, media_type: str) -> Response:

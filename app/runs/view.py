@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.contracts.recipe import RecipeSpec
 from app.core.db import utcnow
 from app.projects.models import Project
 from app.runs import charts, coach, curves, verdicts
@@ -73,6 +74,11 @@ class RunView:
     starts_in_s: float | None = None
     left_s: float | None = None
     zone_from: int | None = None
+
+    @property
+    def recipe(self) -> RecipeSpec:
+        """The frozen recipe, whole."""
+        return RecipeSpec.model_construct(**self.run.recipe)
 
     @property
     def is_live(self) -> bool:
