@@ -93,8 +93,21 @@ def with_texts(example: Example, texts: list[str]) -> Example:
     return {**example, "messages": messages}
 
 
-def _rewriting(rewrite: Callable[[str], tuple[str, tuple[str, ...]]]) -> Runner:
-    """A runner that rewrites each text, and the label with it, so that both stay equal."""
+def _rewriting(once: Callable[[str], tuple[str, tuple[str, ...]]]) -> Runner:
+    """A runner that rewrites each text, and the label with it, so that both stay equal.
+
+    One repair can uncover another (a control character inside a broken letter): it goes on until nothing changes.
+    """
+
+    def rewrite(text: str) -> tuple[str, tuple[str, ...]]:
+        found: tuple[str, ...] = ()
+        for _ in range(6):
+            before = text
+            text, codes = once(before)
+            found += codes
+            if text == before:
+                break
+        return text, found
 
     def run(_rid: int, example: Example) -> Outcome:
         old = texts_of(example)
@@ -142,7 +155,7 @@ def _unicode(params: UnicodeParams) -> Runner:
     return _rewriting(rewrite)
 
 
-_FENCE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z))", re.DOTALL)
+_FENCE = re.compile(r"(^[ \t]*(?:```|~~~).*?(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z))", re.DOTALL | re.MULTILINE)
 _GATE = re.compile(r"  |[^\S\n ]|\s\n|\n\n\n|\A\s|\s\Z")
 _TRAILING = re.compile(r"[^\S\n]+(?=\n|\Z)")
 _RUNS = re.compile(r"(?<=\S)[^\S\n]{2,}")
@@ -156,15 +169,19 @@ def _whitespace(params: WhitespaceParams) -> Runner:
         text = re.sub(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]", " ", text)
         return many.sub("\n" * params.newlines, _RUNS.sub(" ", _TRAILING.sub("", text)))
 
-    def rewrite(text: str) -> tuple[str, tuple[str, ...]]:
-        if not _GATE.search(text):
-            return text, ()
+    def once(text: str) -> str:
         parts = _FENCE.split(text)
         fixed = "".join(part if index % 2 else outside(part) for index, part in enumerate(parts))
         # A leading indent belongs to code; blank lines before it do not.
         fixed = re.sub(r"\A\s*\n", "", fixed).rstrip()
         if not re.match(r"[ \t]+\S.*\n[ \t]+", fixed):
             fixed = fixed.lstrip()
+        return fixed
+
+    def rewrite(text: str) -> tuple[str, tuple[str, ...]]:
+        if not _GATE.search(text):
+            return text, ()
+        fixed = once(text)
         return fixed, ("fix.space",) if fixed != text else ()
 
     return _rewriting(rewrite)
