@@ -23,6 +23,7 @@ from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
 from app.datasets.formats import Sniffed, sniff
 from app.datasets.options import ReadOptions
 from app.datasets.readers import corrected, read
+from app.datasets.statistics import ColumnShape, column_shapes
 from app.datasets.tables import RowWriter
 
 Tell = Callable[[int, int], None]
@@ -53,6 +54,7 @@ class ImportReport(Contract):
     problems: list[CodeCount] = Field(default_factory=list)
     detections: list[Detection] = Field(default_factory=list)
     suggested_renames: dict[str, str] = Field(default_factory=dict)
+    shapes: list[ColumnShape] = Field(default_factory=list, description="of at most 1,000 rows")
 
 
 def import_file(source: Path, filename: str, out_dir: Path, options: ReadOptions, tell: Tell) -> ImportReport:
@@ -118,6 +120,7 @@ def _into(source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, te
         problems=ledger.counts(),
         detections=detect(sample.rows()),
         suggested_renames=ledger.renames,
+        shapes=column_shapes([values for _row, values in sample.rows()], dict(list(writer.columns.items())[:60])),
     )
 
 

@@ -1,0 +1,174 @@
+"""The Clean page of a project: the queue of fixes, statistics, the split, freezing and the versions."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.core.errors import Invalid, NotFound
+from app.core.flash import flash
+from app.core.forms import FormValues, checked
+from app.core.templates import gettext as _
+from app.core.templates import render
+from app.core.web import SessionDep
+from app.datasets import plans, service, shown, versions
+from app.datasets.cleaning import CODES, STEPS
+from app.datasets.forms import SplitForm, listed
+from app.datasets.splitting import wanted_rows
+from app.projects import service as projects
+
+router = APIRouter()
+
+
+def _params(plan: Any) -> dict[str, list[dict[str, Any]]]:
+    """The parameters of each step as fields: made from its pydantic model, with the values in force."""
+    in_force = {step.name: step.params for step in plans.chosen(plan)}
+    fields: dict[str, list[dict[str, Any]]] = {}
+    for name, step in STEPS.items():
+        values = step.params.model_validate(in_force.get(name, {})).model_dump()
+        kinds = {bool: "checkbox", int: "number"}
+        fields[name] = [
+            {
+                "name": key,
+                "label": info.title or key,
+                "help": info.description or "",
+                "value": values[key],
+                "kind": kinds.get(type(values[key]), "list"),
+            }
+            for key, info in step.params.model_fields.items()
+        ]
+    return fields
+
+
+def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
+    project = projects.get(session, actor, project_id)
+    files = service.list_files(session, actor, project_id)
+    plan = plans.get(session, actor, project_id)
+    report = plans.report_of(plan)
+    split = plans.split_of(plan)
+    found = versions.list_versions(session, actor, project_id)
+    return {
+        "project": project,
+        "stage": "clean",
+        "files": files,
+        "plan": plan,
+        "report": report,
+        "cards": shown.fix_cards(report),
+        "params": _params(plan),
+        "steps": STEPS,
+        "codes": CODES,
+        "split": split,
+        "wanted": wanted_rows(report.rows, split) if report else None,
+        "versions": found,
+        "is_live": shown.is_live(files, plan) or any(v.state in shown.LIVE for v in found),
+        "state": shown.state_of(files, plan),
+        "may_edit": actor.may(project.workspace_id, "editor"),
+        "errors": {},
+        "values": split.model_dump(),
+    }
+
+
+def _back(project_id: str) -> RedirectResponse:
+    return RedirectResponse(f"/projects/{project_id}/clean", 303)
+
+
+@router.get("/projects/{project_id}/clean")
+def clean_page(request: Request, session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    return render(request, "datasets/clean.html", **_context(session, actor, project_id))
+
+
+@router.get("/projects/{project_id}/clean/live")
+def clean_live(request: Request, session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    return render(request, "datasets/_clean_live.html", **_context(session, actor, project_id))
+
+
+@router.get("/projects/{project_id}/clean/steps/{name}")
+def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str) -> Response:
+    """Up to fifty rows that a step touched or would touch, before and after."""
+    if name not in STEPS:
+        raise NotFound
+    context = _context(session, actor, project_id)
+    found = shown.step_of(context["report"], name)
+    card = next((c for c in context["cards"] if c.name == name), None)
+    return render(
+        request, "datasets/step.html", **context, step=STEPS[name], found=found, card=card, diff=shown.diff_parts
+    )
+
+
+@router.post("/projects/{project_id}/clean/steps/{name}")
+def apply_step(session: SessionDep, actor: ActorDep, project_id: str, name: str, values: FormValues) -> Response:
+    """Apply a step, or change its parameters."""
+    step = STEPS.get(name)
+    if step is None:
+        raise NotFound
+    plans.apply_steps(session, actor, project_id, [name], _given(step.params.model_fields, values))
+    response = _back(project_id)
+    flash(response, _("%(title)s: being cleaned.", title=step.title), undo_url=f"/projects/{project_id}/clean/undo")
+    return response
+
+
+def _given(fields: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that the form sent. A form with parameters says so (`is_full`): then no tick means no."""
+    is_full = values.get("is_full") == "1"
+    found: dict[str, Any] = {}
+    for key, info in fields.items():
+        if info.annotation is bool:
+            if is_full:
+                found[key] = key in values
+        elif info.annotation is int and key in values:
+            found[key] = values[key] or None
+        elif key in values:
+            text = listed(values, key)[key]
+            found[key] = [word.strip() for part in text for word in part.split(",") if word.strip()]
+    return found
+
+
+@router.post("/projects/{project_id}/clean/all")
+def apply_all(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    """Apply every suggestion that has something to do."""
+    report = plans.report_of(plans.get(session, actor, project_id))
+    names = [card.name for card in shown.fix_cards(report) if not card.is_applied]
+    if not names:
+        raise Invalid(_("There is nothing to fix."))
+    plans.apply_steps(session, actor, project_id, names)
+    response = _back(project_id)
+    flash(response, _("All suggestions are being applied."), undo_url=f"/projects/{project_id}/clean/undo")
+    return response
+
+
+@router.post("/projects/{project_id}/clean/steps/{name}/remove")
+def remove_step(session: SessionDep, actor: ActorDep, project_id: str, name: str) -> Response:
+    plans.remove_step(session, actor, project_id, name)
+    return _back(project_id)
+
+
+@router.post("/projects/{project_id}/clean/undo")
+def undo(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    plans.undo(session, actor, project_id)
+    return _back(project_id)
+
+
+@router.post("/projects/{project_id}/split")
+def set_split(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    form, errors = checked(SplitForm, values)
+    if form is not None:
+        try:
+            plans.set_split(session, actor, project_id, form.settings())
+        except ValidationError as error:
+            errors = {"test_percent": error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")}
+        else:
+            response = _back(project_id)
+            flash(response, _("Split saved."))
+            return response
+    context = _context(session, actor, project_id) | {"errors": errors, "values": values}
+    return render(request, "datasets/clean.html", status=422, **context)
+
+
+@router.post("/projects/{project_id}/versions")
+def freeze(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    version = versions.freeze(session, actor, project_id)
+    return RedirectResponse(f"/versions/{version.id}", 303)

@@ -1,0 +1,106 @@
+"""The forms of the data pages and what they mean."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.contracts.conversation import Role
+from app.core.forms import FormBase
+from app.datasets.mapping import Mapping, Shape, column
+from app.datasets.options import ReadOptions
+from app.datasets.splitting import SplitSettings
+
+TARGETS = ("prompt", "answer", "system", "text")
+
+
+class PasteForm(FormBase):
+    """Pasted text."""
+
+    text: str = Field("", max_length=2_000_000)
+    name: str = Field("", max_length=100)
+
+
+class ReadingForm(FormBase):
+    """How a file is read. Only the fields that were sent change."""
+
+    format: str | None = Field(None, max_length=10)
+    encoding: str | None = Field(None, max_length=40)
+    delimiter: Literal["", ",", ";", "tab", "|"] | None = None
+    has_header: bool | None = None
+    short_rows: str | None = Field(None, max_length=20)
+    long_rows: str | None = Field(None, max_length=20)
+    wrong_encoding: str | None = Field(None, max_length=20)
+    open_quotes: str | None = Field(None, max_length=20)
+    bad_json: str | None = Field(None, max_length=20)
+    mistyped_columns: str | None = Field(None, max_length=20)
+    text_unit: str | None = Field(None, max_length=20)
+
+    def changes(self) -> dict[str, Any]:
+        """The options that change, checked. Raises ValidationError for a value that does not exist."""
+        found = {name: value for name, value in self.model_dump().items() if value is not None}
+        if found.get("delimiter") == "tab":
+            found["delimiter"] = "\t"
+        ReadOptions.model_validate(found)
+        return found
+
+
+class MappingForm(FormBase):
+    """Which column is what. A `…_template` counts where its column is not chosen."""
+
+    shape: Shape = "pair"
+    messages: str = Field("", max_length=200)
+    history: str = Field("", max_length=200)
+    label: str = Field("", max_length=200)
+    prompt_column: str = Field("", max_length=200)
+    answer_column: str = Field("", max_length=200)
+    system_column: str = Field("", max_length=200)
+    text_column: str = Field("", max_length=200)
+    prompt_template: str = Field("", max_length=8000)
+    answer_template: str = Field("", max_length=8000)
+    system_template: str = Field("", max_length=8000)
+    text_template: str = Field("", max_length=8000)
+    speaker: list[str] = Field(default_factory=list, max_length=50)
+    role: list[Role | Literal[""]] = Field(default_factory=list, max_length=50)
+
+    def mapping(self) -> Mapping:
+        """The mapping that the form says; fields of other shapes are left out."""
+        values = {
+            target: column(getattr(self, f"{target}_column")) or getattr(self, f"{target}_template")
+            for target in TARGETS
+        }
+        roles = {speaker: role for speaker, role in zip(self.speaker, self.role, strict=False) if role}
+        match self.shape:
+            case "messages":
+                return Mapping(
+                    shape="messages", messages=self.messages, system=values["system"], roles=roles, label=self.label
+                )
+            case "text":
+                return Mapping(shape="text", text=values["text"], label=self.label)
+            case "label":
+                chosen = self.answer_column or self.label
+                return Mapping(
+                    shape="label", prompt=values["prompt"], answer=column(chosen), system=values["system"], label=chosen
+                )
+            case _:
+                return Mapping(
+                    shape="pair", prompt=values["prompt"], answer=values["answer"], system=values["system"],
+                    history=self.history, label=self.label,
+                )  # fmt: skip
+
+
+class SplitForm(FormBase):
+    """Shares of validation and test in per cent."""
+
+    validation_percent: float = Field(5, ge=0, le=50)
+    test_percent: float = Field(5, ge=0, le=50)
+    seed: int = Field(1, ge=0, le=2**31 - 1)
+    is_stratified: bool = False
+
+    def settings(self) -> SplitSettings:
+        """The split that the form says. Raises ValidationError."""
+        return SplitSettings.model_validate(self.model_dump())
+
+
+def listed(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The form's values with `names` always as lists, however many there were."""
+    return {**values, **{n: v if isinstance(v, list) else [v] for n in names if (v := values.get(n)) is not None}}

@@ -1,0 +1,96 @@
+"""The Data page of a project: files, paste, samples, what is inside; and the routers of the pages beside it."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.core.errors import Invalid
+from app.core.flash import flash
+from app.core.forms import FormValues, checked
+from app.core.templates import gettext as _
+from app.core.templates import render
+from app.core.web import SessionDep
+from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
+from app.datasets.forms import PasteForm
+from app.projects import service as projects
+
+router = APIRouter()
+for part in (upload_pages, file_pages, clean_pages, version_pages):
+    router.include_router(part.router)
+
+Page = Annotated[int, Query(ge=1, le=1_000_000)]
+Term = Annotated[str, Query(max_length=200)]
+
+
+def page_context(
+    session: Session, actor: Actor, project_id: str, page: int = 1, term: str = "", *, is_with_rows: bool = True
+) -> dict[str, Any]:
+    """What the Data page and its fragments show."""
+    project = projects.get(session, actor, project_id)
+    files = service.list_files(session, actor, project_id)
+    plan = plans.get(session, actor, project_id)
+    report = plans.report_of(plan)
+    paths = plans.examples_path(plan)
+    statistics = report.statistics if report else None
+    has_rows = is_with_rows and bool(paths) and statistics is not None
+    return {
+        "project": project,
+        "stage": "data",
+        "files": files,
+        "plan": plan,
+        "report": report,
+        "state": shown.state_of(files, plan),
+        "is_live": shown.is_live(files, plan),
+        "rows": shown.example_rows(paths, statistics, page, term) if has_rows and statistics else shown.Rows(term=term),
+        "cards": shown.fix_cards(report),
+        "enough": shown.enough(statistics),
+        "version": versions.latest(session, project_id),
+        "may_edit": actor.may(project.workspace_id, "editor"),
+        "samples": service.SAMPLES.values(),
+        "errors": {},
+        "values": {},
+        "base_url": f"/projects/{project_id}/data",
+    }
+
+
+@router.get("/projects/{project_id}/data")
+def data_page(
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, page: Page = 1, q: Term = ""
+) -> Response:
+    return render(request, "datasets/data.html", **page_context(session, actor, project_id, page, q.strip()))
+
+
+@router.get("/projects/{project_id}/data/live")
+def live(request: Request, session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    """What changed while files are read: asked for every second, and only while there is something to wait for."""
+    return render(request, "datasets/_live.html", **page_context(session, actor, project_id))
+
+
+@router.post("/projects/{project_id}/paste")
+def paste(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    form, errors = checked(PasteForm, values)
+    if form is not None:
+        try:
+            service.add_text(session, actor, project_id=project_id, text=form.text, name=form.name)
+        except Invalid as error:
+            errors = error.fields
+    if errors:
+        context = page_context(session, actor, project_id) | {"errors": errors, "values": values}
+        return render(request, "datasets/data.html", status=422, **context)
+    return _arrived(project_id)
+
+
+@router.post("/projects/{project_id}/samples/{key}")
+def sample(session: SessionDep, actor: ActorDep, project_id: str, key: str) -> Response:
+    service.add_sample(session, actor, project_id=project_id, key=key)
+    return _arrived(project_id)
+
+
+def _arrived(project_id: str) -> Response:
+    response = RedirectResponse(f"/projects/{project_id}/data", 303)
+    flash(response, _("Arrived. It is being read now."))
+    return response

@@ -1,0 +1,272 @@
+"""What the data pages show: rows as cells, words for states, advice on whether there is enough. No session here."""
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.core.numbers import number
+from app.datasets.cleaning import STEPS
+from app.datasets.findings import REASONS
+from app.datasets.mapping import Mapping, column, text_of
+from app.datasets.models import CleaningPlan, SourceFile
+from app.datasets.preparing import Plan, PrepareReport, Shown, StepReport
+from app.datasets.statistics import Histogram, Statistics
+from app.datasets.tables import count, page, search
+
+PER_PAGE = 100
+LIVE = ("queued", "running")
+CELL_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The head of a column in a table of rows."""
+
+    label: str
+    kind: str = ""
+    histogram: Histogram | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as a table shows it; `number` counts from 1 in the whole set."""
+
+    number: int
+    cells: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A page of rows."""
+
+    columns: list[Column] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    total: int = 0
+    page: int = 1
+    term: str = ""
+
+
+def _range(histogram: Histogram) -> str:
+    if not histogram.bars:
+        return ""
+    unit = f" {histogram.unit}" if histogram.unit else ""
+    if histogram.low == histogram.high:
+        return f"{number(histogram.low)}{unit}"
+    return f"{number(histogram.low)}–{number(histogram.high)}{unit}"
+
+
+def _column(label: str, kind: str, histogram: Histogram) -> Column:
+    return Column(label, kind, histogram, _range(histogram))
+
+
+def _found(paths: list[Path], page_number: int, term: str) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+    offset = (page_number - 1) * PER_PAGE
+    if term:
+        return search(paths, term, offset, PER_PAGE)
+    return list(enumerate(page(paths, offset, PER_PAGE), offset)), count(paths)
+
+
+def example_rows(paths: list[Path], statistics: Statistics, page_number: int = 1, term: str = "") -> Rows:
+    """A page of the working set: question and answer, or text, and the label where there are labels."""
+    found, total = _found(paths, page_number, term)
+    is_chat, has_labels = statistics.chat_rows > 0, statistics.distinct_labels > 1
+    if is_chat:
+        columns = [
+            _column("Question", "Text", statistics.questions),
+            _column("Answer", "Label" if has_labels else "Text", statistics.answers),
+        ]
+        if statistics.turns > 2 * statistics.chat_rows:
+            columns.append(Column("Turns", "Number"))
+    else:
+        columns = [_column("Text", "Text", statistics.answers)]
+    rows = [Row(index + 1, _example_cells(example, len(columns))) for index, example in found]
+    return Rows(columns, rows, total, page_number, term)
+
+
+def _example_cells(example: dict[str, Any], width: int) -> list[str]:
+    if example["kind"] == "text":
+        return [_cell(example["text"]), *[""] * (width - 1)]
+    turns = [m for m in example["messages"] if m["role"] != "system"]
+    question = next((m["content"] for m in turns if m["role"] == "user"), "")
+    answer = next((m["content"] for m in reversed(turns) if m["role"] == "assistant"), "")
+    return [_cell(question), _cell(answer), str(len(turns))][:width]
+
+
+def source_rows(paths: list[Path], file: SourceFile, page_number: int = 1, term: str = "") -> Rows:
+    """A page of the file's own rows and columns."""
+    found, total = _found(paths, page_number, term)
+    shapes = file.detected.get("shapes", [])
+    columns = [_column(s["name"], s["kind"], Histogram.model_validate(s["histogram"])) for s in shapes]
+    rows = [Row(index + 1, [_cell(text_of(values.get(c.label))) for c in columns]) for index, values in found]
+    return Rows(columns, rows, total, page_number, term)
+
+
+def _cell(text: str) -> str:
+    """At most 300 characters in one line, with line breaks shown."""
+    flat = " ↵ ".join(text[: 2 * CELL_CHARACTERS].splitlines())
+    return flat if len(flat) <= CELL_CHARACTERS else flat[:CELL_CHARACTERS] + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class FixCard:
+    """A suggested or applied step, in words."""
+
+    name: str
+    title: str
+    sentence: str
+    count: int
+    is_applied: bool
+    icon: str
+    verb: str
+    example: Shown | None
+
+
+_WORDS = {
+    "unicode": ("wand-sparkles", "Repair them", "Broken accents and invisible characters are learned like any other."),
+    "whitespace": ("wand-sparkles", "Tidy them", "Extra blanks and line breaks, tidied outside code."),
+    "missing": ("filter", "Leave them out", "There is nothing to learn from an empty question or answer."),
+    "exact": ("copy", "Remove repeats", "Repeats make it memorise. The first copy stays."),
+    "length": ("scale", "Leave them out", "Under or over the length you allow."),
+}  # fmt: skip
+
+
+def _title(name: str, count: int) -> str:
+    rows = "1 row" if count == 1 else f"{number(count)} rows"
+    is_one = count == 1
+    return {
+        "unicode": f"{rows} {'has' if is_one else 'have'} broken or invisible characters",
+        "whitespace": f"{rows} {'has' if is_one else 'have'} extra spaces",
+        "missing": f"{rows} without a question or an answer",
+        "exact": f"{rows} {'is a copy' if is_one else 'are copies'} of another",
+        "length": f"{rows} {'is' if is_one else 'are'} too short or too long",
+    }[name]
+
+
+def fix_cards(report: PrepareReport | None) -> list[FixCard]:
+    """Every step with something to do or done, open ones first, by gain."""
+    cards = []
+    for step in report.steps if report else []:
+        touched = step.changed + step.removed
+        if not touched and not step.is_applied:
+            continue
+        icon, verb, sentence = _WORDS[step.name]
+        example = step.examples[0] if step.examples else None
+        cards.append(
+            FixCard(step.name, _title(step.name, touched), sentence, touched, step.is_applied, icon, verb, example)
+        )
+    return sorted(cards, key=lambda card: (card.is_applied, -card.count))
+
+
+def step_of(report: PrepareReport | None, name: str) -> StepReport | None:
+    """One step's report."""
+    return next((step for step in report.steps if step.name == name), None) if report else None
+
+
+def diff_parts(before: str, after: str) -> list[tuple[str, str, str]]:
+    """Words as (kind, before, after): same, changed. Invisible characters are shown by name."""
+    old, new = (_WORD.findall(visible(text)) for text in (before, after))
+    parts = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        parts.append(("same" if kind == "equal" else "changed", "".join(old[a:b]), "".join(new[c:d])))
+    return parts
+
+
+_WORD = re.compile(r"\w+|\s+|[^\w\s]")
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00a0\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """The text with invisible characters as ⟨U+200B⟩ and line breaks as ↵."""
+    return _INVISIBLE.sub(lambda m: f"⟨U+{ord(m.group()):04X}⟩", text).replace("\n", "↵")
+
+
+def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]:
+    """Findings with their advice and fixes; the choice in force is marked."""
+    options = {"wrong_encoding": "repair", "short_rows": "pad", "long_rows": "join", "open_quotes": "skip",
+               "bad_json": "skip", "mistyped_columns": "keep"} | file.options  # fmt: skip
+    cards = []
+    for finding in findings:
+        reason = REASONS[finding.code]
+        fixes = [
+            {"label": f.label, "name": f.name, "value": f.value, "is_current": options.get(f.name) == f.value}
+            for f in reason.fixes
+        ]
+        cards.append({"finding": finding, "title": reason.title, "advice": reason.advice, "fixes": fixes})
+    return cards
+
+
+def mapping_values(mapping: Mapping, columns: list[str]) -> dict[str, Any]:
+    """The mapping as the form's fields."""
+    values: dict[str, Any] = {
+        "shape": mapping.shape, "messages": mapping.messages, "history": mapping.history, "label": mapping.label,
+        "roles": mapping.roles,
+    }  # fmt: skip
+    for target in ("prompt", "answer", "system", "text"):
+        template = getattr(mapping, target)
+        alone = next((name for name in columns if template == column(name)), "")
+        values[f"{target}_column"] = alone
+        values[f"{target}_template"] = "" if alone else template
+    return values
+
+
+def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> tuple[str, str]:
+    """(tone, words) of the badge beside the title."""
+    if not files:
+        return "", "Empty"
+    if any(file.state in LIVE for file in files) or (plan is not None and plan.state in LIVE):
+        return "live", "Reading"
+    if any(file.state == "failed" for file in files) or (plan is not None and plan.state == "failed"):
+        return "bad", "Look"
+    if any(not file.is_mapping_confirmed for file in files):
+        return "warn", "Look at the mapping"
+    if plan is None or not (plan.report or {}).get("rows"):
+        return "warn", "No rows yet"
+    return "good", "Ready to train"
+
+
+def is_live(files: list[SourceFile], plan: CleaningPlan | None) -> bool:
+    """Whether something is still being worked on."""
+    return any(file.state in LIVE for file in files) or (plan is not None and plan.state in LIVE)
+
+
+def enough(statistics: Statistics | None) -> tuple[str, str, str] | None:
+    """(tone, verdict, sentence): whether this is enough to learn from. Rules of thumb, said as such."""
+    if statistics is None or not statistics.rows:
+        return None
+    rows, words = statistics.rows, statistics.words
+    if statistics.text_rows and not statistics.chat_rows:
+        if words < 20_000:
+            return (
+                "warn",
+                "Not yet.",
+                f"{number(words)} words are few for learning a style. From about 50,000 on it shows.",
+            )
+        return "good", "Yes.", f"{number(words)} words of plain text are enough to pick up a style; more helps."
+    if statistics.distinct_labels > 1:
+        least = min((n for _label, n in statistics.labels), default=0)
+        if least < 20:
+            return "warn", "Almost.", f"The rarest label has {number(least)} rows. Aim at 50 or more of each."
+        return (
+            "good",
+            "Yes.",
+            f"{number(rows)} rows over {number(statistics.distinct_labels)} labels, at least {number(least)} of each.",
+        )
+    if rows < 50:
+        return "warn", "Not yet.", f"{number(rows)} rows are few. From about 50 good ones on a model changes its ways."
+    if rows < 500:
+        return (
+            "good",
+            "For a start.",
+            f"{number(rows)} rows can teach tone and form. Several hundred more would help most.",
+        )
+    return "good", "Yes.", f"{number(rows)} rows and {number(words)} words are a good base for a small model."
+
+
+def plan_facts(plan: Plan) -> list[tuple[str, str]]:
+    """A frozen plan in words: files and steps."""
+    files = ", ".join(file.filename for file in plan.files)
+    steps = ", ".join(STEPS[step.name].title.lower() for step in plan.steps) or "none"
+    return [("Files", files), ("Cleaning", steps)]
