@@ -14,6 +14,7 @@ from app.core.templates import set_shell
 from app.deployments import access as api_access
 from app.deployments import api
 from app.deployments import routes as deployments
+from app.datasets import routes as datasets
 from app.overview import routes as overview
 from app.overview import shell
 from app.projects import routes as projects
@@ -25,6 +26,7 @@ from app.runs import routes as runs
 PRIVATE: list[APIRouter] = [
     system_pages.router,
     projects.router,
+    datasets.router,
     recipes.router,
     runs.router,
     chat.router,

@@ -67,6 +67,7 @@ def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
         "is_live": shown.is_live(files, plan) or any(v.state in shown.LIVE for v in found),
         "state": shown.state_of(files, plan),
         "may_edit": actor.may(project.workspace_id, "editor"),
+        "shorten": shown.brief,
         "errors": {},
         "values": split.model_dump(),
     }
@@ -95,8 +96,9 @@ def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id
     found = shown.step_of(context["report"], name)
     card = next((c for c in context["cards"] if c.name == name), None)
     return render(
-        request, "datasets/step.html", **context, step=STEPS[name], found=found, card=card, diff=shown.diff_parts
-    )
+        request, "datasets/step.html", **context, step=STEPS[name], found=found, card=card, diff=shown.diff_parts,
+        visible=shown.visible,
+    )  # fmt: skip
 
 
 @router.post("/projects/{project_id}/clean/steps/{name}")

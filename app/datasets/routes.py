@@ -50,6 +50,7 @@ def page_context(
         "enough": shown.enough(statistics),
         "version": versions.latest(session, project_id),
         "may_edit": actor.may(project.workspace_id, "editor"),
+        "shorten": shown.brief,
         "samples": service.SAMPLES.values(),
         "errors": {},
         "values": {},

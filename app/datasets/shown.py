@@ -183,6 +183,12 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda m: f"⟨U+{ord(m.group()):04X}⟩", text).replace("\n", "↵")
 
 
+def brief(text: str) -> str:
+    """A short piece of a text for a card, invisible characters shown."""
+    shown = visible(text)
+    return shown if len(shown) <= 90 else shown[:90] + "…"
+
+
 def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]:
     """Findings with their advice and fixes; the choice in force is marked."""
     options = {"wrong_encoding": "repair", "short_rows": "pad", "long_rows": "join", "open_quotes": "skip",
