@@ -87,12 +87,12 @@ def clean_live(request: Request, session: SessionDep, actor: ActorDep, project_i
     return render(request, "datasets/_clean_live.html", **_context(session, actor, project_id))
 
 
-@router.get("/projects/{project_id}/clean/steps/{name}")
-def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str) -> Response:
+@router.get("/projects/{project_id}/clean/step")
+def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str = "") -> Response:
     """Up to fifty rows that a step touched or would touch, before and after."""
+    context = _context(session, actor, project_id)
     if name not in STEPS:
         raise NotFound
-    context = _context(session, actor, project_id)
     found = shown.step_of(context["report"], name)
     card = next((c for c in context["cards"] if c.name == name), None)
     return render(
@@ -101,9 +101,11 @@ def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id
     )  # fmt: skip
 
 
-@router.post("/projects/{project_id}/clean/steps/{name}")
-def apply_step(session: SessionDep, actor: ActorDep, project_id: str, name: str, values: FormValues) -> Response:
-    """Apply a step, or change its parameters."""
+@router.post("/projects/{project_id}/clean/steps")
+def apply_step(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    """Apply the step named `step`, or change its parameters."""
+    projects.get(session, actor, project_id, need="editor")
+    name = str(values.get("step", ""))
     step = STEPS.get(name)
     if step is None:
         raise NotFound
@@ -132,6 +134,7 @@ def _given(fields: Any, values: dict[str, Any]) -> dict[str, Any]:
 @router.post("/projects/{project_id}/clean/all")
 def apply_all(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
     """Apply every suggestion that has something to do."""
+    projects.get(session, actor, project_id, need="editor")
     report = plans.report_of(plans.get(session, actor, project_id))
     names = [card.name for card in shown.fix_cards(report) if not card.is_applied]
     if not names:
@@ -142,9 +145,10 @@ def apply_all(session: SessionDep, actor: ActorDep, project_id: str) -> Response
     return response
 
 
-@router.post("/projects/{project_id}/clean/steps/{name}/remove")
-def remove_step(session: SessionDep, actor: ActorDep, project_id: str, name: str) -> Response:
-    plans.remove_step(session, actor, project_id, name)
+@router.post("/projects/{project_id}/clean/remove")
+def remove_step(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    """Take the step named `step` back out."""
+    plans.remove_step(session, actor, project_id, str(values.get("step", "")))
     return _back(project_id)
 
 
@@ -156,6 +160,7 @@ def undo(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
 
 @router.post("/projects/{project_id}/split")
 def set_split(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    projects.get(session, actor, project_id, need="editor")
     form, errors = checked(SplitForm, values)
     if form is not None:
         try:

@@ -22,6 +22,7 @@ _LABEL_NAMES = ("label", "category", "class", "intent", "topic", "sentiment", "t
 NAMES = {
     "messages": "Chat messages",
     "sharegpt": "ShareGPT conversations",
+    "speakers": "Conversations, speakers not known",
     "preference": "Chosen and rejected answers",
     "alpaca": "Instructions (Alpaca)",
     "pair": "Prompts and completions",
@@ -93,9 +94,17 @@ def _messages(rows: Rows, by_folded: dict[str, str]) -> list[Detection]:
             parts = [turn_parts(turn) for turn in turns or []]
             return bool(parts) and all(p and role_of(p[0], {}) for p in parts)
 
+        def are_turns(values: dict[str, Any], name: str = name) -> bool:
+            turns = turns_of(values.get(name))
+            return bool(turns) and all(turn_parts(turn) for turn in turns or [])
+
         kind = "messages" if is_openai else "sharegpt"
         mapping = Mapping(shape="messages", messages=name, system=column(by_folded.get("system", "")))
-        found.append(_scored(kind, rows, mapping, fits))
+        scored = _scored(kind, rows, mapping, fits)
+        if not scored.share:
+            # Turns, but by speakers that a person has to name.
+            scored = _scored("speakers", rows, mapping, are_turns, 0.6)
+        found.append(scored)
     return found
 
 

@@ -120,14 +120,15 @@ def set_mapping(request: Request, session: SessionDep, actor: ActorDep, file_id:
     return render(request, "datasets/file.html", status=422, **context)
 
 
-@router.post("/files/{file_id}/detections/{index}")
-def use_detection(session: SessionDep, actor: ActorDep, file_id: str, index: int) -> Response:
-    """Take one of the detected readings as it is."""
+@router.post("/files/{file_id}/detections")
+def use_detection(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
+    """Take one of the detected readings (`format`) as it is."""
     file = service.get_file(session, actor, file_id, need="editor")
-    found = file.detected.get("detections", [])
-    if not 0 <= index < len(found):
-        raise NotFound
-    service.set_mapping(session, actor, file_id, Mapping.model_validate(found[index]["mapping"]))
+    wanted = values.get("format")
+    found = next((d for d in file.detected.get("detections", []) if d["format"] == wanted), None)
+    if found is None:
+        raise Invalid(_("This reading was not found in the file. Choose one of those shown."))
+    service.set_mapping(session, actor, file_id, Mapping.model_validate(found["mapping"]))
     return RedirectResponse(f"/files/{file_id}", 303)
 
 
@@ -164,10 +165,10 @@ def restore(session: SessionDep, actor: ActorDep, file_id: str) -> Response:
     return RedirectResponse(f"/projects/{file.project_id}/data", 303)
 
 
-@router.get("/files/{file_id}/findings/{code}")
+@router.get("/files/{file_id}/findings")
 def findings(
-    request: Request, session: SessionDep, actor: ActorDep, file_id: str, code: str,
-    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+    request: Request, session: SessionDep, actor: ActorDep, file_id: str,
+    code: Annotated[str, Query(max_length=40)] = "", page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:  # fmt: skip
     """Every line of one reason code, with its first 4 KiB as they were."""
     file = service.get_file(session, actor, file_id)

@@ -85,9 +85,9 @@ def paste(request: Request, session: SessionDep, actor: ActorDep, project_id: st
     return _arrived(project_id)
 
 
-@router.post("/projects/{project_id}/samples/{key}")
-def sample(session: SessionDep, actor: ActorDep, project_id: str, key: str) -> Response:
-    service.add_sample(session, actor, project_id=project_id, key=key)
+@router.post("/projects/{project_id}/samples")
+def sample(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    service.add_sample(session, actor, project_id=project_id, key=str(values.get("sample", "")))
     return _arrived(project_id)
 
 

@@ -126,10 +126,10 @@ def add_text(session: Session, actor: Actor, *, project_id: str, text: str, name
 
 def add_sample(session: Session, actor: Actor, *, project_id: str, key: str) -> SourceFile:
     """One of the sets that ship with the product. Raises NotFound for an unknown key."""
+    projects.get(session, actor, project_id, need="editor")
     sample = SAMPLES.get(key)
     if sample is None:
         raise NotFound("There is no sample set of this name.")
-    projects.get(session, actor, project_id, need="editor")
     path = storage.uploads_dir() / new_id()
     shutil.copyfile(SAMPLES_DIR / sample.filename, path)
     return receive(
@@ -182,7 +182,7 @@ def record_import(session: Session, file: SourceFile, report: ImportReport, rows
     if not file.mapping or not columns_of(Mapping.model_validate(file.mapping)) <= known:
         best = report.detections[0] if report.detections else None
         file.mapping = best.mapping.model_dump(mode="json") if best else {}
-        file.is_mapping_confirmed = best is not None and best.share >= ASK_BELOW_SHARE
+        file.is_mapping_confirmed = best is not None and best.share * best.rank >= ASK_BELOW_SHARE
     session.flush()
     plans.change(session, file.project_id)
 

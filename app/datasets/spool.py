@@ -40,7 +40,10 @@ def sha256_of(upload_id: str, size_bytes: int) -> str:
 
 def _open(upload_id: str, offset: int) -> IO[bytes]:
     """The spool file, locked, cut to `offset` (what was written after the last saved offset is sent again)."""
-    stream = spool_path(upload_id).open("r+b", buffering=0)
+    try:
+        stream = spool_path(upload_id).open("r+b", buffering=0)
+    except FileNotFoundError as error:
+        raise Conflict("What was sent before was lost on the server. Choose the file again.") from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -21,6 +21,7 @@ from app.core.templates import gettext as _
 from app.core.web import SessionDep
 from app.datasets import spool, uploads
 from app.datasets.models import SourceFile
+from app.projects import service as projects
 
 router = APIRouter()
 VERSION = "1.0.0"
@@ -66,12 +67,13 @@ def abilities() -> Response:
 
 
 @router.post("/uploads")
-def create(request: Request, session: SessionDep, actor: ActorDep, _version: Tus) -> Response:
+def create(request: Request, session: SessionDep, actor: ActorDep, _version: Tus, project_id: str = "") -> Response:
+    """Announce a file; the project is in the query or in the metadata."""
     metadata = uploads.metadata_of(request.headers.get("upload-metadata", ""))
     upload = uploads.create(
         session,
         actor,
-        project_id=metadata.get("project_id", ""),
+        project_id=project_id or metadata.get("project_id", ""),
         filename=metadata.get("filename", ""),
         size_bytes=_number(request, "upload-length"),
     )
@@ -113,6 +115,7 @@ def remove(session: SessionDep, actor: ActorDep, upload_id: str, _version: Tus) 
 @router.post("/projects/{project_id}/files", max_body_size=BODY_LIMIT_BYTES)
 async def plain_form(request: Request, actor: ActorDep, project_id: str) -> Response:
     """The dropzone without scripts: one or several files in a multipart form."""
+    await run_in_threadpool(_may_bring, actor, project_id)
     async with request.form(max_files=50, max_fields=20) as form:
         files = [item for item in form.getlist("file") if isinstance(item, UploadFile) and item.filename]
         if not files:
@@ -136,6 +139,11 @@ async def _receive_whole(actor: Actor, project_id: str, file: UploadFile) -> Sou
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await file.read(1 << 20):
         yield chunk
+
+
+def _may_bring(actor: Actor, project_id: str) -> None:
+    with reading() as session:
+        projects.get(session, actor, project_id, need="editor")
 
 
 def _create(actor: Actor, project_id: str, filename: str, size_bytes: int) -> str:

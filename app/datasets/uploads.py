@@ -76,9 +76,11 @@ def create(session: Session, actor: Actor, *, project_id: str, filename: str, si
 def get(session: Session, actor: Actor, upload_id: str) -> Upload:
     """An upload of this very person, for an editor of its project. NotFound for everybody else."""
     upload = session.get(Upload, upload_id)
-    if upload is None or upload.user_id != actor.user_id or upload.state == "removed":
-        raise NotFound("This upload does not exist any more. Choose the file again.")
+    if upload is None:
+        raise NotFound
     projects.get(session, actor, upload.project_id, need="editor")
+    if upload.user_id != actor.user_id or upload.state == "removed":
+        raise NotFound
     return upload
 
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from app.accounts.access import ActorDep
+from app.core.errors import Unavailable
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import shown, versions
@@ -26,7 +27,12 @@ def version_page(
     version = versions.get(session, actor, version_id)
     project = projects.get(session, actor, version.project_id)
     is_done = version.state == "succeeded"
-    rows = shown.Rows()
+    rows, missing = shown.Rows(), ""
+    if is_done:
+        try:
+            versions.folder(version)
+        except Unavailable as error:
+            is_done, missing = False, error.sentence
     if is_done:
         statistics = Statistics.model_validate(version.statistics)
         rows = shown.example_rows(parts(versions.folder(version), "data-"), statistics, page, q.strip())
@@ -39,6 +45,7 @@ def version_page(
         "manifest": versions.manifest_of(version) if is_done else {},
         "facts": shown.plan_facts(Plan.model_validate(version.plan)),
         "is_live": version.state in shown.LIVE,
+        "missing": missing,
     }
     return render(request, "datasets/version.html", **context)
 

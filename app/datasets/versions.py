@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.accounts.service import Actor
 from app.core import storage
 from app.core.db import new_id
-from app.core.errors import Conflict, NotFound
+from app.core.errors import Conflict, NotFound, Unavailable
 from app.core.queue import ring
 from app.datasets import plans, service
 from app.datasets.freezing import manifest_id
@@ -99,7 +99,12 @@ def folder(version: DatasetVersion) -> Path:
         raise NotFound("This version is not finished.")
     local = storage.version_dir(version.id)
     if not local.exists():
-        storage.fetch_artefact(f"versions/{version.id}", local)
+        try:
+            storage.fetch_artefact(f"versions/{version.id}", local)
+        except OSError as error:
+            raise Unavailable(
+                "The files of this version cannot be reached. Check the storage, then try again."
+            ) from error
     return local
 
 

@@ -58,6 +58,9 @@ def api_key(**more: Any) -> Rule:
 
 INVITE = {"workspace_id": "{workspace_id}", "role": "viewer", "email": ""}
 
+TUS = {"Tus-Resumable": "1.0.0"}
+TUS_BODY = "application/offset+octet-stream"
+
 TABLE: dict[str, Rule] = {
     # core
     "GET /static/{version}/{name:path}": public(),
@@ -161,6 +164,38 @@ TABLE: dict[str, Rule] = {
     "POST /chats/messages/{message_id}/stop": annotator(),
     "POST /chats/messages/{message_id}/feedback": annotator(form={"thumb": "1"}),
     "GET /chats/messages/{message_id}/events": viewer(),
+    # datasets
+    "POST /uploads": editor(query="project_id={project_id}", headers=TUS | {"Upload-Length": "9"}),
+    "PATCH /uploads/{upload_id}": editor(headers=TUS | {"Content-Type": TUS_BODY, "Upload-Offset": "0"}),
+    "DELETE /uploads/{upload_id}": editor(headers=TUS),
+    "POST /projects/{project_id}/files": editor(),
+    "POST /projects/{project_id}/paste": editor(form={"text": "question,answer"}),
+    "POST /projects/{project_id}/samples": editor(form={"sample": "support"}),
+    "GET /projects/{project_id}/data": viewer(),
+    "GET /projects/{project_id}/data/live": viewer(),
+    "GET /files/{file_id}": viewer(),
+    "GET /files/{file_id}/live": viewer(),
+    "GET /files/{file_id}/findings": viewer(query="code=json.invalid"),
+    "POST /files/{file_id}/mapping/preview": viewer(form={"shape": "pair"}),
+    "POST /files/{file_id}/mapping": editor(form={"shape": "pair"}),
+    "POST /files/{file_id}/detections": editor(form={"format": "pair"}),
+    "POST /files/{file_id}/reading": editor(form={"short_rows": "skip"}),
+    "POST /files/{file_id}/retry": editor(),
+    "POST /files/{file_id}/delete": editor(),
+    "POST /files/{file_id}/restore": editor(),
+    "GET /projects/{project_id}/clean": viewer(),
+    "GET /projects/{project_id}/clean/live": viewer(),
+    "GET /projects/{project_id}/clean/step": viewer(query="name=exact"),
+    "POST /projects/{project_id}/clean/steps": editor(form={"step": "exact"}),
+    "POST /projects/{project_id}/clean/remove": editor(form={"step": "exact"}),
+    "POST /projects/{project_id}/clean/all": editor(),
+    "POST /projects/{project_id}/clean/undo": editor(),
+    "POST /projects/{project_id}/split": editor(form={"test_percent": "10"}),
+    "POST /projects/{project_id}/versions": editor(),
+    "GET /versions/{version_id}": viewer(),
+    "GET /versions/{version_id}/live": viewer(),
+    "GET /versions/{version_id}/manifest.json": viewer(),
+    "GET /versions/{version_id}/download": viewer(),
 }
 
 

@@ -1,0 +1,235 @@
+"""The data pages as a browser gets them, without JavaScript: bring, map, fix, clean, split, freeze, download."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from app.core.db import reading
+from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, Upload
+from tests.visitors import browser_of, make_person, make_project
+from worker.tasks import datasets as tasks
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+NAUGHTY = json.loads((FIXTURES / "naughty_strings" / "blns.json").read_text())
+
+
+@pytest.fixture
+def ana(app):
+    person = make_person()
+    browser = browser_of(app, person)
+    browser.project = make_project(person.workspace_id)
+    return browser
+
+
+def work() -> None:
+    """Do everything that is queued, as the worker would."""
+    with reading() as session:
+        files = session.scalars(select(SourceFile.id).where(SourceFile.state == "queued")).all()
+    for file_id in files:
+        tasks.import_file(file_id)
+    with reading() as session:
+        plans = session.scalars(select(CleaningPlan.id).where(CleaningPlan.state == "queued")).all()
+        versions = session.scalars(select(DatasetVersion.id).where(DatasetVersion.state == "queued")).all()
+    for plan_id in plans:
+        tasks.prepare(plan_id)
+    for version_id in versions:
+        tasks.freeze(version_id)
+
+
+def post(browser, url: str, **data) -> str:
+    answer = browser.post(url, data=data)
+    assert answer.status_code == 303, (url, answer.status_code, answer.text[-3000:])
+    return answer.headers["location"]
+
+
+def get(browser, url: str) -> str:
+    answer = browser.get(url)
+    assert answer.status_code == 200, (url, answer.status_code, answer.text[-3000:])
+    return answer.text
+
+
+def bring(browser, path: Path) -> str:
+    answer = browser.post(f"/projects/{browser.project}/files", files={"file": (path.name, path.read_bytes())})
+    assert answer.status_code == 303, answer.text[-2000:]
+    work()
+    with reading() as session:
+        return session.scalars(select(SourceFile.id).order_by(SourceFile.created_at.desc())).first()
+
+
+def test_the_whole_way_without_scripts(ana):
+    data, clean = f"/projects/{ana.project}/data", f"/projects/{ana.project}/clean"
+    assert "Support messages" in get(ana, data)
+    assert "Nothing to clean yet" in get(ana, clean)
+    file_id = bring(ana, FIXTURES / "messy_made" / "missing_values.jsonl")
+    page = get(ana, f"/files/{file_id}")
+    assert "Prompts and completions" in page
+    location = post(
+        ana, f"/files/{file_id}/mapping", shape="pair", prompt_column="prompt", answer_column="completion",
+        system_template="Answer shortly.",
+    )  # fmt: skip
+    assert location == data
+    assert 'hx-trigger="uploaded from:body, every 1s"' in get(ana, data)
+    work()
+    page = get(ana, data)
+    assert "every 1s" not in page, "a quiet page asks for nothing"
+    assert "89 rows without a question or an answer" in page
+    assert "Rows 1 to 100 of 200" in page
+    assert "Rows 101 to 200 of 200" in get(ana, f"{data}?page=2")
+    assert "Duygular" in get(ana, f"{data}?q=duygular")
+    assert "No row has “zebrafish”" in get(ana, f"{data}?q=zebrafish")
+    assert "Question or answer missing" in get(ana, f"{clean}/step?name=missing")
+    post(ana, f"{clean}/all")
+    assert "Preparing the rows" in get(ana, clean)
+    work()
+    page = get(ana, clean)
+    assert "Done: Rows without a question or an answer" in page
+    post(ana, f"{clean}/undo")
+    work()
+    assert "Done:" not in get(ana, clean)
+    post(ana, f"{clean}/steps", step="missing", is_full="1", placeholders="n/a, none")
+    work()
+    post(ana, f"/projects/{ana.project}/split", validation_percent="10", test_percent="10", seed="7")
+    version = post(ana, f"/projects/{ana.project}/versions")
+    assert "It is being frozen" in get(ana, version)
+    work()
+    page = get(ana, version)
+    assert re.search(r"Fingerprint.*[0-9a-f]{64}", page, re.DOTALL)
+    lines = get(ana, f"{version}/download").splitlines()
+    assert len(lines) == 111
+    assert json.loads(lines[0])["messages"][0] == {"role": "system", "content": "Answer shortly."}
+    table = get(ana, f"{version}/download?format=csv")
+    assert table.startswith("split,system,question,answer,text,source,row")
+    manifest = json.loads(get(ana, f"{version}/manifest.json"))
+    assert manifest["counts"]["rows"] == 111
+    assert manifest["steps"][0]["params"]["placeholders"] == ["n/a", "none"]
+    assert "Version 1" in get(ana, clean)
+
+
+def test_findings_have_lines_and_fixes(ana):
+    file_id = bring(ana, FIXTURES / "messy_made" / "broken_lines.jsonl")
+    page = get(ana, f"/files/{file_id}")
+    assert "Lines that are not JSON (45)" in page
+    assert "First at line 6:" in page
+    lines = get(ana, f"/files/{file_id}/findings?code=json.invalid")
+    assert "&#34;prompt&#34;: &#34;Come va la tua salute?&#34;" in lines
+    post(ana, f"/files/{file_id}/reading", bad_json="repair")
+    work()
+    assert "Lines that are not JSON (15)" in get(ana, f"/files/{file_id}")
+
+
+def test_a_wrong_way_of_reading_is_a_sentence(ana):
+    file_id = bring(ana, FIXTURES / "messy_made" / "utf8.csv")
+    answer = ana.post(f"/files/{file_id}/reading", data={"short_rows": "explode"})
+    assert answer.status_code == 422
+    answer = ana.post(f"/files/{file_id}/reading", data={"encoding": "nonsense-9"})
+    work()
+    assert "encoding" in get(ana, f"/files/{file_id}")
+    assert ana.post(f"/projects/{ana.project}/split", data={"test_percent": "NaN"}).status_code == 422
+    assert ana.post(f"/projects/{ana.project}/split", data={"test_percent": "1e400"}).status_code == 422
+    both = ana.post(f"/projects/{ana.project}/split", data={"test_percent": "50", "validation_percent": "50"})
+    assert both.status_code == 422
+    assert "at most 80 per cent" in both.text
+
+
+def test_mapping_preview_changes_nothing(ana):
+    file_id = bring(ana, FIXTURES / "messy_made" / "utf8.csv")
+    form = {"shape": "pair", "prompt_template": "In {lang}: {question}", "answer_column": "answer"}
+    answer = ana.post(f"/files/{file_id}/mapping/preview", data=form, headers={"hx-request": "true"})
+    assert answer.status_code == 200
+    assert "In de: Der Kuchen ist eine Lüge." in answer.text
+    assert "<!doctype" not in answer.text
+    assert "<!doctype" in ana.post(f"/files/{file_id}/mapping/preview", data=form).text
+    with reading() as session:
+        assert session.get(SourceFile, file_id).mapping["prompt"] == "{question}"
+
+
+def test_roles_of_speakers_can_be_said(ana):
+    rows = [{"dialog": [{"speaker": "Watson", "text": "why?"}, {"speaker": "Holmes", "text": "elementary"}]}] * 3
+    answer = ana.post(f"/projects/{ana.project}/paste", data={"text": json.dumps(rows), "name": "cases"})
+    assert answer.status_code == 303
+    work()
+    with reading() as session:
+        file = session.scalars(select(SourceFile)).one()
+    assert not file.is_mapping_confirmed
+    assert "Watson" in get(ana, f"/files/{file.id}")
+    form = {"shape": "messages", "messages": "dialog", "speaker": ["Watson", "Holmes"], "role": ["user", "assistant"]}
+    assert ana.post(f"/files/{file.id}/mapping", data=form).status_code == 303
+    work()
+    assert "elementary" in get(ana, f"/projects/{ana.project}/data")
+
+
+def test_hostile_text_is_shown_as_text(ana):
+    rows = [{"question": text or "empty", "answer": "<img src=x onerror=alert(1)>"} for text in NAUGHTY]
+    rows[0]["<b>column"] = "x"
+    path = FIXTURES.parent / "naughty.jsonl"
+    lines = "\n".join(json.dumps(row) for row in rows).encode()
+    name = '<script>alert("x")</script>"\r\n.jsonl'
+    answer = ana.post(f"/projects/{ana.project}/files", files={"file": ("a.jsonl", lines)})
+    assert answer.status_code == 303
+    ana.post(f"/projects/{ana.project}/paste", data={"text": path.name + " x", "name": name})
+    work()
+    with reading() as session:
+        files = session.scalars(select(SourceFile)).all()
+    urls = [f"/projects/{ana.project}/data?page={n}" for n in range(1, 7)]
+    urls += [f"/projects/{ana.project}/clean", f"/projects/{ana.project}/data?q=%27%20OR%201%3D1--"]
+    urls += [f"/projects/{ana.project}/clean/step?name=unicode"] + [f"/files/{f.id}" for f in files]
+    for url in urls:
+        page = get(ana, url)
+        assert "<img src=x" not in page
+        assert "<script>alert" not in page
+        assert "<b>column" not in page
+
+
+def test_names_are_made_harmless(ana):
+    long = "x" * 300
+    for sent, kept in {
+        "../../etc/passwd": "passwd",
+        "C:\\x\\a.csv": "a.csv",
+        "a\r\nb.csv": "ab.csv",
+        f"{long}.csv": f"{long[:196]}.csv",
+    }.items():
+        metadata = f"filename {base64.b64encode(sent.encode()).decode()}"
+        answer = ana.post(
+            f"/uploads?project_id={ana.project}",
+            headers={"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": metadata},
+        )
+        assert answer.status_code == 201
+        with reading() as session:
+            assert session.get(Upload, answer.headers["location"].rsplit("/", 1)[1]).filename == kept
+
+
+def test_downloads_are_attachments(ana):
+    bring(ana, FIXTURES / "messy_made" / "utf8.csv")
+    post(ana, f"/projects/{ana.project}/paste", text="question,answer\n=1+1,@home\n+2,-3\n", name="formulas.csv")
+    work()
+    version = post(ana, f"/projects/{ana.project}/versions")
+    work()
+    answer = ana.get(f"{version}/download?format=spreadsheet")
+    assert answer.headers["content-disposition"].startswith("attachment;")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "'=1+1,'@home" in answer.text
+    assert ",=1+1,@home" in ana.get(f"{version}/download?format=csv").text
+
+
+def test_lists_take_a_constant_number_of_queries(ana, monkeypatch):
+    from sqlalchemy import event
+
+    from app.core.db import get_engine
+
+    def queries(url: str) -> int:
+        seen = []
+        event.listen(get_engine(), "before_cursor_execute", listener := lambda *a: seen.append(a[2]))
+        get(ana, url)
+        event.remove(get_engine(), "before_cursor_execute", listener)
+        return len(seen)
+
+    bring(ana, FIXTURES / "messy_made" / "utf8.csv")
+    one = queries(f"/projects/{ana.project}/data")
+    for number in range(4):
+        post(ana, f"/projects/{ana.project}/paste", text=f"question,answer\nwhat is {number}?,it is {number}\n")
+    work()
+    assert queries(f"/projects/{ana.project}/data") == one
