@@ -52,7 +52,7 @@ class PlannedFile(Contract):
 class Plan(Contract):
     """Everything that makes a version again."""
 
-    files: list[PlannedFile]
+    files: list[PlannedFile] = Field(default_factory=list)
     steps: list[ChosenStep] = Field(default_factory=list)
     split: SplitSettings = Field(default_factory=SplitSettings)
 

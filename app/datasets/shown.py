@@ -8,7 +8,7 @@ from typing import Any
 
 from app.core.numbers import number
 from app.datasets.cleaning import STEPS
-from app.datasets.findings import REASONS
+from app.datasets.findings import REASONS, Reason
 from app.datasets.mapping import Mapping, column, text_of
 from app.datasets.models import CleaningPlan, SourceFile
 from app.datasets.preparing import Plan, PrepareReport, Shown, StepReport
@@ -195,7 +195,7 @@ def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]
                "bad_json": "skip", "mistyped_columns": "keep"} | file.options  # fmt: skip
     cards = []
     for finding in findings:
-        reason = REASONS[finding.code]
+        reason = REASONS.get(finding.code) or Reason(finding.sentence, "")
         fixes = [
             {"label": f.label, "name": f.name, "value": f.value, "is_current": options.get(f.name) == f.value}
             for f in reason.fixes
