@@ -11,10 +11,10 @@ from app.core.csrf import Csrf, csrf_checked
 from app.core.edge import Edge
 from app.core.streams import Shutdown, Streams
 from app.core.templates import set_shell
+from app.datasets import routes as datasets
 from app.deployments import access as api_access
 from app.deployments import api
 from app.deployments import routes as deployments
-from app.datasets import routes as datasets
 from app.overview import routes as overview
 from app.overview import shell
 from app.projects import routes as projects

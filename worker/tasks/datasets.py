@@ -15,19 +15,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from celery import shared_task
-
 from app.core import storage
 from app.core.config import ROOT
 from app.core.db import reading
 from app.core.errors import Invalid
-from app.core.work import Lease, claim, working
+from app.core.queue import ring
+from app.core.work import Lease, LostLease, claim, working
 from app.datasets import plans, service, versions
 from app.datasets.child import FreezeOrder, ImportOrder, Limits, PrepareOrder
 from app.datasets.importing import ImportReport
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.datasets.options import ReadOptions
 from app.datasets.preparing import Plan, PrepareReport
+from worker.celery_app import celery_app, draining
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.3
@@ -39,7 +39,7 @@ def _limits(size_bytes: int) -> Limits:
     return Limits(cpu_s=int(CPU_S_LEAST + CPU_S_PER_MB * size_bytes / 1e6))
 
 
-@shared_task(name="datasets.import_file")
+@celery_app.task(name="datasets.import_file")
 def import_file(file_id: str) -> None:
     """Read a received file into rows and findings."""
     lease = claim(SourceFile, file_id)
@@ -67,7 +67,7 @@ def import_file(file_id: str) -> None:
         _keep_only(folder, "rows-", rows_key)
 
 
-@shared_task(name="datasets.prepare")
+@celery_app.task(name="datasets.prepare")
 def prepare(plan_id: str) -> None:
     """Map and clean the rows of all files of a project."""
     lease = claim(CleaningPlan, plan_id)
@@ -93,7 +93,7 @@ def prepare(plan_id: str) -> None:
         _keep_only(folder, "set-", set_key)
 
 
-@shared_task(name="datasets.freeze")
+@celery_app.task(name="datasets.freeze")
 def freeze(version_id: str) -> None:
     """Build an immutable version and copy it to the storage."""
     lease = claim(DatasetVersion, version_id)
@@ -183,7 +183,18 @@ def _followed(lease: Lease, child: subprocess.Popen[bytes], order: bytes) -> dic
                     return last
                 last = json.loads(line)
                 done, total = last.get("done", done), last.get("total", total)
+            if draining.is_set():
+                _give_back(lease)
             lease.progress(done, total)
+
+
+def _give_back(lease: Lease) -> None:
+    """This worker is told to stop: queue the row again without counting the attempt. Raises LostLease."""
+    task = next(task for model, task in service.WATCHED if model is lease.model)
+    model = lease.model
+    with lease.write(state="queued", attempt_id=None, attempts=model.attempts - 1) as session:
+        ring(session, task, lease.row_id)
+    raise LostLease(lease.row_id)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -228,3 +228,17 @@ def test_a_killed_child_is_a_sentence(place, monkeypatch):
         service.retry_import(session, place.ada, file_id)
     tasks.import_file(file_id)
     assert row(SourceFile, file_id).state == "succeeded"
+
+
+def test_a_stopping_worker_gives_the_row_back(place, monkeypatch):
+    file_id = bring(place, FIXTURES / "messy_made" / "utf8.csv")
+    monkeypatch.setattr(tasks, "LOOK_EVERY_S", 0.01)
+    tasks.draining.set()
+    try:
+        tasks.import_file(file_id)
+    finally:
+        tasks.draining.clear()
+    file = row(SourceFile, file_id)
+    assert (file.state, file.attempts) == ("queued", 0)
+    tasks.import_file(file_id)
+    assert row(SourceFile, file_id).state == "succeeded"
