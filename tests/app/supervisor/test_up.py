@@ -13,6 +13,9 @@ import httpx
 import psutil
 import pytest
 
+from app.core import redis_server
+from app.core.config import get_settings
+from app.core.queue import nudge
 from tests.conftest import ROOT, LiveServer, start_stack, wait_for
 
 PARTS = ("redis", "front", "web", "stream", "housekeeper", "data worker", "train worker")
@@ -68,6 +71,27 @@ def test_a_page_asked_for_while_web_restarts_only_waits(stack: tuple[subprocess.
     for _ in range(3):
         os.kill(pids(server.home)["web"], signal.SIGKILL)
         assert httpx.get(f"{server.url}/health", timeout=30).status_code == 200
+
+
+def test_workers_hear_again_after_redis_was_away(
+    stack: tuple[subprocess.Popen[bytes], LiveServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, server = stack
+    redis_before = pids(server.home)["redis"]
+    workers_before = [pids(server.home)[name] for name in ("data worker", "train worker")]
+    os.kill(redis_before, signal.SIGKILL)
+    wait_for(lambda: pids(server.home).get("redis", redis_before) != redis_before, "Redis was started again")
+    embedded = redis_server.prepare(server.home)
+    wait_for(embedded.is_ready, "Redis answers")
+    monkeypatch.setenv("GPT_BUILDER_REDIS_URL", embedded.url("web"))
+    get_settings.cache_clear()
+    # Nothing has these ids, so whoever hears the wake-up finds nothing to claim.
+    assert nudge("runs.train", "nobody", expires_s=600)
+    assert nudge("datasets.import_file", "nobody", expires_s=600)
+    with embedded.client() as client:
+        for name in ("q:train", "q:data"):
+            wait_for(lambda name=name: client.llen(name) == 0, f"a worker took its message from {name}", 30)
+    assert [pids(server.home)[name] for name in ("data worker", "train worker")] == workers_before
 
 
 def test_a_second_start_on_the_same_home_is_refused(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
