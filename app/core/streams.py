@@ -50,8 +50,8 @@ class Shutdown:
             yield
         finally:
             self.event.set()
-            for number, previous in restored.items():
-                signal.signal(number, previous)
+            for caught, previous in restored.items():
+                signal.signal(caught, previous)
 
 
 class Streams:
