@@ -22,13 +22,16 @@ addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
   if (ctx.busyButton) ctx.busyButton.disabled = false;
 });
 
-// A new page: close what was open, then the heading (or the first field with an error) gets the focus.
+// A new page: close what is open, then the heading (or the first field with an error) gets the focus.
+addEventListener("htmx:before:swap", ({ detail: { ctx } }) => {
+  if (!isBoosted(ctx.sourceElement) || ctx.response?.status === 422) return;
+  document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
+  document.querySelectorAll("#rail details[open]").forEach((details) => (details.open = false));
+});
 addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
   const invalid = document.querySelector("#main [aria-invalid='true'], dialog[open] [aria-invalid='true']");
   if (ctx.response?.status === 422 && invalid) return invalid.focus();
   if (!isBoosted(ctx.sourceElement) && ctx.target?.id !== "main") return;
-  document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
-  document.querySelectorAll("#rail details[open]").forEach((details) => (details.open = false));
   const heading = document.querySelector("#main h1") ?? document.querySelector("#main");
   heading.tabIndex = -1;
   heading.focus({ preventScroll: true });
