@@ -177,13 +177,18 @@ def tidy() -> int:
         if state is None:
             strays = [folder] if _is_old(folder) else []
         elif state in END_STATES:
-            inside = [*folder.glob(".tmp-*"), *folder.glob("checkpoints/*")]
+            inside = [*folder.rglob(".tmp-*"), *folder.glob("checkpoints/*")]
             strays = [p for p in inside if (folder.name, f"checkpoints/{p.name}") not in named]
         else:
             continue
         for stray in strays:
             shutil.rmtree(stray, ignore_errors=True)
             removed += 1
+    for lock in (root.parent / "locks").glob("run-*.lock"):
+        state = states.get(lock.stem.removeprefix("run-"))
+        # A run newer than our look at the table may hold its lock right now.
+        if state in END_STATES or (state is None and _is_old(lock)):
+            lock.unlink(missing_ok=True)
     with transaction() as session:
         for run_id, place in named:
             if states.get(run_id) in END_STATES and not (root / run_id / place).is_dir():
