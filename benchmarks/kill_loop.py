@@ -55,7 +55,7 @@ def recipe(steps: int):
     return a_recipe(
         scratch=ScratchSpec(layers=2, heads=4, width=64, context_length=64, tokenizer="characters"),
         max_steps=steps,
-        epochs=10_000,
+        epochs=1000,
         batch_size=8,
         micro_batch_size=8,
         max_length_tokens=64,
@@ -207,6 +207,7 @@ def main() -> int:
     if arguments.plant:
         worker = [sys.executable, "-m", "benchmarks.killing.plant", arguments.plant, "--queue", "train"]
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     loop = Loop(home, arguments.steps, arguments.seed, worker)
     try:
         reference = loop.start_run()
