@@ -22,6 +22,7 @@ def _fail(sentence: str, code: int = 1) -> NoReturn:
 
 
 def _setup_token() -> str | None:
+    import app.models  # noqa: F401
     from app.accounts.setup import setup_token
     from app.core.db import forget_engine, transaction
 
@@ -128,6 +129,7 @@ def create_user(
     workspace: Annotated[str, typer.Option(help="name of the user's own workspace")] = "",
 ) -> None:
     """Add a user with a workspace of their own."""
+    import app.models  # noqa: F401
     from app.accounts import setup
     from app.core.db import transaction
     from app.core.errors import AppError

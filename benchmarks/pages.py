@@ -49,6 +49,7 @@ def pretend_run() -> tuple[str, str]:
     """A project of the owner with a run that looks as if it trained. Returns (project id, run id)."""
     from sqlalchemy import select
 
+    import app.models  # noqa: F401
     from app.accounts.models import User, Workspace
     from app.core.db import transaction, utcnow
     from app.projects.models import Project

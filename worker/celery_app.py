@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+import app.models  # noqa: F401 - foreign keys resolve only when every table is known
 import worker.tasks
 from app.core import logging as log_setup
 from app.core.config import get_settings

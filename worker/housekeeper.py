@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
+import app.models  # noqa: F401 - foreign keys resolve only when every table is known
 from app.core import logging as log_setup
 from app.core import queue
 from app.core.config import get_settings
