@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import get_settings
 from app.core.db import new_id
+from app.core.errors import TooLarge
 from app.core.logging import client_address
 
 log = logging.getLogger("app.request")
@@ -69,10 +70,16 @@ class Edge:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         client_address.set((scope.get("client") or ("",))[0])
         host = Headers(scope=scope).get("host", "")
-        status = 0
+        status, is_too_large = 0, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_too_large
+            if message["type"] == "http.response.start":
+                # Starlette's limit answers in plain text, whoever asked; that answer is replaced below.
+                is_plain = MutableHeaders(scope=message).get("content-type", "").startswith("text/plain")
+                is_too_large = message["status"] == 413 and is_plain
+            if is_too_large:
+                return
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(MutableHeaders(scope=message), request_id, host)
@@ -87,6 +94,10 @@ class Edge:
                 await answer(scope, receive, send_with_headers)
             else:
                 await self.app(scope, receive, send_with_headers)
+            if is_too_large:
+                is_too_large = False
+                response = await self.on_error(Request(scope, receive), TooLarge())
+                await response(scope, receive, send_with_headers)
         except Exception as error:
             if status:
                 log.exception("answer broken off")

@@ -223,8 +223,15 @@ def test_broken_values_are_refused_and_never_repeated(wide: FastAPI, person: Per
 def test_a_large_body_is_refused_before_it_is_read(wide: FastAPI, person: Person) -> None:
     browser = browser_of(wide, person)
     body = json.dumps({"rate": 0.5, "name": "x" * 10_000_000})
-    assert browser.post("/probe/json", content=body, headers={"content-type": "application/json"}).status_code == 413
-    assert browser.post("/probe/form", data={"name": "x" * 10_000_000}).status_code == 413
+    json_type = {"content-type": "application/json", "accept": "application/json"}
+    answer = browser.post("/probe/json", content=body, headers=json_type)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "too_large"
+    page = browser.post("/probe/form", data={"name": "x" * 10_000_000})
+    assert page.status_code == 413
+    assert page.headers["content-type"].startswith("text/html")
+    chunked = browser.post("/probe/json", content=iter([b"x" * 2**20] * 4), headers=json_type)
+    assert chunked.status_code == 413
 
 
 def test_what_was_typed_is_not_in_the_refusal(wide: FastAPI, person: Person) -> None:

@@ -1,0 +1,356 @@
+"""The API as programs use it: OpenAI's own client, the programs on the page, and requests that mean harm."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from app.deployments.snippets import snippets
+from tests.app.deployments.conftest import Stack
+from tests.conftest import wait_for
+from tests.visitors import Person
+
+ASK: list[Any] = [{"role": "user", "content": "Where is my card?"}]
+
+
+@pytest.fixture
+def client(stack: Stack) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+
+
+def body(stack: Stack, **more: Any) -> dict[str, Any]:
+    return {"model": stack.model, "messages": ASK, "max_tokens": 8, "temperature": 0, **more}
+
+
+def test_the_client_lists_the_models(stack: Stack, client: openai.OpenAI) -> None:
+    listed = list(client.models.list())
+    assert [one.id for one in listed] == [stack.model, f"{stack.model}:step-120"]
+    assert all(one.object == "model" and one.created > 1_700_000_000 for one in listed)
+    assert client.models.retrieve(stack.model).id == stack.model
+    assert client.models.retrieve(f"{stack.model}:step-120").id == f"{stack.model}:step-120"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("nothing-run-1")
+    assert missing.value.code == "model_not_found"
+
+
+def test_the_client_gets_a_whole_answer(stack: Stack, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**body(stack))
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert choice.finish_reason in {"stop", "length"}
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert 0 < answer.usage.completion_tokens <= 8
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.object == "chat.completion"
+    assert answer.model == stack.model
+    assert answer.system_fingerprint
+    again = client.chat.completions.create(**body(stack))
+    assert again.choices[0].message.content == choice.message.content
+
+
+def test_a_stream_says_the_same_in_pieces(stack: Stack, client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**body(stack))
+    chunks = list(client.chat.completions.create(**body(stack), stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert len({(chunk.id, chunk.object, chunk.created, chunk.model) for chunk in chunks}) == 1
+
+
+def test_the_stream_helper_and_the_asynchronous_client(stack: Stack, client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**body(stack)).choices[0].message.content or ""
+    # The helper refuses answers that ran into their limit, so this one ends at a stop text.
+    with client.chat.completions.stream(**body(stack, stop=[whole[4]])) as helped:
+        final = helped.get_final_completion()
+    assert final.choices[0].message.role == "assistant"
+    assert final.choices[0].finish_reason == "stop"
+    assert final.choices[0].message.content == whole[: whole.index(whole[4])]
+
+    async def ask() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=stack.key) as remote:
+            answers = await asyncio.gather(*[remote.chat.completions.create(**body(stack)) for _ in range(3)])
+            stream = await remote.chat.completions.create(**body(stack), stream=True)
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+            return [answer.choices[0].message.content for answer in answers] + ["".join(pieces)]
+
+    assert set(asyncio.run(ask())) == {whole}
+
+
+def test_the_wire_is_what_strict_readers_need(stack: Stack) -> None:
+    with (
+        stack.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body(stack, stream=True, n=2, seed=7)) as answer,
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert answer.headers["x-request-id"]
+        lines = [line for line in answer.iter_lines() if line and not line.startswith(":")]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line[6:]) for line in lines[:-1]]
+    assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1}
+    for index in (0, 1):
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert mine[-1]["delta"] == {}
+        assert mine[-1]["finish_reason"] in {"stop", "length"}
+
+
+def test_fields_that_clients_send_are_taken(stack: Stack, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=stack.model,
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "Where is "}, {"type": "text", "text": "my card?"}]},
+        ],
+        max_completion_tokens=4,
+        stop=["###"],
+        n=2,
+        user="somebody",
+        metadata={"a": "b"},
+        store=False,
+        parallel_tool_calls=False,
+        service_tier="auto",
+        response_format={"type": "text"},
+        extra_headers={"OpenAI-Organization": "org", "OpenAI-Project": "p"},
+        extra_body={"workspace_id": "other", "is_admin": True, "files": {"base_dir": "/etc"}},
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 8
+
+
+@pytest.mark.parametrize("name", ["chat_template", "chat_template_kwargs"])
+@pytest.mark.parametrize("value", ["{{ 1 }}", None, {}])
+def test_templates_of_callers_are_refused(stack: Stack, name: str, value: Any) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json=body(stack) | {name: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "http://x"}]}]}, "messages"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 10**300}, "temperature"),
+        ({"n": 1000}, "n"),
+        ({"stop": ["x"] * 100_000}, "stop"),
+        ({"seed": 10**30}, "seed"),
+        ({"model": 5}, "model"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(stack: Stack, more: dict[str, Any], param: str) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json=body(stack) | more)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model": "m", "temperature": NaN}',
+        b'{"model": "m", "temperature": 1e400}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b"[" * 100_000,
+        b"{",
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'"text"',
+    ],
+)
+def test_broken_bodies_are_refused_quickly(stack: Stack, raw: bytes) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_too_much_is_refused(stack: Stack) -> None:
+    with stack.client() as client:
+        long = client.post("/v1/chat/completions", content=b"x" * (9 * 2**20))
+        many = client.post("/v1/chat/completions", json=body(stack) | {"messages": ASK * 100_000})
+        words = client.post(
+            "/v1/chat/completions", json=body(stack) | {"messages": [{**ASK[0], "content": "a " * 900}]}
+        )
+    assert long.status_code == 413
+    assert long.json()["error"]["code"] == "too_large"
+    assert many.status_code == 400
+    assert words.status_code == 400
+    assert words.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["../../x", "C:\\x", "org/name/../..", "m" * 200, "support-sorter-run-1\n", "SUPPORT-SORTER-RUN-1", "' OR 1=1--"],
+)
+def test_odd_model_ids_are_simply_not_there(stack: Stack, model: str) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json=body(stack, model=model))
+        missing = client.post("/v1/chat/completions", json=body(stack, model="nothing-run-9"))
+    assert answer.status_code == 404
+    assert answer.json() == missing.json()
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Basic abc", "Bearer sk-x", "Bearer ' OR 1=1--", "Bearer \xff"])
+def test_without_a_good_key_nothing_opens(stack: Stack, header: str) -> None:
+    answers = []
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions")):
+        answer = httpx.request(method, stack.url + path, headers={"authorization": header.encode("latin-1")})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+        answers.append(answer.json())
+    assert answers[0] == answers[1]
+
+
+def test_a_key_without_the_scope_is_refused(stack: Stack) -> None:
+    with stack.client(stack.listing_key) as client:
+        assert client.get("/v1/models").status_code == 200
+        answer = client.post("/v1/chat/completions", json=body(stack))
+    assert answer.status_code == 403
+    assert "chat" in answer.json()["error"]["message"]
+
+
+def test_the_same_idempotency_key_asks_once(stack: Stack) -> None:
+    headers = {"idempotency-key": "order-77"}
+    with stack.client() as client:
+        first = client.post("/v1/chat/completions", json=body(stack, temperature=1), headers=headers)
+        second = client.post("/v1/chat/completions", json=body(stack, temperature=1), headers=headers)
+        other = client.post("/v1/chat/completions", json=body(stack, temperature=0.5), headers=headers)
+        failing = {"idempotency-key": "order-78"}
+        client.post("/v1/chat/completions", json=body(stack) | {"model": "nothing-run-1"}, headers=failing)
+        retried = client.post("/v1/chat/completions", json=body(stack), headers=failing)
+    assert first.status_code == second.status_code == 200
+    assert first.json() == second.json()
+    assert second.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    assert other.status_code == 400
+    assert other.json()["error"]["code"] == "idempotency_key_reused"
+    assert retried.status_code == 200
+
+
+def test_ten_at_once_with_one_idempotency_key_make_one_answer(stack: Stack) -> None:
+    def ask(_: int) -> tuple[int, str]:
+        with stack.client() as client:
+            answer = client.post(
+                "/v1/chat/completions", json=body(stack, temperature=1), headers={"idempotency-key": "crowd"}
+            )
+            return answer.status_code, answer.json().get("id", "")
+
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(ask, range(10)))
+    assert {status for status, _ in found} <= {200, 409}
+    assert len({name for status, name in found if status == 200}) == 1
+
+
+def test_calls_are_counted_without_their_texts(stack: Stack) -> None:
+    question = "a very particular question about soup"
+    with stack.client() as client:
+        client.post("/v1/chat/completions", json=body(stack, messages=[{"role": "user", "content": question}]))
+
+    def newest() -> Any:
+        with sqlite3.connect(stack.home / "gpt-builder.db") as database:
+            return database.execute(
+                "SELECT model_ref, status, prompt_tokens, completion_tokens, total_s, project_id FROM api_calls"
+                " WHERE status = 200 ORDER BY at DESC LIMIT 1"
+            ).fetchone()
+
+    model, status, read, made, total_s, project_id = wait_for(newest, "the call is written down")
+    assert (model, status, project_id) == (stack.model, 200, stack.project_id)
+    assert read > 0
+    assert made > 0
+    assert total_s > 0
+    with sqlite3.connect(stack.home / "gpt-builder.db") as database:
+        rows = list(database.execute("SELECT * FROM api_calls"))
+        assert question not in str(rows)
+        assert database.execute("SELECT last_used_at FROM api_keys WHERE last_used_at IS NOT NULL").fetchone()
+        dump = "\n".join(database.iterdump())
+    assert stack.key not in dump
+    assert stack.key.split("_", 1)[1] not in dump
+
+
+def test_a_client_that_leaves_frees_the_model(stack: Stack) -> None:
+    def active() -> int:
+        transport = httpx.HTTPTransport(uds=str(stack.home / "sockets" / "model.sock"))
+        with httpx.Client(transport=transport, base_url="http://model") as client:
+            health = client.get("/health").json()
+        return int(health["active"]) + int(health["waiting"])
+
+    long = body(stack, max_tokens=30_000, stream=True, temperature=1)
+    with stack.client() as client, client.stream("POST", "/v1/chat/completions", json=long) as answer:
+        next(answer.iter_raw())
+    left_at = time.monotonic()
+    wait_for(lambda: active() == 0, "the model is free again", 10)
+    assert time.monotonic() - left_at < 10
+
+
+@pytest.mark.parametrize("language", ["curl", "python", "javascript"])
+def test_the_programs_on_the_page_run_as_they_are(stack: Stack, tmp_path: Path, language: str) -> None:
+    program = next(one for one in snippets(f"{stack.url}/v1", stack.model) if one.key == language)
+    path = tmp_path / {"curl": "ask.sh", "python": "ask.py", "javascript": "ask.mjs"}[language]
+    path.write_text(program.text)
+    runner = {"curl": "bash", "python": sys.executable, "javascript": "node"}[language]
+    try:
+        done = subprocess.run(
+            [runner, str(path)],
+            env={**os.environ, "GPT_BUILDER_API_KEY": stack.key},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip(f"{runner} is not installed here")
+    assert done.returncode == 0, done.stderr
+    if language == "curl":
+        assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
+    else:
+        assert done.stdout.strip()
+
+
+def test_the_page_asks_the_model_too(stack: Stack) -> None:
+    person: Person = stack.owner
+    with httpx.Client(base_url=stack.url, cookies={"sid": person.cookie}, headers={"accept": "text/html"}) as browser:
+        page = browser.get(f"/projects/{stack.project_id}/deploy").text
+        assert stack.model in page
+        token = page.split('name="csrf_token" value="')[1].split('"')[0]
+        form = {"model": stack.model, "question": "Where is my card?", "csrf_token": token}
+        answer = browser.post(f"/projects/{stack.project_id}/deploy/try", data=form, timeout=60)
+    assert answer.status_code == 200
+    assert 'id="answer"' in answer.text
