@@ -1,6 +1,7 @@
 """create_app(): middleware, error handlers, static files, routers. Nothing else."""
 
 from fastapi import APIRouter, Depends, FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.accounts import access
 from app.accounts import routes as accounts
@@ -48,7 +49,6 @@ def create_app() -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         lifespan=shutdown.watched,
-        max_body_size=BODY_LIMIT_BYTES,
         redirect_slashes=False,
     )
     set_shell(shell.shell)
@@ -59,6 +59,8 @@ def create_app() -> FastAPI:
         app.include_router(router, dependencies=[Depends(csrf_checked), Depends(access.signed_in)])
     # Keys instead of cookies: no page can make a browser send one.
     app.include_router(api.router)
+    # As a middleware of its own, inside the edge: FastAPI's own one would stand outside and answer without headers.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=BODY_LIMIT_BYTES)
     app.add_middleware(Csrf)
     app.add_middleware(Streams, shutdown=shutdown, rights=access.rights, api_rights=api_access.rights)
     app.add_middleware(Edge, on_error=error_pages.unexpected)

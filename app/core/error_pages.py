@@ -67,7 +67,7 @@ def install(app: FastAPI, *, on_refusal: Callable[[Request, AppError], None]) ->
 
 
 async def unexpected(request: Request, error: Exception) -> Response:
-    """The answer to an exception without a handler: the reference number and nothing else. An AppError keeps its own."""
+    """The answer to an exception that nobody handled: the reference number and nothing else."""
     if isinstance(error, AppError):
         return await run_in_threadpool(answer, request, error)
     log.exception("unexpected error", exc_info=error)
