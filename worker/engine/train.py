@@ -34,7 +34,8 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
     When memory runs out, the attempt is repeated from the last checkpoint with half the micro-batch and the same
     effective batch, at most four times.
     """
-    micro, step = order.recipe.micro_batch_size, 0
+    # Rows of a step that are not packed together run one by one; the result is the same.
+    micro, step = order.recipe.micro_batch_size if order.recipe.packing else 1, 0
     for rung in range(LADDER + 1):
         try:
             for event in _attempt(order, commands, micro):
@@ -85,7 +86,9 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         resumed_from = f"checkpoints/{path.name}"
         material.method.read(model, path / "weights")
         checkpoints.restore_optimizers(path, optimizers, named)
-        position = Position(**checkpoints.read_state(path)["position"])
+        state = checkpoints.read_state(path)
+        threads = devices.set_threads(state["threads"])
+        position = Position(**state["position"])
         position.micro_batch_size = min(position.micro_batch_size, micro_batch_size)
 
     steps_per_epoch = -(-len(rows) // recipe.batch_size)

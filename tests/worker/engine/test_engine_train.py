@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from app.contracts.conversation import Message
 from app.contracts.events import Control, EngineEvent
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
+from worker.engine import packing
+from worker.engine import train as train_module
 from worker.engine.answers import Prompt, answer
-from worker.engine.errors import BadData, Diverged
+from worker.engine.errors import BadData, Diverged, OutOfMemory
 from worker.engine.generate import load
 
 MakeOrder = Callable[..., TrainOrder]
@@ -195,3 +198,44 @@ def test_training_goes_on_from_an_earlier_model(make_order: MakeOrder, bases: Ca
     second = make_order("last_layers", out="second", max_steps=1, learning_rate=1e-6)
     second.base = ModelFiles(base_dir=str(bases("llama")), overlays=[overlay])
     assert of(run(second), "evaluated")[0].loss == pytest.approx(loss, rel=0.01)
+
+
+def test_when_memory_runs_out_the_run_goes_on_with_half_the_rows_at_a_time(
+    make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = of(run(make_order("full", out="whole", micro_batch_size=1)), "step")
+    monkeypatch.setattr(train_module, "pack", _small_machine(rows=2))
+    order = make_order("full", micro_batch_size=8)
+    events = run(order)
+    assert [event.kind for event in of(events, "warned")] == ["out_of_memory", "out_of_memory"]
+    steps = {event.step: event.loss for event in of(events, "step")}
+    assert steps == {event.step: pytest.approx(event.loss, rel=1e-3) for event in whole}
+    assert events[-1].reason == "completed"
+
+
+def test_a_row_that_never_fits_ends_with_a_plain_sentence(
+    make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "pack", _small_machine(rows=0))
+    with pytest.raises(OutOfMemory, match="smaller base model or shorter rows"):
+        run(make_order("full", micro_batch_size=4))
+
+
+def _small_machine(rows: int) -> Callable[..., packing.Pack]:
+    """A machine whose memory holds only so many rows at once."""
+
+    def pack(chosen: list[Any], device: torch.device) -> packing.Pack:
+        if len(chosen) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return packing.pack(chosen, device)
+
+    return pack
+
+
+def test_without_validation_rows_the_newest_checkpoint_is_the_model(make_order: MakeOrder, tmp_path: Path) -> None:
+    data = write_version(tmp_path / "v", [{"messages": turns(f"Say {n}", f"It is {n}.")} for n in range(8)])
+    events = run(make_order("lora", data=data, epochs=3, evaluate_every_steps=2))
+    assert not of(events, "evaluated")
+    assert events[-1].best_step is None
+    assert events[-1].model_dir == "model"
+    assert [event.step for event in of(events, "checkpoint")] == [2, 3]
