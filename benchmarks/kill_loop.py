@@ -188,7 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="20 events")
-    parser.add_argument("--steps", type=int, default=1200, help="length of a run")
+    parser.add_argument("--steps", type=int, default=900, help="length of a run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plant", choices=["no-fence"], help="take a safety out; the loop must then end with 1")
     parser.add_argument("--keep", action="store_true", help="keep the home and its logs")

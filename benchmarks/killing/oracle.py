@@ -96,7 +96,7 @@ class Sampler:
 def unequal(reference: str) -> tuple[int, int]:
     """Succeeded runs whose weights, or whose curve, differ from those of the undisturbed run."""
     with reading() as session:
-        digests = dict(session.execute(select(Model.run_id, Model.digest)).tuples())
+        digests = {row.run_id: row.digest for row in session.execute(select(Model.run_id, Model.digest))}
         weights = sum(digest != digests[reference] for digest in digests.values())
         curves = 0
         wanted = _curve(session, reference)
