@@ -77,6 +77,7 @@ class RecipeSpec(Contract):
     chats_last_share: float = Field(
         0.0, ge=0, lt=1, description="the last share of each epoch's tokens is conversations only"
     )
+    use_instruction: bool = Field(True, description="the objective goes before each conversation")
     learn_prompts: bool = Field(False, description="learn the user's turns too")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every_steps: int = Field(50, ge=1, le=1_000_000)

@@ -72,8 +72,7 @@ def start(session: Session, actor: Actor, key: str, *, workspace_id: str = "") -
     objective = session.get_one(Objective, project.id)
     objective.task, objective.audience, objective.tone = demo.task, demo.audience, demo.tone
     objective.must_never, objective.samples = [], [dict(sample) for sample in demo.samples]
-    # So small a model reads no instructions: they would only take room from the rows.
-    objective.system_prompt = ""
+    objective.system_prompt = projects.instruction(objective)
     plans.apply_steps(session, actor, project.id, demo.steps)
     plans.set_split(session, actor, project.id, SplitSettings.model_validate(demo.split))
     datasets.add_sample(session, actor, project_id=project.id, key=demo.sample)

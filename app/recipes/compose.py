@@ -27,6 +27,7 @@ class Version:
     train_rows: int
     validation_rows: int
     test_rows: int
+    instruction_characters: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ def default_value(name: str) -> Any:
     return owner.model_fields[leaf].get_default(call_default_factory=True)
 
 
-def measure(version: Version, base: BaseModel | None, recipe_tokenizer: str = "bpe") -> Material:
+def measure(
+    version: Version, base: BaseModel | None, recipe_tokenizer: str = "bpe", *, with_instruction: bool = False
+) -> Material:
     """The version's rows in tokens of the base's tokenizer (or of one that is still to be made)."""
     counts: dict[str, Any] = {
         "kind": version.kind,
         "train_rows": version.train_rows,
         "validation_rows": version.validation_rows,
         "test_rows": version.test_rows,
+        "prefix_characters": version.instruction_characters if with_instruction else 0,
     }
     if base is not None:
         return material.measure(version.id, **counts, tokenizer_file=base.tokenizer_file)
@@ -76,7 +80,8 @@ def propose(preset: Preset, method: Method, base: BaseModel | None, version: Ver
     if base is None:
         letters = material.character_count(version.id) if version.kind == "text" else 0
         return presets.propose_scratch(preset, measure(version, None), machine, letters)
-    return presets.propose(preset, method, base.facts, measure(version, base), machine)
+    is_read = base.facts.parameters >= defaults.TINY_PARAMETERS
+    return presets.propose(preset, method, base.facts, measure(version, base, with_instruction=is_read), machine)
 
 
 def compose(
@@ -106,7 +111,7 @@ def compose(
         sentence = f"This model can read at most {facts.context_length:,} tokens. Choose a smaller number."
         raise Invalid(fields={"max_length_tokens": sentence})
     tokenizer = recipe.scratch.tokenizer if recipe.scratch else "bpe"
-    rows = measure(version, base, tokenizer)
+    rows = measure(version, base, tokenizer, with_instruction=recipe.use_instruction)
     speeds, errors = measured
     numbers = estimate(recipe, facts, rows, machine, measured_flops=speeds, errors=errors)
     return Composed(proposal, recipe, facts, rows, numbers, dict(overrides))

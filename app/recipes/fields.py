@@ -127,6 +127,8 @@ FIELDS: tuple[Field, ...] = (
           "Keeps a little doubt in every prediction."),
     Field("neftune_alpha", "Noise on the input", "Against memorising", "number",
           "NEFTune: can help with few conversations. 5 is usual, 0 is off.", methods=TUNING),
+    Field("use_instruction", "Begin each conversation with the objective", "What it learns", "flag",
+          "The same words are then said to the model in chat and API. Needs a model that follows instructions."),
     Field("learn_prompts", "Learn the questions too", "What it learns", "flag",
           "Usually only the answers are learned."),
     Field("chats_last_share", "Conversations only at the end", "What it learns", "number",

@@ -87,11 +87,16 @@ def measure(
     test_rows: int,
     tokenizer_file: Path | None = None,
     per_token: float = CHARACTERS_PER_TOKEN,
+    prefix_characters: int = 0,
 ) -> Material:
-    """Facts of a frozen version for a base model with this tokenizer, or with `per_token` characters a token."""
+    """Facts of a frozen version for a base model with this tokenizer, or with `per_token` characters a token.
+
+    `prefix_characters` stand before every conversation: the objective, where it is read to the model.
+    """
     rows = _sample(version_id)
     ratio = characters_per_token(version_id, str(tokenizer_file)) if tokenizer_file else per_token
-    lengths = np.array([size / ratio + turns * TURN_TOKENS for size, turns, _ in rows] or [1.0])
+    prefix = prefix_characters / ratio + TURN_TOKENS if prefix_characters and kind == "chat" else 0.0
+    lengths = np.array([prefix + size / ratio + turns * TURN_TOKENS for size, turns, _ in rows] or [1.0])
     answers = [answer for _, _, answer in rows if answer]
     distinct = len(set(answers))
     is_labelled = len(answers) >= 0.9 * len(rows) and 1 < distinct <= 100 and distinct <= len(answers) / 3

@@ -75,6 +75,12 @@ def propose(preset: Preset, method: Method, base: BaseFacts, material: Material,
         if is_tiny
         else f"{values['learning_rate']:g} suits {_size(base.parameters)} parameters with this method."
     )
+    values["use_instruction"] = not is_tiny
+    if is_tiny:
+        reasons["use_instruction"] = (
+            "Your objective is not read to the model: at this size it cannot follow instructions, "
+            "and they would only take room from your rows."
+        )
     values["weight_decay"] = 0.0 if method == "lora" else 0.01
     values["optimizer"] = "adamw"
     values["schedule"] = "cosine"
@@ -129,6 +135,7 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
     )
     values["batch_size"] = values["micro_batch_size"] = batch
     reasons["batch_size"] = f"{batch} windows of {context} tokens a step."
+    values["use_instruction"] = False
     values["optimizer"] = "muon"
     reasons["optimizer"] = "Muon learned clearly more than AdamW in the same time in our measurements from scratch."
     values["learning_rate"] = defaults.learning_rate("scratch_muon", facts.parameters)

@@ -233,7 +233,9 @@ def _chosen(session: Session, project: Project, draft: RecipeDraft, versions: li
     if not versions:
         return None
     row = next((version for version in versions if version.id == draft.version_id), versions[0])
-    version = Version(row.id, row.number, row.kind, row.train_rows, row.validation_rows, row.test_rows)
+    objective = session.get(Objective, project.id)
+    instruction = len(objective.system_prompt) if objective else 0
+    version = Version(row.id, row.number, row.kind, row.train_rows, row.validation_rows, row.test_rows, instruction)
     base = _base(session, project, draft, version)
     preset = cast(Preset, draft.preset if draft.preset in PRESETS else "balanced")
     overrides = dict(draft.choices.get("overrides", {}))

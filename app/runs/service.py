@@ -268,7 +268,7 @@ def _freeze(
         "dataset": dataset,
         "base": base.model_dump() if base else None,
         "base_about": about,
-        "system_prompt": objective.system_prompt if objective else "",
+        "system_prompt": objective.system_prompt if objective and recipe.use_instruction else "",
     }
     parts = [recipe.model_dump(mode="json"), frozen]
     frozen["spec_sha256"] = hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -27,7 +27,7 @@ def test_from_shipped_data_to_a_queued_run(database: object, key: str) -> None:
         world = a_world(session)
         project = demos.start(session, world.actor, key)
     with reading() as session:
-        assert session.get_one(Objective, project.id).system_prompt == ""
+        assert session.get_one(Objective, project.id).task == demos.gallery()[key].task
         assert demos.progress(session, project)[0][0].state == "working"
     assert demos.advance_all() == 0
     for file_id in _ids(SourceFile, project_id=project.id):
@@ -42,6 +42,7 @@ def test_from_shipped_data_to_a_queued_run(database: object, key: str) -> None:
     (run_id,) = _ids(Run, project_id=project.id)
     with reading() as session:
         run = session.get_one(Run, run_id)
+        assert run.frozen["system_prompt"] == ""
         assert (run.state, run.name) == ("queued", demos.gallery()[key].run_name)
         steps, found, error = demos.progress(session, session.get_one(Project, project.id))
     assert (found, error) == (run_id, "")
