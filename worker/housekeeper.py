@@ -19,7 +19,9 @@ from app.core.config import get_settings
 from app.core.leader import Leader
 from app.core.work import Watcher
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.evaluations.models import Evaluation
 from app.overview import demos
+from app.recipes.models import BaseModelEntry
 from app.runs.reconcile import Reconciler
 from worker import alive
 
@@ -30,6 +32,8 @@ LONG_WORK = (
     (SourceFile, "datasets.import_file"),
     (CleaningPlan, "datasets.prepare"),
     (DatasetVersion, "datasets.freeze"),
+    (BaseModelEntry, "recipes.bring"),
+    (Evaluation, "evaluations.run"),
 )
 
 

@@ -21,6 +21,8 @@ class Evaluation(Base, LeasedWork):
     version_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
     row_limit: Mapped[int] = mapped_column(Integer, default=200)
     kind: Mapped[str] = mapped_column(String(20), default="")
+    # Whom to ask, frozen at the start: {"tuned": Target, "base": Target or null}.
+    plan: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     # Metric → {base, tuned, baselines, interval, n}, and the verdict in words.
     summary: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))

@@ -1,0 +1,137 @@
+"""From scored rows to a table with intervals and a verdict in words, honest about what needs no model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from app.evaluations import statistics
+from app.evaluations.models import CaseResult
+
+SYSTEMS = ("tuned", "base", "nearest", "majority")
+FEW = 30
+_METRICS = {"labels": ("exact",), "answers": ("f1", "rouge_l", "exact"), "text": ()}
+
+
+def summary(kind: str, split: str, rows: Sequence[CaseResult], *, has_base: bool) -> dict[str, Any]:
+    """Everything that the page shows beside the rows themselves; values as [value, low, high, n]."""
+    good = [row for row in rows if not row.error]
+    table: dict[str, dict[str, list[float]]] = {}
+    for metric in _METRICS[kind]:
+        for system in SYSTEMS:
+            values = _values(good, system, metric)
+            if values:
+                table.setdefault(metric, {})[system] = _interval(metric, values)
+    for system in ("tuned", "base"):
+        pairs = [row.scores[system] for row in good if "nll" in row.scores.get(system, {})]
+        pairs = [pair for pair in pairs if pair["tokens"] > 0]
+        if pairs:
+            loss = statistics.ratio([p["nll"] for p in pairs], [p["tokens"] for p in pairs])
+            table.setdefault("loss", {})[system] = [loss.value, loss.low, loss.high, loss.n]
+            table.setdefault("perplexity", {})[system] = [
+                *(math.exp(min(30.0, value)) for value in (loss.value, loss.low, loss.high)),
+                loss.n,
+            ]
+    found = {"kind": kind, "split": split, "n": len(good), "errors": len(rows) - len(good), "table": table}
+    found["difference"] = _difference(kind, good) if has_base else None
+    found["verdict"] = _verdict(kind, good, found)
+    return found
+
+
+def _values(rows: Sequence[CaseResult], system: str, metric: str) -> list[float]:
+    return [row.scores[system][metric] for row in rows if metric in row.scores.get(system, {})]
+
+
+def _interval(metric: str, values: list[float]) -> list[float]:
+    if metric == "exact":
+        found = statistics.wilson(int(sum(values)), len(values))
+    else:
+        found = statistics.mean(values)
+    return [found.value, found.low, found.high, found.n]
+
+
+def _difference(kind: str, rows: Sequence[CaseResult]) -> dict[str, Any] | None:
+    """Tuned against base on the same rows: the first metric of the kind, or loss a token for plain text."""
+    metric = (_METRICS[kind] or ("loss",))[0]
+    if metric == "loss":
+        both = [r.scores for r in rows if {"tuned", "base"} <= set(r.scores) and r.scores["tuned"].get("tokens")]
+        first = [-s["tuned"]["nll"] / s["tuned"]["tokens"] for s in both]
+        second = [-s["base"]["nll"] / max(1, s["base"]["tokens"]) for s in both]
+    else:
+        both = [r.scores for r in rows if all(metric in r.scores.get(name, {}) for name in ("tuned", "base"))]
+        first, second = [s["tuned"][metric] for s in both], [s["base"][metric] for s in both]
+    if len(first) < 2:
+        return None
+    found = statistics.difference(first, second)
+    return {
+        "metric": metric,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "is_clear": statistics.clearly_better(first, second),
+    }
+
+
+def _verdict(kind: str, rows: Sequence[CaseResult], found: dict[str, Any]) -> dict[str, Any]:
+    if not rows:
+        return _said("bad", "Nothing could be scored", "Every row was refused by the model server; see the rows below.")
+    if kind == "text":
+        return _text_verdict(found)
+    metric = _METRICS[kind][0]
+    table = found["table"][metric]
+    tuned, low, high, n = table["tuned"]
+    if kind == "labels":
+        title = f"Right in {tuned:.0%} of {n:.0f} test rows"
+        sentence = f"On many more rows of this kind it would be between {low:.0%} and {high:.0%}."
+    else:
+        title = f"Shares {tuned:.0%} of its words with the ideal answers"
+        sentence = f"Token F1 over {n:.0f} rows, between {low:.0%} and {high:.0%} on many more rows of this kind."
+    evidence = _beside(table, kind)
+    if n < FEW:
+        evidence.append(f"{n:.0f} rows are few: the interval is wide. Keep at least 100 rows for testing.")
+    nearest = _values(rows, "nearest", metric)
+    own = _values(rows, "tuned", metric)
+    majority = _values(rows, "majority", metric)
+    if majority and not statistics.clearly_better(own, majority):
+        return _said(
+            "bad", title, f"{sentence} That is no better than always giving the most frequent answer.", evidence
+        )
+    if nearest and not statistics.clearly_better(own, nearest):
+        words = "Copying the answer of the most similar training row does about as well, without any model."
+        return _said("warn", title, f"{sentence} {words}", evidence)
+    difference = found["difference"]
+    if difference is not None and not difference["is_clear"]:
+        return _said("warn", title, f"{sentence} It is not clearly better than the base model.", evidence)
+    return _said("good", title, sentence, evidence)
+
+
+def _beside(table: dict[str, list[float]], kind: str) -> list[str]:
+    """One sentence for each system that it is compared with."""
+    lines = []
+    names = {
+        "base": "The base model",
+        "nearest": "Copying the answer of the most similar training row",
+        "majority": "Always giving the most frequent answer",
+    }
+    for system, name in names.items():
+        if system in table:
+            value, low, high, _ = table[system]
+            lines.append(f"{name}: {value:.0%} ({low:.0%} to {high:.0%}).")
+    if kind == "labels" and "base" in table and table["base"][0] < 0.05:
+        lines.append("The base model’s low score is mostly form: it was never told which answers exist.")
+    return lines
+
+
+def _text_verdict(found: dict[str, Any]) -> dict[str, Any]:
+    tuned = found["table"]["perplexity"]["tuned"]
+    title = f"Hesitates between {tuned[0]:.1f} options a token"
+    sentence = f"On {tuned[3]:.0f} texts it has never seen (between {tuned[1]:.1f} and {tuned[2]:.1f})."
+    base = found["table"]["perplexity"].get("base")
+    evidence = (
+        [f"The base model hesitates between {base[0]:.1f}."] if base else ["A new GPT has no base model to compare."]
+    )
+    is_worse = found["difference"] is not None and not found["difference"]["is_clear"]
+    return _said("warn" if is_worse else "good", title, sentence, evidence)
+
+
+def _said(kind: str, title: str, sentence: str, evidence: list[str] | None = None) -> dict[str, Any]:
+    return {"kind": kind, "title": title, "sentence": sentence, "evidence": evidence or []}

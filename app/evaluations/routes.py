@@ -1,0 +1,148 @@
+"""The Evaluate page of a project, and one evaluation with its rows."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.core.errors import Invalid
+from app.core.forms import FormValues, checked
+from app.core.templates import render
+from app.core.web import SessionDep
+from app.core.work import LIVE
+from app.evaluations import confusion, service
+from app.evaluations.forms import StartForm
+from app.evaluations.models import CaseResult, Evaluation
+from app.projects import service as projects
+from app.runs import service as runs
+from app.runs.models import Model
+
+router = APIRouter()
+ROWS = 20
+
+
+@router.get("/projects/{project_id}/evaluate")
+def evaluate_page(request: Request, project_id: str, actor: ActorDep, session: SessionDep, model: str = "") -> Response:
+    return _page(request, session, actor, project_id, chosen=model)
+
+
+def _page(
+    request: Request,
+    session: Session,
+    actor: Actor,
+    project_id: str,
+    *,
+    chosen: str = "",
+    errors: dict[str, str] | None = None,
+    typed: dict[str, Any] | None = None,
+) -> Response:
+    project = projects.get(session, actor, project_id)
+    models = runs.models_of(session, actor, project_id)
+    return render(
+        request,
+        "evaluations/evaluate.html",
+        status=422 if errors else 200,
+        project=project,
+        stage="evaluate",
+        models=models,
+        chosen=chosen,
+        evaluations=service.listing(session, actor, project_id),
+        errors=errors or {},
+        typed=typed or {},
+        may_edit=actor.may(project.workspace_id, "editor"),
+    )
+
+
+@router.post("/projects/{project_id}/evaluations")
+def start(request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    form, errors = checked(StartForm, values)
+    if form is not None:
+        try:
+            found = service.start(
+                session, actor, project_id=project_id, model_id=form.model_id, row_limit=form.row_limit
+            )
+            return RedirectResponse(f"/evaluations/{found.id}", 303)
+        except Invalid as error:
+            errors = error.fields or {"": error.sentence}
+    return _page(request, session, actor, project_id, errors=errors, typed=values)
+
+
+@router.get("/evaluations/{evaluation_id}")
+def evaluation_page(
+    request: Request,
+    evaluation_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    rows: Literal["worst", "best", "all"] = "worst",
+) -> Response:
+    return render(request, "evaluations/evaluation.html", **_shown(session, actor, evaluation_id, rows))
+
+
+@router.get("/evaluations/{evaluation_id}/progress")
+def progress(request: Request, evaluation_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """The changing part while it works; it refreshes itself until the end."""
+    return render(request, "evaluations/_result.html", **_shown(session, actor, evaluation_id, "worst"))
+
+
+def _shown(session: Session, actor: Actor, evaluation_id: str, order: str) -> dict[str, Any]:
+    evaluation = service.get(session, actor, evaluation_id)
+    project = projects.get(session, actor, evaluation.project_id)
+    rows = list(service.results(session, evaluation))
+    model = session.get(Model, evaluation.model_id)
+    return {
+        "evaluation": evaluation,
+        "project": project,
+        "stage": "evaluate",
+        "model": model,
+        "is_live": evaluation.state in LIVE,
+        "order": order,
+        "rows": _ordered(evaluation, rows, order),
+        "row_count": len(rows),
+        "confusion": confusion.confusion(rows) if evaluation.kind == "labels" else None,
+        "metric_names": METRICS,
+        "system_names": SYSTEMS,
+        "may_edit": actor.may(project.workspace_id, "editor"),
+    }
+
+
+METRICS = {
+    "exact": ("Exact match", "share of rows answered exactly"),
+    "f1": ("Token F1", "words shared with the ideal answer"),
+    "rouge_l": ("ROUGE-L", "longest common sequence of words"),
+    "loss": ("Loss", "of the ideal answer, per token; lower is better"),
+    "perplexity": ("Hesitates between", "options per token; lower is better"),
+}
+SYSTEMS = {
+    "tuned": "Your model",
+    "base": "Base model",
+    "nearest": "Most similar row",
+    "majority": "Most frequent answer",
+}
+
+
+def _ordered(evaluation: Evaluation, rows: list[CaseResult], order: str) -> list[CaseResult]:
+    """Worst first: wrong before right, then by how unlikely the ideal answer was. "all" keeps the order of the set."""
+    if order == "all":
+        return rows[:200]
+    metric = {"labels": "exact", "answers": "f1"}.get(evaluation.kind, "")
+
+    def rank(row: CaseResult) -> tuple[float, float]:
+        own = row.scores.get("tuned", {})
+        return own.get(metric, 0.0), -own.get("nll", 0.0) / max(1.0, own.get("tokens", 1.0))
+
+    return sorted(rows, key=rank, reverse=order == "best")[:ROWS]
+
+
+@router.post("/evaluations/{evaluation_id}/cancel")
+def cancel(evaluation_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.request_cancel(session, actor, evaluation_id)
+    return RedirectResponse(f"/evaluations/{evaluation_id}", 303)
+
+
+@router.post("/evaluations/{evaluation_id}/retry")
+def retry(evaluation_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.retry(session, actor, evaluation_id)
+    return RedirectResponse(f"/evaluations/{evaluation_id}", 303)

@@ -1,0 +1,20 @@
+"""The task of an evaluation: claim it, ask and score through the model server, sum up."""
+
+from celery import shared_task
+
+from app.core.db import reading
+from app.core.work import claim, working
+from app.evaluations import running, service
+from app.evaluations.models import Evaluation
+
+
+@shared_task(name=service.TASK)
+def run(evaluation_id: str) -> None:
+    """Do the work of the evaluation, if nobody else has it."""
+    lease = claim(Evaluation, evaluation_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            evaluation = session.get_one(Evaluation, evaluation_id)
+        running.run(lease, evaluation)
