@@ -16,6 +16,7 @@ from app.datasets import routes as datasets
 from app.deployments import access as api_access
 from app.deployments import api
 from app.deployments import routes as deployments
+from app.evaluations import routes as evaluations
 from app.overview import routes as overview
 from app.overview import shell
 from app.projects import routes as projects
@@ -30,6 +31,7 @@ PRIVATE: list[APIRouter] = [
     datasets.router,
     recipes.router,
     runs.router,
+    evaluations.router,
     chat.router,
     chat_stream.router,
     deployments.router,

@@ -42,10 +42,7 @@ def _values(rows: Sequence[CaseResult], system: str, metric: str) -> list[float]
 
 
 def _interval(metric: str, values: list[float]) -> list[float]:
-    if metric == "exact":
-        found = statistics.wilson(int(sum(values)), len(values))
-    else:
-        found = statistics.mean(values)
+    found = statistics.wilson(int(sum(values)), len(values)) if metric == "exact" else statistics.mean(values)
     return [found.value, found.low, found.high, found.n]
 
 

@@ -726,6 +726,7 @@ def upgrade() -> None:
         sa.Column("version_id", sa.String(length=20), nullable=True),
         sa.Column("row_limit", sa.Integer(), nullable=False),
         sa.Column("kind", sa.String(length=20), nullable=False),
+        sa.Column("plan", sa.JSON(), nullable=False),
         sa.Column("summary", sa.JSON(), nullable=False),
         sa.Column("created_by", sa.String(length=20), nullable=True),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),

@@ -147,6 +147,15 @@ TABLE: dict[str, Rule] = {
     # demos
     "POST /demos": editor(form={"demo": "shakespeare", "workspace_id": "{workspace_id}"}, body_ids=("workspace_id",)),
     "GET /projects/{project_id}/demo": viewer(),
+    # evaluations
+    "GET /projects/{project_id}/evaluate": viewer(),
+    "POST /projects/{project_id}/evaluations": editor(
+        form={"model_id": "{model_id}", "row_limit": "20"}, body_ids=("model_id",)
+    ),
+    "GET /evaluations/{evaluation_id}": viewer(),
+    "GET /evaluations/{evaluation_id}/progress": viewer(),
+    "POST /evaluations/{evaluation_id}/cancel": editor(),
+    "POST /evaluations/{evaluation_id}/retry": editor(),
     # chat
     "GET /projects/{project_id}/chat": viewer(),
     "GET /projects/{project_id}/chats": viewer(query="q=soup"),
