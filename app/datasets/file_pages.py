@@ -151,6 +151,12 @@ def retry(session: SessionDep, actor: ActorDep, file_id: str) -> Response:
     return RedirectResponse(f"/files/{file_id}", 303)
 
 
+@router.post("/files/{file_id}/cancel")
+def cancel(session: SessionDep, actor: ActorDep, file_id: str) -> Response:
+    file = service.cancel_import(session, actor, file_id)
+    return RedirectResponse(f"/projects/{file.project_id}/data", 303)
+
+
 @router.post("/files/{file_id}/delete")
 def delete(session: SessionDep, actor: ActorDep, file_id: str) -> Response:
     file = service.delete_file(session, actor, file_id)

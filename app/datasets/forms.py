@@ -82,9 +82,12 @@ class MappingForm(FormBase):
                     shape="label", prompt=values["prompt"], answer=column(chosen), system=values["system"], label=chosen
                 )
             case _:
+                # Coming from "a text and its label" the label was the answer.
+                is_label = not values["answer"] and bool(self.label)
                 return Mapping(
-                    shape="pair", prompt=values["prompt"], answer=values["answer"], system=values["system"],
-                    history=self.history, label=self.label,
+                    shape="pair", prompt=values["prompt"], system=values["system"],
+                    answer=column(self.label) if is_label else values["answer"],
+                    history=self.history, label="" if is_label else self.label,
                 )  # fmt: skip
 
 

@@ -196,6 +196,18 @@ def retry_import(session: Session, actor: Actor, file_id: str) -> SourceFile:
     return file
 
 
+def cancel_import(session: Session, actor: Actor, file_id: str) -> SourceFile:
+    """Stop reading. Rows that were read before stay as they were. Raises Conflict when nothing is being read."""
+    file = get_file(session, actor, file_id, need="editor")
+    if file.state == "queued":
+        file.state = "cancelled"
+    elif file.state == "running":
+        file.want = "cancel"
+    else:
+        raise Conflict("This file is not being read.")
+    return file
+
+
 def _read_again(session: Session, file: SourceFile) -> None:
     # A new fence makes whoever reads it now stop without writing.
     file.state, file.want, file.attempts, file.error = "queued", "run", 0, ""
@@ -221,13 +233,17 @@ def set_mapping(session: Session, actor: Actor, file_id: str, mapping: Mapping) 
     if unknown := columns_of(mapping) - set(file.detected.get("columns", {})):
         names = ", ".join(f"“{name}”" for name in sorted(unknown)[:3])
         raise Invalid(fields={"": f"This file has no column {names}. Choose one of its columns."})
-    if file.rows and not any(mapped.example for _row, _values, mapped in preview(file, mapping, 200)):
+    if file.rows and not any(_is_usable(mapped) for _row, _values, mapped in preview(file, mapping, 200)):
         raise Invalid(fields={"": "No row fits this mapping, so nothing could be learned. Choose other columns."})
     file.mapping = mapping.model_dump(mode="json")
     file.is_mapping_confirmed = True
     session.flush()
     plans.change(session, file.project_id)
     return file
+
+
+def _is_usable(mapped: Mapped) -> bool:
+    return mapped.example is not None and not {"map.no_answer", "map.no_prompt"} & set(mapped.codes)
 
 
 def preview(file: SourceFile, mapping: Mapping, count: int = PREVIEW_ROWS) -> list[tuple[int, dict[str, Any], Mapped]]:

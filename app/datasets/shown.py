@@ -136,6 +136,8 @@ _WORDS = {
 def _title(name: str, count: int) -> str:
     rows = "1 row" if count == 1 else f"{number(count)} rows"
     is_one = count == 1
+    if not count:
+        return "No row was touched"
     return {
         "unicode": f"{rows} {'has' if is_one else 'have'} broken or invisible characters",
         "whitespace": f"{rows} {'has' if is_one else 'have'} extra spaces",

@@ -190,6 +190,7 @@ TABLE: dict[str, Rule] = {
     "POST /files/{file_id}/detections": editor(form={"format": "pair"}),
     "POST /files/{file_id}/reading": editor(form={"short_rows": "skip"}),
     "POST /files/{file_id}/retry": editor(),
+    "POST /files/{file_id}/cancel": editor(),
     "POST /files/{file_id}/delete": editor(),
     "POST /files/{file_id}/restore": editor(),
     "GET /projects/{project_id}/clean": viewer(),

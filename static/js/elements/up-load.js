@@ -13,7 +13,8 @@ customElements.define("up-load", class extends HTMLElement {
       drop: (event) => (event.preventDefault(), this.surface.classList.remove("is-dragging"), this.take(event.dataTransfer.files)),
     };
     for (const [name, listener] of Object.entries(this.handlers)) this.surface.addEventListener(name, listener);
-    this.show = () => this.list.replaceChildren(...[...uploads.values()].map((entry) => row(entry, "file")));
+    // What has arrived is in the page's own list of files.
+    this.show = () => this.list.replaceChildren(...[...uploads.values()].filter(({ state }) => state !== "done").map((entry) => row(entry, "file")));
     addEventListener("uploads-changed", this.show);
     this.show();
   }
