@@ -138,7 +138,7 @@ class Control(Contract):
 
     verb: Literal["stop_and_keep", "pause", "cancel", "adjust", "evaluate_now"]
     name: Literal["learning_rate", "epochs", "evaluate_every_steps"] | None = None
-    value: float | None = None
+    value: float | None = Field(None, gt=0)
 
 
 # Exit codes of the engine process; anything else, or a signal, is a crash.

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, Sampling
 from app.contracts.recipe import ModelFiles
-from worker.engine.generate import Generation, Loaded
+from worker.engine.errors import BadData
+from worker.engine.generate import Generation, Loaded, fit_prompt
 
+LONGEST_ANSWER = 400  # tokens, in tests and samples
 TEXT_TEMPERATURE = 0.8  # the likeliest continuation of a plain text soon goes round in circles
 
 
@@ -33,19 +35,29 @@ class Answer:
 
 def answer(loaded: Loaded, prompt: Prompt, max_tokens: int, seed: int = 1) -> Answer:
     """The model's answer: greedy in a conversation, drawn with a fixed seed for plain text."""
-    sampling = Sampling(
-        temperature=0 if prompt.messages else TEXT_TEMPERATURE, seed=seed, max_tokens=min(max_tokens, 32_768)
-    )
-    request = GenerationRequest(
+    generation, said, reason = Generation(loaded, _request(prompt, max_tokens, seed)), "", None
+    while not generation.is_done:
+        if event := generation.step():
+            said, reason = said + event.text, event.finish_reason
+    return Answer(said, reason == "stop")
+
+
+def fits(loaded: Loaded, prompt: Prompt, max_tokens: int) -> bool:
+    """Whether the prompt leaves room for an answer."""
+    try:
+        fit_prompt(loaded, _request(prompt, max_tokens, 1))
+    except BadData:
+        return False
+    return True
+
+
+def _request(prompt: Prompt, max_tokens: int, seed: int) -> GenerationRequest:
+    temperature = 0.0 if prompt.messages else TEXT_TEMPERATURE
+    return GenerationRequest(
         model_ref="run",
         workspace_id="run",
         files=ModelFiles(base_dir="."),
         messages=prompt.messages,
         prompt=prompt.text,
-        sampling=sampling,
+        sampling=Sampling(temperature=temperature, seed=seed, max_tokens=max_tokens),
     )
-    generation, said, reason = Generation(loaded, request), "", None
-    while not generation.is_done:
-        if event := generation.step():
-            said, reason = said + event.text, event.finish_reason
-    return Answer(said, reason == "stop")

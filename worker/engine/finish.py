@@ -13,13 +13,11 @@ from safetensors.torch import load_file
 from app.contracts import events as e
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
 from worker.engine import loading
-from worker.engine.answers import answer
+from worker.engine.answers import LONGEST_ANSWER, answer
 from worker.engine.checkpoints import Checkpoints, read_state, seal, sync_folder
 from worker.engine.errors import BadData
 from worker.engine.methods.whole import write_model
 from worker.engine.prepare import Material
-
-LONGEST_TEST_TOKENS = 400
 
 
 def finish(
@@ -96,7 +94,7 @@ def try_out(order: TrainOrder, material: Material, folder: Path) -> dict[str, fl
                 "Raise the learning rate or the number of epochs."
             )
     longest = max((prompt.answer_tokens for prompt in material.tests), default=0)
-    limit = min(LONGEST_TEST_TOKENS, 2 * longest) or 32
+    limit = min(LONGEST_ANSWER, 2 * longest) or 32
     loaded = replace(material.loaded, model=model)
     said = [answer(loaded, prompt, limit) for prompt in material.tests]
     return {

@@ -16,7 +16,7 @@ from app.contracts.recipe import TrainOrder
 from app.text.template import CHATML
 from worker.engine import loading, methods, scratch
 from worker.engine import tokenizer as tokenizers_of_ours
-from worker.engine.answers import Prompt
+from worker.engine.answers import LONGEST_ANSWER, Prompt, fits
 from worker.engine.data import TokenRows, read_examples, tokenised
 from worker.engine.devices import Device
 from worker.engine.encoding import Encoder
@@ -96,13 +96,14 @@ def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None,
             f"No training row can be used: {train_rows.skipped_rows} are longer than {limit} tokens or have no "
             "answer to learn. Raise the longest row in the recipe or check the columns of the dataset."
         )
-    fitting = (_prompt(row, encoder, limit) for row in read_examples(data_dir, "validation"))
-    tests = list(islice((prompt for prompt in fitting if prompt), TESTED_PROMPTS))
     is_chat = bool(train_rows.is_chat.any())
     own = [_own_prompt(text, encoder, is_chat) for text in recipe.sample_prompts]
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     loaded = Loaded(model, tokenizer, template, frozenset(end_ids), limit, size)
-    return Material(model, loaded, method, train_rows, validation_rows, own or tests, tests, embeddings)
+    asked = (_prompt(row, encoder) for row in read_examples(data_dir, "validation"))
+    tests = list(islice((p for p in asked if p and fits(loaded, p, LONGEST_ANSWER)), TESTED_PROMPTS))
+    prompts = [prompt for prompt in own or tests if fits(loaded, prompt, recipe.sample_max_tokens)]
+    return Material(model, loaded, method, train_rows, validation_rows, prompts, tests, embeddings)
 
 
 def _scratch_tokenizer(order: TrainOrder) -> Generator[e.EngineEvent, None, Path]:
@@ -122,17 +123,17 @@ def _texts(row: Example) -> list[str]:
     return [row.text] if row.kind == "text" else [message.content for message in row.messages]
 
 
-def _prompt(row: Example, encoder: Encoder, limit: int) -> Prompt | None:
+def _prompt(row: Example, encoder: Encoder) -> Prompt | None:
     """The question of a validation row: all before its last answer, or the start of a plain text.
 
-    None when there is no answer to compare with, or the question leaves no room for one.
+    None when there is no answer to compare with.
     """
     if row.kind == "text":
         start = row.text[:SHOWN_CHARACTERS]
         return Prompt(start, text=start) if start.strip() else None
     last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=0)
     before = encoder.with_system(row.messages[:last])
-    if not last or len(encoder.prompt(before)) > limit // 2:
+    if not last:
         return None
     shown = next((m.content for m in reversed(before) if m.role == "user"), "")
     return Prompt(shown, messages=before, answer_tokens=len(encoder.plain(row.messages[last].content)) + 1)

@@ -172,7 +172,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         is_last = position.step >= total_steps or position.ending is not None
         is_finite = not position.bad_steps or position.bad_steps[-1] != position.step
         is_due = position.step % position.evaluate_every_steps == 0 or evaluate_now or is_last
-        if is_due and len(material.validation_rows):
+        if is_due and len(material.validation_rows) and recipe.validation_rows:
             model.eval()
             yield evaluate.evaluate(material, device, recipe, position)
             if sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s:

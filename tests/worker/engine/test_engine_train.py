@@ -239,3 +239,10 @@ def test_without_validation_rows_the_newest_checkpoint_is_the_model(make_order: 
     assert events[-1].best_step is None
     assert events[-1].model_dir == "model"
     assert [event.step for event in of(events, "checkpoint")] == [2, 3]
+
+
+def test_a_sample_prompt_too_long_for_the_model_is_left_out(make_order: MakeOrder) -> None:
+    prompts = ["why " * 200, "What colour is the boat?"]
+    events = run(make_order("lora", max_steps=1, sample_prompts=prompts))
+    assert [event.prompt for event in of(events, "sample")] == prompts[1:]
+    assert events[-1].reason == "completed"
