@@ -7,7 +7,9 @@ const streams = (element) => element?.hasAttribute?.("hx-sse:connect");
 
 addEventListener("htmx:before:request", ({ detail: { ctx } }) => {
   if (streams(ctx.sourceElement)) return;
-  if (isBoosted(ctx.sourceElement)) root.classList.toggle("is-loading", ++open > 0);
+  // Remembered here: the swap may remove the element and put the page's main area in its place.
+  ctx.showsBar = isBoosted(ctx.sourceElement);
+  if (ctx.showsBar) root.classList.toggle("is-loading", ++open > 0);
   const button = ctx.request.submitter ?? (ctx.sourceElement.matches("button") ? ctx.sourceElement : null);
   if (!button) return;
   ctx.busyButton = button;
@@ -17,7 +19,7 @@ addEventListener("htmx:before:request", ({ detail: { ctx } }) => {
 
 addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
   if (streams(ctx.sourceElement)) return;
-  if (isBoosted(ctx.sourceElement)) root.classList.toggle("is-loading", (open = Math.max(0, open - 1)) > 0);
+  if (ctx.showsBar) root.classList.toggle("is-loading", (open = Math.max(0, open - 1)) > 0);
   ctx.busyButton?.removeAttribute("aria-busy");
   if (ctx.busyButton) ctx.busyButton.disabled = false;
 });
