@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 from pygments import highlight
@@ -39,7 +40,15 @@ def _parser() -> MarkdownIt:
         ["table", "strikethrough"]
     )
     parser.disable("image")
+    parser.core.ruler.push("demoted", _demoted)
     return parser
+
+
+def _demoted(state: StateCore) -> None:
+    """The page's own headings come first: "#" becomes an h3, "##" an h4, and so on."""
+    for token in state.tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
 
 
 def _clean(html: str) -> Markup:
