@@ -201,7 +201,7 @@ def start_stack(home: Path, port: str = "0", **extra: str) -> tuple[subprocess.P
         start_new_session=True,
     )
     try:
-        wait_for(lambda: ready.exists() or child.poll() is not None, "the stack is ready", 120)
+        wait_for(lambda: ready.exists() or child.poll() is not None, "the stack is ready", 240)
         state = json.loads(ready.read_text())
     except BaseException:
         child.kill()

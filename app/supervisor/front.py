@@ -20,7 +20,7 @@ from app.supervisor import wire
 
 log = logging.getLogger(__name__)
 CHUNK = 256 * 1024
-CONNECT_PATIENCE_S = 15
+CONNECT_PATIENCE_S = 40
 HEAD_TIMEOUT_S = 30
 IDLE_TIMEOUT_S = 75
 BODY_TIMEOUT_S = 120
@@ -122,7 +122,7 @@ class Front:
         """Pass one request and its answer on. True when the connection may serve another request."""
         upstream = self.stream if goes_to_stream(request) else self.web
         head = request.forwarded(client, self.trusted_proxies, self.is_https)
-        for attempt in (1, 2):
+        for attempt in (1, 2, 3):
             try:
                 up_reader, up_writer = await upstream.connect(0 if self.is_draining else CONNECT_PATIENCE_S)
             except OSError:

@@ -21,7 +21,7 @@ from app.supervisor.children import Child, Console
 
 TRAINER_GRACE_S = 150
 REDIS_START_S = 60
-READY_WITHIN_S = 90
+READY_WITHIN_S = 180
 
 
 class CannotStart(Exception):
