@@ -1,5 +1,6 @@
 """The small charts of a run (learning rate, gradient norm, speed) as SVG paths with their range in words."""
 
+import math
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -34,9 +35,9 @@ class SideChart:
 
 
 def side_chart(session: Session, run_id: str, name: str, last_step: int) -> SideChart:
-    """The chart of one metric of SIDE, from at most a few thousand points."""
+    """The chart of one metric of SIDE, from a few hundred points: as many as its pixels."""
     label, unit, term = SIDE[name]
-    series = curves.points(session, run_id, name, every=max(1, last_step // 2000))
+    series = curves.points(session, run_id, name, every=max(1, math.ceil(last_step / 240)))
     values = [value for _, value in series]
     return SideChart(
         name=name,

@@ -16,7 +16,7 @@ Kind = Literal["idle", "good", "warn", "bad", "done"]
 MIN_STEPS = 240
 MIN_EVALUATIONS = 4
 _HOLD = 3
-_LOOK_BACK = 40
+_LOOK_BACK = 12
 
 
 @dataclass(frozen=True)

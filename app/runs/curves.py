@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.drawing import thin
@@ -42,8 +42,8 @@ def points(session: Session, run_id: str, name: str, *, after: int = -1, every: 
 
 
 def load(session: Session, run_id: str, last_step: int) -> Curves:
-    """Curves for the page and the coach: at most a few thousand training points, whatever the run's length."""
-    every = max(1, last_step // 4000)
+    """Curves for the page and the coach: at most about a thousand training points, whatever the run's length."""
+    every = max(1, math.ceil(last_step / 800))
     return Curves(points(session, run_id, "loss", every=every), points(session, run_id, "validation_loss"))
 
 
@@ -71,11 +71,6 @@ def history(
     session: Session, run_id: str, names: Sequence[str], *, first: int = 0, last: int = 2**31
 ) -> dict[str, Points]:
     """Whole series by name between two steps; past 200,000 points thinned to the extremes of each part."""
-    count = session.scalar(
-        select(func.count())
-        .select_from(MetricPoint)
-        .where(MetricPoint.run_id == run_id, MetricPoint.name.in_(names), MetricPoint.step.between(first, last))
-    )
     query = (
         select(MetricPoint.name, MetricPoint.step, MetricPoint.value)
         .where(MetricPoint.run_id == run_id, MetricPoint.name.in_(names), MetricPoint.step.between(first, last))
@@ -84,8 +79,8 @@ def history(
     found: dict[str, Points] = {name: [] for name in names}
     for name, step, value in session.execute(query):
         if math.isfinite(value):
-            found[name].append((step, value))
-    if (count or 0) > MOST_POINTS:
+            found[name].append((step, round(value, 6)))
+    if sum(map(len, found.values())) > MOST_POINTS:
         share = MOST_POINTS // (2 * len(names))
         found = {name: [(int(x), y) for x, y in thin(series, share)] for name, series in found.items()}
     return found

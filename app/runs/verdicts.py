@@ -81,7 +81,7 @@ def _training(run: Run, curves: Curves, log: Sequence[RunEvent], kept: int | Non
         slow = coach.stalled(silent, run.trained_s / run.step, kept)
         if slow is not None:
             return slow
-    return coach.judge(curves, run.total_steps)
+    return judged(run, curves)
 
 
 def _evaluation_gap(run: Run) -> float:
@@ -152,9 +152,25 @@ def short(run: Run, curves: Curves) -> tuple[str, str]:
     return "", "idle"
 
 
+_known: dict[str, tuple[tuple[object, ...], Verdict]] = {}
+
+
+def judged(run: Run, curves: Curves) -> Verdict:
+    """The curve's verdict, kept until the next evaluation: nothing else changes it once there is enough to judge."""
+    key = (len(curves.val), curves.val[-1] if curves.val else None, run.total_steps)
+    known = _known.get(run.id)
+    if known is not None and known[0] == key and known[1].finding != "warming_up":
+        return known[1]
+    verdict = coach.judge(curves, run.total_steps)
+    if len(_known) > 500:
+        _known.clear()
+    _known[run.id] = (key, verdict)
+    return verdict
+
+
 def zone(run: Run, curves: Curves) -> int | None:
     """First step of the memorising zone of the curve, while it trains and afterwards; None where there is none."""
-    return coach.judge(curves, run.total_steps).zone_from
+    return judged(run, curves).zone_from
 
 
 def smaller_part(batch_size: int, micro_batch_size: int) -> int:
