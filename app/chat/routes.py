@@ -60,6 +60,9 @@ def ask_next(request: Request, chat_id: str, actor: ActorDep, session: SessionDe
 def _ask(
     request: Request, session: Session, actor: Actor, project_id: str, values: dict[str, Any], chat: Chat | None
 ) -> Response:
+    # A suggestion's button sends the empty box along: the suggestion is meant.
+    if suggestion := values.pop("suggestion", ""):
+        values["message"] = suggestion
     form, errors = checked(AskForm, values)
     project = projects.get(session, actor, project_id, need=service.ASKS)
     if form is None:

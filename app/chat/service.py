@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from app.accounts.service import Actor
 from app.chat.models import Chat, ChatMessage, Feedback
@@ -38,7 +39,7 @@ def get_message(session: Session, actor: Actor, message_id: str, *, need: str = 
     message = session.get(ChatMessage, message_id)
     if message is None:
         raise NotFound
-    return get(session, actor, message.chat_id, need=need), message
+    return get(session, actor, message.chat_id, need=need), _told(message)
 
 
 def listing(session: Session, actor: Actor, project_id: str, *, search: str = "", limit: int = 50) -> Sequence[Chat]:
@@ -126,6 +127,17 @@ def is_answering(session: Session, chat: Chat) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
+def _told(message: ChatMessage) -> ChatMessage:
+    """The message as pages tell it: one whose maker has died is interrupted, even before that is written down.
+
+    Pages only read, so nothing is marked as changed here.
+    """
+    if message.state == "streaming" and message.saved_at < utcnow() - timedelta(seconds=ABANDONED_S):
+        set_committed_value(message, "state", "failed")
+        set_committed_value(message, "error", INTERRUPTED)
+    return message
+
+
 def settle_abandoned(session: Session, chat: Chat) -> None:
     """Answers whose maker has died are marked as interrupted; what was said so far is kept."""
     stale = utcnow() - timedelta(seconds=ABANDONED_S)
@@ -161,7 +173,7 @@ def turns(session: Session, chat: Chat) -> list[Turn]:
     answers: dict[str | None, list[ChatMessage]] = {}
     for row in rows:
         if row.role == "assistant":
-            answers.setdefault(row.parent_id, []).append(row)
+            answers.setdefault(row.parent_id, []).append(_told(row))
     order = {ref: place for place, ref in enumerate(chat.model_refs)}
     for group in answers.values():
         group.sort(key=lambda m: order.get(m.model_ref, 9))

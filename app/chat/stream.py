@@ -1,6 +1,7 @@
 """The live text of one answer: from Redis as it is said, from the database when Redis is away."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,7 @@ from app.core.templates import render_text
 router = APIRouter()
 POLL_S = 0.5
 RENDER_EVERY_S = 0.07
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @router.get("/chats/messages/{message_id}/events")
@@ -107,4 +109,5 @@ def _article(actor: Actor, message_id: str) -> str:
 
 def _sse(html: str) -> bytes:
     """One unnamed event; every line is a data line, so no text can end the event or forge another."""
-    return b"".join(b"data: " + line.encode() + b"\n" for line in html.splitlines()) + b"\n"
+    # Only these three end a line of a stream; str.splitlines would also eat characters such as U+2028.
+    return b"".join(b"data: " + line.encode() + b"\n" for line in _LINE_END.split(html)) + b"\n"

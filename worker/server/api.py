@@ -79,7 +79,10 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastA
                 answer = Answer(request, waiting.result(), asyncio.get_running_loop())
                 turns.add(answer)
                 while True:
-                    event = await answer.events.get()
+                    try:
+                        event = await asyncio.wait_for(answer.events.get(), HEARTBEAT_S)
+                    except TimeoutError:  # still waiting for its turn, or reading a long prompt
+                        event = TokenEvent()
                     yield _line(event)
                     if event.finish_reason:
                         return

@@ -1,0 +1,58 @@
+"""Somebody with a trained model and its base, the real model server and Redis."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app.core.config import get_settings
+from tests import serving, visitors
+from tests.visitors import Person
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A person, their project, and the references of its model and of what it was trained from."""
+
+    person: Person
+    project_id: str
+    model: str
+    base: str
+    client: TestClient
+
+
+@pytest.fixture(scope="package")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    made = tmp_path_factory.mktemp("models")
+    return serving.endless_model(made / "tuned"), serving.endless_model(made / "base", seed=1)
+
+
+@pytest.fixture(scope="package")
+def socket() -> Iterator[Path]:
+    with serving.model_server() as path:
+        yield path
+
+
+@pytest.fixture
+def scene(
+    app: FastAPI, broker: object, socket: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Scene]:
+    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(socket))
+    get_settings.cache_clear()
+    made = a_scene(app, folders)
+    with made.client:  # one event loop for all requests, as in the real process
+        yield made
+
+
+def a_scene(app: FastAPI, folders: tuple[Path, Path]) -> Scene:
+    """The rows of a scene."""
+    person = visitors.make_person("Ana", "owner")
+    project_id = visitors.make_project(person.workspace_id)
+    model = serving.a_trained_model(person.workspace_id, project_id, *folders)
+    client = visitors.browser_of(app, person)
+    page = client.get(f"/projects/{project_id}/chat").text
+    base = page.split('<option value="base:')[1].split('"')[0]
+    return Scene(person, project_id, model, f"base:{base}", client)

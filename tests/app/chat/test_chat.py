@@ -1,0 +1,233 @@
+"""Conversations: answers come from the real model server, are saved, compared, stopped, tried again and rated."""
+
+import re
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import select, update
+
+from app.chat import service
+from app.chat.models import Chat, ChatMessage, Feedback
+from app.chat.stream import _sse
+from app.core.db import reading, transaction, utcnow
+from tests import visitors
+from tests.app.chat.conftest import Scene
+from tests.conftest import wait_for
+
+GREEDY = {"temperature": "0", "max_tokens": "24", "system_prompt": "Be kind."}
+
+
+def _ask(scene: Scene, message: str = "How do I reset my password?", chat_id: str = "", **more: str) -> str:
+    """Ask and return the chat's id."""
+    form = {"message": message, "model": scene.model, **GREEDY, **more}
+    address = f"/chats/{chat_id}" if chat_id else f"/projects/{scene.project_id}/chat"
+    answer = scene.client.post(address, data=form)
+    assert answer.status_code == 303, answer.text
+    return answer.headers["location"].rsplit("/", 1)[1]
+
+
+def _answers(chat_id: str) -> list[ChatMessage]:
+    with reading() as session:
+        query = select(ChatMessage).where(ChatMessage.chat_id == chat_id, ChatMessage.role == "assistant")
+        return list(session.scalars(query.order_by(ChatMessage.position, ChatMessage.created_at)))
+
+
+def _finished(chat_id: str, count: int = 1) -> list[ChatMessage]:
+    def ready() -> list[ChatMessage]:
+        found = _answers(chat_id)
+        return found if len(found) == count and all(m.state != "streaming" for m in found) else []
+
+    return wait_for(ready, "the answers are finished")
+
+
+def test_an_answer_is_made_saved_and_shown_with_its_figures(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    (answer,) = _finished(chat_id)
+    assert answer.state == "done", answer.error
+    assert answer.statistics["completion_tokens"] == 24
+    assert answer.statistics["finish_reason"] == "length"
+    page = scene.client.get(f"/chats/{chat_id}").text
+    assert "How do I reset my password?" in page
+    assert f'id="t-{answer.id}"' in page
+    assert "hx-sse:connect" not in page, "a finished page is quiet"
+    assert "Cut at the longest reply" in page
+
+
+def test_the_same_question_gives_the_same_greedy_answer_and_the_conversation_is_read(scene: Scene) -> None:
+    first = _finished(_ask(scene))[0]
+    again = _finished(_ask(scene))[0]
+    assert first.content == again.content
+    assert first.content
+    chat_id = _ask(scene)
+    _finished(chat_id)
+    _ask(scene, "And my card?", chat_id)
+    second = _finished(chat_id, 2)[1]
+    alone = _finished(_ask(scene, "And my card?"))[0]
+    assert second.statistics["prompt_tokens"] > alone.statistics["prompt_tokens"] + 24
+
+
+def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
+    chat_id = _ask(scene, max_tokens="400")
+    (answer,) = _answers(chat_id)
+    assert f"/chats/messages/{answer.id}/events" in scene.client.get(f"/chats/{chat_id}").text
+    stream = scene.client.get(f"/chats/messages/{answer.id}/events").text
+    assert stream.endswith("event: done\ndata: done\n\n")
+    upserts = re.findall(rf'<hx-upsert hx-target="#t-{answer.id}">', stream)
+    assert len(upserts) > 1, "the text came in pieces"
+    assert f'<hx-partial hx-target="#m-{answer.id}"' in stream
+    # Replaying the stream later gives only the finished article: a reload loses and doubles nothing.
+    later = scene.client.get(f"/chats/messages/{answer.id}/events").text
+    assert "<hx-upsert" not in later
+    assert f'<hx-partial hx-target="#m-{answer.id}"' in later
+
+
+def test_stop_keeps_what_was_said(scene: Scene) -> None:
+    chat_id = _ask(scene, max_tokens="1900")
+    (answer,) = _answers(chat_id)
+    wait_for(lambda: _answers(chat_id)[0].content, "some text is saved")
+    assert scene.client.post(f"/chats/messages/{answer.id}/stop").status_code == 303
+    (stopped,) = _finished(chat_id)
+    assert stopped.state == "stopped"
+    assert stopped.content
+    assert "Stopped by you." in scene.client.get(f"/chats/{chat_id}").text
+
+
+def test_a_second_question_waits_for_the_first_answer(scene: Scene) -> None:
+    chat_id = _ask(scene, max_tokens="1900")
+    form = {"message": "Hurry up", "model": scene.model, **GREEDY}
+    assert scene.client.post(f"/chats/{chat_id}", data=form).status_code == 409
+    scene.client.post(f"/chats/messages/{_answers(chat_id)[0].id}/stop")
+    _finished(chat_id)
+
+
+def test_base_and_tuned_answer_side_by_side(scene: Scene) -> None:
+    chat_id = _ask(scene, compare=scene.base)
+    answers = _finished(chat_id, 2)
+    assert {m.model_ref for m in answers} == {scene.model, scene.base}
+    assert answers[0].content != answers[1].content
+    page = scene.client.get(f"/chats/{chat_id}").text
+    assert 'class="chat-pair"' in page
+    assert "Starter" in page
+
+
+def test_try_again_keeps_the_earlier_answer_out_of_sight(scene: Scene) -> None:
+    chat_id = _ask(scene, temperature="1.5")
+    (first,) = _finished(chat_id)
+    assert scene.client.post(f"/chats/messages/{first.id}/again").status_code == 303
+    answers = _finished(chat_id, 2)
+    page = scene.client.get(f"/chats/{chat_id}").text
+    new = next(m for m in answers if m.id != first.id)
+    assert new.content != first.content, "each try draws anew"
+    assert f'id="m-{new.id}"' in page
+    assert f'id="m-{first.id}"' not in page
+
+
+def test_a_thumb_and_a_note_are_kept_and_changed(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    (answer,) = _finished(chat_id)
+    address = f"/chats/messages/{answer.id}/feedback"
+    fragment = scene.client.post(address, data={"thumb": "-1"}, headers={"hx-request-type": "partial"})
+    assert 'name="note"' in fragment.text
+    scene.client.post(address, data={"thumb": "-1", "note": "Too short <b>"})
+    page = scene.client.get(f"/chats/{chat_id}").text
+    assert "Too short &lt;b&gt;" in page
+    with reading() as session:
+        kept = session.scalars(select(Feedback)).one()
+    assert (kept.thumb, kept.note, kept.user_id) == (-1, "Too short <b>", scene.person.user_id)
+
+
+def test_conversations_are_found_renamed_deleted_and_brought_back(scene: Scene) -> None:
+    soup, card = _ask(scene, "A soup with tomatoes"), _ask(scene, "Where is my card?")
+    _finished(soup)
+    _finished(card)
+    listing = f"/projects/{scene.project_id}/chats"
+    assert f"/chats/{soup}" in scene.client.get(listing, params={"q": "TOMATO"}).text
+    assert f"/chats/{card}" not in scene.client.get(listing, params={"q": "TOMATO"}).text
+    assert "Nothing matches" in scene.client.get(listing, params={"q": "100%"}).text
+    scene.client.post(f"/chats/{soup}/title", data={"title": "Dinner"})
+    assert "Dinner" in scene.client.get(listing).text
+    scene.client.post(f"/chats/{soup}/delete")
+    assert scene.client.get(f"/chats/{soup}").status_code == 404
+    assert "Dinner" not in scene.client.get(listing).text
+    scene.client.post(f"/chats/{soup}/restore")
+    assert "Dinner" in scene.client.get(listing).text
+
+
+def test_hostile_text_is_inert_everywhere(scene: Scene) -> None:
+    hostile = '<img src=x onerror=alert(1)> [x](javascript:alert(2)) ![y](https://e.example/?d=1) <b hx-get="/">z</b>'
+    chat_id = _ask(scene, hostile)
+    (answer,) = _finished(chat_id)
+    with transaction() as session:
+        session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(content=hostile))
+    page = scene.client.get(f"/chats/{chat_id}").text
+    body = page.split('id="chat-list"')[1].split("<chat-composer")[0]
+    assert "<img" not in body
+    assert 'href="javascript' not in body
+    assert "<b hx-get" not in body
+
+
+def test_an_answer_whose_maker_died_is_told_and_can_be_tried_again(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    (answer,) = _finished(chat_id)
+    long_ago = utcnow().replace(year=2020)
+    with transaction() as session:
+        abandoned = {"state": "streaming", "saved_at": long_ago, "content": "Half a sen"}
+        session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(**abandoned))
+    page = scene.client.get(f"/chats/{chat_id}").text
+    assert "The answer was interrupted" in page
+    assert "Half a sen" in page
+    assert scene.client.post(f"/chats/messages/{answer.id}/again").status_code == 303
+    assert _finished(chat_id, 2)[-1].state == "done"
+
+
+def test_without_a_model_server_the_page_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.core.config import get_settings
+
+    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", "/nowhere/model.sock")
+    get_settings.cache_clear()
+    chat_id = _ask(scene)
+    (answer,) = _finished(chat_id)
+    assert answer.state == "failed"
+    assert "starting or out of reach" in scene.client.get(f"/chats/{chat_id}").text
+
+
+def test_a_page_costs_the_same_queries_however_long_the_talk(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    _finished(chat_id)
+    _ask(scene, "More", chat_id)
+    _finished(chat_id, 2)
+    with reading() as session:
+        chat = session.get_one(Chat, chat_id)
+        assert [turn.question.content for turn in service.turns(session, chat)] == [
+            "How do I reset my password?",
+            "More",
+        ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": "nan"}, {"max_tokens": "1000000000"}, {"message": ""}, {"message": "x" * 20_001}],
+    ids=["nan", "huge", "empty", "long"],
+)
+def test_wrong_settings_are_answered_with_the_filled_page(scene: Scene, wrong: dict[str, str]) -> None:
+    form = {"message": "Hello", "model": scene.model, **GREEDY, **wrong}
+    answer = scene.client.post(f"/projects/{scene.project_id}/chat", data=form)
+    assert answer.status_code == 422
+    assert "field-error" in answer.text
+
+
+def test_no_character_of_a_text_can_end_a_live_event() -> None:
+    framed = _sse("<p>a\r\rdata: forged\n\nevent: done</p>\u2028\x0b\x85end").decode()
+    assert framed.endswith("\n\n")
+    assert framed.count("\n\n") == 1
+    lines = framed.rstrip("\n").split("\n")
+    assert all(line.startswith("data: ") for line in lines)
+    assert "".join(line.removeprefix("data: ") for line in lines) == "<p>adata: forgedevent: done</p>\u2028\x0b\x85end"
+
+
+def test_a_stranger_finds_nothing(scene: Scene, app: FastAPI) -> None:
+    chat_id = _ask(scene)
+    (answer,) = _finished(chat_id)
+    stranger = visitors.browser_of(app, visitors.make_person("Eve", "owner"))
+    for address in (f"/chats/{chat_id}", f"/chats/messages/{answer.id}/events"):
+        assert stranger.get(address).status_code == 404

@@ -1,0 +1,137 @@
+"""Chat in a real browser with a real model: text as it is said, stop, try again, compare, rate, reload."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import expect
+
+from app.core.db import transaction
+from app.projects.models import Objective
+from tests import serving, visitors
+from tests.e2e.conftest import Site, axe_findings, is_scrolling_sideways
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    made = tmp_path_factory.mktemp("models")
+    return serving.endless_model(made / "tuned"), serving.endless_model(made / "base", seed=1)
+
+
+@pytest.fixture(scope="module")
+def model_server() -> Iterator[Path]:
+    with serving.model_server() as socket:
+        yield socket
+
+
+@pytest.fixture
+def app_of_site(database: Path, broker: object, model_server: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    from app.core.config import get_settings
+    from app.main import create_app
+
+    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(model_server))
+    get_settings.cache_clear()
+    return create_app()
+
+
+@pytest.fixture
+def project_id(site: Site, folders: tuple[Path, Path]) -> str:
+    project_id = visitors.make_project(site.person.workspace_id, "Grandma’s kitchen")
+    serving.a_trained_model(site.person.workspace_id, project_id, *folders)
+    with transaction() as session:
+        session.get_one(Objective, project_id).samples = [{"question": "How do I make soup?", "answer": "Slowly."}]
+    return project_id
+
+
+def _predictable(page: Any, longest: int) -> None:
+    page.get_by_label("Creativity").fill("0")
+    page.get_by_label("Longest reply").fill(str(longest))
+
+
+def test_an_answer_streams_and_outlives_a_reload(visit: Callable[..., Any], project_id: str) -> None:
+    page = visit(f"/projects/{project_id}/chat")
+    expect(page.get_by_role("button", name="How do I make soup?")).to_be_visible()
+    _predictable(page, 1500)
+    page.get_by_label("Your message").fill("Where is my card?")
+    page.keyboard.press("Enter")
+    answer = page.locator("article.chat-reply")
+    text = answer.locator(".chat-text")
+    expect(text).to_have_attribute("aria-busy", "true")
+    expect(text).not_to_be_empty()
+    early = len(text.inner_text())
+    page.reload()
+    expect(text).not_to_be_empty()
+    answer.get_by_role("button", name="Try again").wait_for(timeout=60_000)
+    whole = text.inner_text()
+    assert len(whole) > early, "it went on while the page was away"
+    page.reload()
+    assert text.inner_text() == whole
+    assert page.locator("[hx-sse\\:connect]").count() == 0
+
+
+def test_stop_try_again_rate_and_ask_on(visit: Callable[..., Any], project_id: str) -> None:
+    page = visit(f"/projects/{project_id}/chat")
+    _predictable(page, 1900)
+    page.get_by_role("button", name="How do I make soup?").click()
+    answer = page.locator("article.chat-reply")
+    expect(answer.locator(".chat-text")).not_to_be_empty()
+    page.get_by_role("button", name="Stop").click()
+    answer.get_by_text("Stopped by you.").wait_for()
+    _predictable(page, 12)
+    page.get_by_label("Your message").fill("And then?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(2)
+    expect(page.locator(".chat-user")).to_have_text(["How do I make soup?", "And then?"])
+    expect(page.get_by_label("Your message")).to_have_value("")
+    last = answer.last
+    last.get_by_role("button", name="Bad answer").click()
+    last.get_by_label("Why?").fill("Not about soup")
+    last.get_by_role("button", name="Save note").click()
+    last.get_by_text("Saved").wait_for()
+    last.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(2)
+    assert page.locator(".chat-user").count() == 2
+
+
+def test_base_and_tuned_side_by_side(visit: Callable[..., Any], project_id: str) -> None:
+    page = visit(f"/projects/{project_id}/chat")
+    _predictable(page, 30)
+    page.get_by_label("Compare with").select_option(label="Starter (before training)")
+    page.get_by_label("Your message").fill("Where is my card?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(2)
+    pair = page.locator(".chat-pair article")
+    assert pair.first.bounding_box()["y"] == pair.last.bounding_box()["y"]
+    assert pair.first.locator(".chat-text").inner_text() != pair.last.locator(".chat-text").inner_text()
+
+
+def test_without_scripts_a_question_is_answered_too(visit: Callable[..., Any], project_id: str) -> None:
+    page = visit(f"/projects/{project_id}/chat", scripts=False)
+    page.get_by_label("Longest reply").fill("5")
+    page.get_by_label("Your message").fill("Where is my card?")
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_url("**/chats/*")
+    for _ in range(50):
+        if page.get_by_role("button", name="Try again").count():
+            break
+        page.reload()
+    assert page.get_by_role("button", name="Try again").count() == 1
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_is_usable_by_everybody(
+    visit: Callable[..., Any], project_id: str, theme: str, width: int, tmp_path: Path
+) -> None:
+    page = visit(f"/projects/{project_id}/chat", theme=theme, width=width, bypass_csp=True)
+    assert not axe_findings(page)
+    page.get_by_label("Your message").fill("Where is my card?")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Try again").wait_for(timeout=30_000)
+    assert not axe_findings(page)
+    assert not is_scrolling_sideways(page)
+    page.screenshot(path=tmp_path / f"chat-{theme}-{width}.png")
