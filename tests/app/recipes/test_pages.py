@@ -1,0 +1,167 @@
+"""The recipe page as a person uses it: proposals, changes, mistakes, a file, a base from a folder, the start."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy import select
+
+from app.core import config
+from app.core.db import reading, transaction
+from app.recipes import bases
+from app.recipes.models import RecipeDraft
+from app.runs.models import Run
+from tests.factories import a_version
+from tests.visitors import browser_of, make_person, make_project
+from tests.worker.tiny import make_model
+
+
+@pytest.fixture
+def page(app, database):
+    """A signed-in editor's browser, and the address of a recipe page whose version is frozen."""
+    person = make_person(role="editor")
+    project_id = make_project(person.workspace_id)
+    with transaction() as session:
+        a_version(session, project_id, rows=64)
+    browser = browser_of(app, person)
+    browser.project_id = project_id
+    browser.workspace_id = person.workspace_id
+    return browser
+
+
+def draft(project_id: str) -> RecipeDraft:
+    with reading() as session:
+        return session.get_one(RecipeDraft, project_id)
+
+
+def test_without_a_frozen_version_the_page_says_what_to_do(app, database):
+    person = make_person(role="editor")
+    shown = browser_of(app, person).get(f"/projects/{make_project(person.workspace_id)}/recipe")
+    assert shown.status_code == 200
+    assert "Freeze your rows first" in shown.text
+
+
+def test_the_page_proposes_and_explains(page):
+    text = page.get(f"/projects/{page.project_id}/recipe").text
+    for words in ("Quick", "Balanced", "Thorough", "Letter by letter", "What to expect", "Start training"):
+        assert words in text
+
+
+def test_a_change_survives_another_preset_and_can_be_taken_back(page):
+    address = f"/projects/{page.project_id}/recipe"
+    fields = form_of(page.get(address).text)
+    assert page.post(address, data={**fields, "epochs": "7", "do": "save"}).status_code == 303
+    assert draft(page.project_id).choices["overrides"] == {"epochs": 7.0}
+    fields = form_of(page.get(address).text)
+    page.post(address, data={**fields, "preset": "quick"})
+    assert (draft(page.project_id).preset, draft(page.project_id).choices["overrides"]) == ("quick", {"epochs": 7.0})
+    assert "You changed: Passes over your rows" in page.get(address).text
+    page.post(address, data={**form_of(page.get(address).text), "do": "reset"})
+    assert draft(page.project_id).choices["overrides"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", "many", "is not a number"),
+        ("epochs", "-1", "more than 0 to 1,000"),
+        ("scratch.dropout", "1.5", "from 0 to less than 1"),
+        ("scratch.heads", "3", "must be a multiple of heads"),
+        ("learning_rate", "nan", "Learning rate"),
+        ("micro_batch_size", "3", "must be a multiple of micro_batch_size"),
+        ("max_length_tokens", "100000", "can read at most"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_explained_beside_it(page, name, value, said):
+    address = f"/projects/{page.project_id}/recipe"
+    fields = form_of(page.get(address).text)
+    answer = page.post(address, data={**fields, name: value, "do": "save"})
+    assert answer.status_code == 422
+    assert said in answer.text
+    assert f'value="{value}"' in answer.text, "what was typed stays"
+    assert 'aria-invalid="true"' in answer.text
+
+
+def test_start_freezes_the_values_on_screen_and_a_second_click_finds_the_same_run(page):
+    address = f"/projects/{page.project_id}/recipe"
+    fields = form_of(page.get(address).text) | {"epochs": "2", "name": "First try", "do": "start"}
+    for _ in range(2):
+        handed_on = page.post(address, data=fields)
+        assert handed_on.status_code == 307
+        answer = page.post(handed_on.headers["location"], data=fields)
+        assert answer.status_code == 303
+    with reading() as session:
+        run = session.scalars(select(Run)).one()
+    assert answer.headers["location"] == f"/runs/{run.id}"
+    assert (run.name, run.state, run.recipe["epochs"], run.recipe["method"]) == ("First try", "queued", 2.0, "scratch")
+    assert run.estimate["steps"] > 0
+    assert "Waiting for its turn" in page.get(f"/runs/{run.id}").text
+
+
+def test_a_recipe_file_goes_out_and_comes_back(page):
+    address = f"/projects/{page.project_id}/recipe"
+    values = yaml.safe_load(page.get(f"{address}.yaml").text)
+    values["learning_rate"] = 0.0042
+    file = {"file": ("recipe.yaml", yaml.safe_dump(values).encode(), "application/yaml")}
+    assert page.post(f"{address}/import", files=file).status_code == 303
+    assert yaml.safe_load(page.get(f"{address}.yaml").text)["learning_rate"] == 0.0042
+    broken = {"file": ("recipe.yaml", b"method: [", "application/yaml")}
+    answer = page.post(f"{address}/import", files=broken)
+    assert answer.status_code == 422
+    assert "not valid YAML" in answer.text
+
+
+def test_a_base_model_from_a_folder_is_checked_copied_and_chosen(page, tmp_path: Path, monkeypatch):
+    from worker.tasks.recipes import bring
+
+    monkeypatch.setenv("GPT_BUILDER_MODEL_FOLDERS", f'["{tmp_path}"]')
+    config.get_settings.cache_clear()
+    folder = make_model(tmp_path / "tiny")
+    address = f"/projects/{page.project_id}/recipe"
+    assert page.post(f"{address}/folder", data={"folder": str(folder)}).status_code == 303
+    with reading() as session:
+        entry = bases.entries(session, page.workspace_id)[0]
+    bring(entry.id)
+    with reading() as session:
+        entry = bases.entries(session, page.workspace_id)[0]
+    assert entry.state == "succeeded"
+    assert Path(entry.folder) != folder
+    (folder / "model.safetensors").unlink()
+    assert entry.details["facts"]["layers"] == 2
+    fields = form_of(page.get(address).text) | {"base": f"folder:{entry.id}"}
+    assert page.post(address, data=fields).status_code == 303
+    text = page.get(address).text
+    assert "Everything" in text
+    assert "LoRA" in text
+    answer = page.post(f"{address}/folder", data={"folder": "/etc"})
+    assert answer.status_code == 422
+    assert "may not be read" in answer.text
+
+
+def test_names_are_shown_as_text(page):
+    with transaction() as session:
+        session.add(RecipeDraft(project_id=page.project_id, choices={"name": '"><img src=x onerror=alert(1)>'}))
+    text = page.get(f"/projects/{page.project_id}/recipe").text
+    assert "<img src=x" not in text
+
+
+def form_of(text: str) -> dict[str, str]:
+    """The fields of the page's one form as a browser would send them, without the buttons."""
+    import html
+
+    found: dict[str, str] = {}
+    for tag in re.findall(r"<input[^>]*>", text):
+        values = dict(re.findall(r'([\w-]+)="([^"]*)"', tag))
+        if values.get("type") == "checkbox" and not re.search(r"\schecked", tag):
+            continue
+        if "name" in values and values.get("type") not in ("file", "search", "radio"):
+            found[values["name"]] = html.unescape(values.get("value", "on"))
+    for name, body in re.findall(r'<textarea[^>]*name="([^"]+)"[^>]*>(.*?)</textarea>', text, re.S):
+        found[name] = html.unescape(body)
+    for name, body in re.findall(r'<select[^>]*name="([^"]+)"[^>]*>(.*?)</select>', text, re.S):
+        chosen = re.search(r'value="([^"]*)" selected', body)
+        found[name] = html.unescape(chosen[1]) if chosen else ""
+    for other in ("ref", "revision", "folder", "q", "theme", "next"):
+        found.pop(other, None)
+    return found

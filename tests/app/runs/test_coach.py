@@ -1,0 +1,115 @@
+"""The coach on curves whose truth is known: silent without evidence, right with it, and slow to change its mind."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from app.runs import coach
+from app.runs.curves import Curves, smoothed
+
+Shape = Callable[[float], float]
+
+
+def curves(steps: int, loss: Shape, val: Shape, every: int = 60, noise: float = 0.05) -> Curves:
+    """Curves of a run: `loss` and `val` are functions of the step."""
+    rng = random.Random(4)
+    train = [(step, loss(step) + rng.gauss(0, noise)) for step in range(1, steps + 1)]
+    return Curves(train, [(step, val(step)) for step in range(every, steps + 1, every)])
+
+
+def falling(step: float) -> float:
+    return 1.2 + 4 * math.exp(-step / 200) + 1.0 * math.exp(-step / 1500)
+
+
+def judged(found: Curves, total: int = 4000) -> coach.Verdict:
+    return coach.judge(found, total)
+
+
+def test_it_says_nothing_before_there_is_evidence():
+    for steps in (0, 1, 59, 200):
+        verdict = judged(curves(steps, falling, falling))
+        assert (verdict.finding, verdict.kind) == ("warming_up", "idle")
+    assert all(row["state"] == "wait" for row in coach.health(curves(30, falling, falling)))
+
+
+def test_a_short_run_is_judged_by_its_evaluations():
+    assert judged(curves(160, falling, falling, every=16), 160).finding == "learning"
+
+
+def test_learning_names_both_numbers():
+    verdict = judged(curves(1200, falling, falling))
+    assert (verdict.finding, verdict.kind) == ("learning", "good")
+    assert f"{falling(720):.2f}" in verdict.sentence
+    assert f"{falling(1200):.2f}" in verdict.sentence
+    assert verdict.evidence
+
+
+def test_memorising_is_dated_from_the_best_evaluation():
+    def val(step: float) -> float:
+        return falling(step) + max(0.0, step - 1200) * 1.2e-3
+
+    verdict = judged(curves(2100, falling, val, noise=0.01))
+    assert verdict.finding == "memorising"
+    best = min(range(60, 2101, 60), key=val)
+    assert verdict.zone_from == best
+    assert f"{best:,}" in verdict.title
+    assert "stop_and_keep" in verdict.actions
+
+
+def test_it_does_not_flicker_when_a_finding_holds_for_one_look_only():
+    found = curves(1500, falling, falling, noise=0.01)
+    spoiled = Curves(found.train, [*found.val[:-1], (found.val[-1][0], found.val[-9][1] * 1.5)])
+    assert coach._finding(spoiled, 4000).finding == "wavering"
+    assert judged(found).finding == judged(spoiled).finding == "learning"
+
+
+def test_flat_needs_both_losses():
+    assert judged(curves(1500, lambda s: 2.0, lambda s: 2.1, noise=0.001), 1500).finding == "flat"
+    assert judged(curves(1500, falling, lambda s: 2.1, noise=0.001), 1500).finding != "flat"
+
+
+def test_too_slow_in_the_first_tenth():
+    verdict = judged(curves(600, lambda s: 7.0 - s * 1e-5, lambda s: 7.0 - s * 1e-5, noise=0.001), 4000)
+    assert verdict.finding == "too_slow"
+    assert verdict.actions == ("adjust",)
+
+
+def test_diverging_is_bad_news_with_something_to_do():
+    def loss(step: float) -> float:
+        return falling(step) if step < 800 else falling(800) + (step - 800) * 0.004
+
+    verdict = judged(curves(1400, loss, loss, noise=0.01))
+    assert (verdict.finding, verdict.kind) == ("diverging", "bad")
+
+
+def test_a_bump_that_recovered_needs_nothing():
+    def loss(step: float) -> float:
+        return falling(step) + (6 if 1140 <= step < 1146 else 0)
+
+    row = coach.health(curves(1200, loss, falling, noise=0.01))[3]
+    assert row["title"].startswith("A bump at step 1,14")
+    assert row["state"] == "warn"
+
+
+def test_stalled_only_after_ten_times_the_usual_step_and_two_minutes():
+    assert coach.stalled(100, 1.0, 600) is None
+    assert coach.stalled(200, 60.0, 600) is None
+    verdict = coach.stalled(240, 1.0, 600)
+    assert verdict is not None
+    assert "600" in verdict.sentence
+
+
+@pytest.mark.parametrize(("loss", "options"), [(0.0, 1.0), (math.log(8.4), 8.4)])
+def test_hesitates_between_e_to_the_loss(loss, options):
+    assert coach.hesitates(loss) == pytest.approx(options)
+    assert coach.hesitates(None) is None
+
+
+def test_smoothing_starts_unbiased_and_follows():
+    flat = smoothed([(i, 3.0) for i in range(200)])
+    assert all(value == pytest.approx(3.0) for _, value in flat)
+    steps = smoothed([(i, 0.0 if i < 100 else 1.0) for i in range(200)])
+    assert steps[99][1] == 0.0
+    assert steps[-1][1] > 0.99
