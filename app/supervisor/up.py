@@ -22,6 +22,7 @@ from app.supervisor.children import Child, Console
 TRAINER_GRACE_S = 150
 REDIS_START_S = 60
 READY_WITHIN_S = 180
+SAME_SIGNAL_S = 0.3
 
 
 class CannotStart(Exception):
@@ -91,6 +92,7 @@ class Stack:
         self.environment = {"GPT_BUILDER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         self.redis: redis_server.RedisServer | None = None
         self.signals = 0
+        self.last_signal = float("-inf")
         self.stopping = asyncio.Event()
 
     def start(
@@ -183,7 +185,13 @@ class Stack:
         return True
 
     def on_signal(self) -> None:
-        """First: stop in order. Second: kill everything at once."""
+        """First: stop in order. Second: kill everything at once. One Ctrl+C may arrive twice, from the terminal and
+        from a program in between; that counts once.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self.last_signal < SAME_SIGNAL_S:
+            return
+        self.last_signal = now
         self.signals += 1
         self.stopping.set()
         if self.signals == 1:

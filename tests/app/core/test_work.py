@@ -88,17 +88,17 @@ def test_given_up_after_three_deaths_with_a_sentence(any_database: str, quick_le
 
 
 def test_a_beating_worker_is_never_declared_dead(any_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPT_BUILDER_LEASE_TTL_S", "0.2")
-    monkeypatch.setenv("GPT_BUILDER_LEASE_HEARTBEAT_S", "0.02")
+    monkeypatch.setenv("GPT_BUILDER_LEASE_TTL_S", "2")
+    monkeypatch.setenv("GPT_BUILDER_LEASE_HEARTBEAT_S", "0.05")
     get_settings.cache_clear()
     file_id, watcher = a_file(), Watcher(SourceFile, "datasets.import_file")
     lease = claim(SourceFile, file_id)
     assert lease is not None
     pause = threading.Event()
     with working(lease):
-        for _ in range(20):
+        for _ in range(26):
             assert watcher.sweep() == 0
-            pause.wait(0.03)
+            pause.wait(0.1)
     assert state_of(file_id)[0] == "succeeded"
 
 

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from app.core import redis_server
 from app.core.config import get_settings
 from app.core.queue import nudge
+from app.supervisor.up import SAME_SIGNAL_S
 from tests.conftest import ROOT, LiveServer, start_stack, wait_for
 
 PARTS = ("redis", "front", "web", "stream", "housekeeper", "data worker", "train worker")
@@ -140,6 +142,8 @@ def test_a_taken_port_is_replaced_by_a_free_one(
         assert f"Port {port} is taken" in log_of(tmp_path / "other")
     finally:
         child.send_signal(signal.SIGINT)
+        wait_for(lambda: "Stopping." in log_of(tmp_path / "other"), "it began to stop")
+        time.sleep(2 * SAME_SIGNAL_S)
         child.send_signal(signal.SIGINT)
         child.wait(30)
 
