@@ -1,6 +1,7 @@
 """create_app(): middleware, error handlers, static files, routers. Nothing else."""
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.middleware.gzip import GZipMiddleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.accounts import access
@@ -61,6 +62,8 @@ def create_app() -> FastAPI:
         app.include_router(router, dependencies=[Depends(csrf_checked), Depends(access.signed_in)])
     # Keys instead of cookies: no page can make a browser send one.
     app.include_router(api.router)
+    # Pages and JSON; event streams pass through as they are. Tokens in pages are masked, so their length tells nothing.
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     # As a middleware of its own, inside the edge: FastAPI's own one would stand outside and answer without headers.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=BODY_LIMIT_BYTES)
     app.add_middleware(Csrf)
