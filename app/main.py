@@ -9,7 +9,7 @@ from app.accounts import routes as accounts
 from app.chat import routes as chat
 from app.chat import stream as chat_stream
 from app.core import error_pages, pages, showroom, system_pages
-from app.core.csrf import Csrf, csrf_checked
+from app.core.csrf import FORM_LIMIT_BYTES, Csrf, csrf_checked
 from app.core.edge import Edge
 from app.core.streams import Shutdown, Streams
 from app.core.templates import set_shell
@@ -40,7 +40,6 @@ PRIVATE: list[APIRouter] = [
 ]
 # What anonymous visitors may open; each route says itself whom it lets in.
 PUBLIC = [pages.router, showroom.router, system_pages.health_router, accounts.router]
-BODY_LIMIT_BYTES = 2 * 2**20
 
 
 def create_app() -> FastAPI:
@@ -59,13 +58,13 @@ def create_app() -> FastAPI:
     for router in PUBLIC:
         app.include_router(router, dependencies=[Depends(csrf_checked)])
     for router in PRIVATE:
-        app.include_router(router, dependencies=[Depends(csrf_checked), Depends(access.signed_in)])
+        app.include_router(router, dependencies=[Depends(access.signed_in), Depends(csrf_checked)])
     # Keys instead of cookies: no page can make a browser send one.
     app.include_router(api.router)
     # Pages and JSON; event streams pass through as they are. Tokens in pages are masked, so their length tells nothing.
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     # As a middleware of its own, inside the edge: FastAPI's own one would stand outside and answer without headers.
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=BODY_LIMIT_BYTES)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=FORM_LIMIT_BYTES)
     app.add_middleware(Csrf)
     app.add_middleware(Streams, shutdown=shutdown, rights=access.rights, api_rights=api_access.rights)
     app.add_middleware(Edge, on_error=error_pages.unexpected)

@@ -117,8 +117,9 @@ def audit_page(
     workspace: str = "",
     action: str = "",
     before: int | None = None,
+    check: bool = False,
 ) -> Response:
-    """The audit log of a workspace, newest first, a hundred entries a page."""
+    """The audit log of a workspace, newest first, a hundred entries a page; `check` reads the whole chain."""
     chosen = _workspace(session, actor, workspace)
     entries = audit.entries(session, actor, workspace_id=chosen.id, action=action, before=before)
     names = {person.user_id: person.name for person in members.people(session, actor, workspace_id=chosen.id)}
@@ -132,5 +133,6 @@ def audit_page(
         action=action,
         actions=audit.actions(session, chosen.id),
         next_before=entries[-1].id if len(entries) == audit.PAGE else None,
-        broken_at=audit.first_broken(session),
+        is_checked=check,
+        broken_at=audit.first_broken(session) if check else None,
     )

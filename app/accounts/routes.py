@@ -72,7 +72,7 @@ def set_up(request: Request, values: FormValues) -> Response:
     if form is not None and not errors:
         try:
             with transaction() as session:
-                sign_ins.begin(session, email="", address=client_address.get())
+                sign_ins.begin(session, email=None, address=client_address.get())
             password_hash = passwords.hashed(form.password)
             with transaction() as session:
                 user = setup.create_owner(

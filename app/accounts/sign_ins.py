@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import IPv4Address, ip_address, ip_network
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -27,7 +28,7 @@ class Attempt:
 
     user_id: str | None
     password_hash: str | None
-    subjects: tuple[bytes, ...]
+    subjects: dict[str, bytes]
 
 
 def _subject(kind: str, value: str) -> bytes:
@@ -40,13 +41,27 @@ def wait_s(kind: str, count: int) -> float:
     return 0.0 if over < 0 else float(min(LONGEST_WAIT_S[kind], 2**over))
 
 
-def begin(session: Session, *, email: str, address: str) -> Attempt:
+def network(address: str) -> str:
+    """The address to count by: of an IPv6 one its /64, which is what one household has."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ip_network((parsed, 64), strict=False))
+
+
+def begin(session: Session, *, email: str | None, address: str) -> Attempt:
     """Count a try before the password is looked at, so that many at once cannot slip through.
 
     Raises TooMany while the account or the address has to wait. Known and unknown accounts are treated alike.
+    Without `email` (first visit) only the address counts.
     """
     now = utcnow()
-    subjects = {"account": _subject("account", email), "address": _subject("address", address)}
+    subjects = {"address": _subject("address", network(address))}
+    if email is not None:
+        subjects["account"] = _subject("account", email)
     for kind, subject in subjects.items():
         row = session.get(SignInFailure, subject)
         if row is None:
@@ -61,7 +76,7 @@ def begin(session: Session, *, email: str, address: str) -> Attempt:
     found = session.execute(
         select(User.id, User.password_hash).where(User.email == email, User.is_active)
     ).one_or_none()
-    return Attempt(found.id if found else None, found.password_hash if found else None, tuple(subjects.values()))
+    return Attempt(found.id if found else None, found.password_hash if found else None, subjects)
 
 
 def _opens(opens_at: datetime, now: datetime) -> str:
@@ -76,11 +91,11 @@ def complete(
     """The password was right: forget the tries, end the browser's old session, start a new one; its cookie value."""
     if attempt.user_id is None:
         raise ValueError("an attempt without a user cannot be completed")
-    session.execute(delete(SignInFailure).where(SignInFailure.subject_sha256 == attempt.subjects[0]))
+    session.execute(delete(SignInFailure).where(SignInFailure.subject_sha256 == attempt.subjects["account"]))
     # The address keeps what others tried; this try no longer counts.
     session.execute(
         update(SignInFailure)
-        .where(SignInFailure.subject_sha256 == attempt.subjects[1], SignInFailure.count > 0)
+        .where(SignInFailure.subject_sha256 == attempt.subjects["address"], SignInFailure.count > 0)
         .values(count=SignInFailure.count - 1)
     )
     values: dict[str, object] = {"last_sign_in_at": utcnow()}

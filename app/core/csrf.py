@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import get_settings
@@ -15,6 +16,7 @@ from app.core.web import SAFE_METHODS
 
 VISIT_COOKIE = "visit"
 FIELD, HEADER = "csrf_token", "x-csrf-token"
+FORM_LIMIT_BYTES = 2 * 2**20
 FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
 _SENTENCE = "This page is older than your sign-in, or the request came from another site. Reload it, then try again."
 
@@ -71,9 +73,12 @@ async def csrf_checked(request: Request) -> None:
         return
     if not is_same_origin(request.headers):
         raise Forbidden(_SENTENCE, code="foreign_request")
-    tokens = [request.headers.get(HEADER, "")]
+    tokens = [request.headers.get(HEADER, ""), request.query_params.get(FIELD, "")]
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type in FORM_TYPES:
+    # A form on a route for large files is not read here, where nobody has looked at the asker's rights yet: its
+    # token comes in the address or the header.
+    is_large = request.scope.get(MAX_BODY_SIZE_SCOPE_KEY, 0) > FORM_LIMIT_BYTES
+    if content_type in FORM_TYPES and not is_large:
         form = await request.form()
         for name, value in form.multi_items():
             if isinstance(value, str):

@@ -68,8 +68,10 @@ def give_names(session: Session, workspace_id: str) -> None:
     session.flush()
 
 
-def published(session: Session, actor: Actor, *, project_id: str | None = None) -> list[Published]:
-    """Every finished model and kept checkpoint that the actor may ask, newest first."""
+def published(
+    session: Session, actor: Actor, *, project_id: str | None = None, slug: str = "", number: int = 0
+) -> list[Published]:
+    """Every finished model and kept checkpoint that the actor may ask, newest first; or those of one run."""
     only = project_id or actor.project_id
     query = (
         select(ApiName.slug, Run.number, Run.id.label("run_id"), Model, Project.name.label("project"))
@@ -81,6 +83,8 @@ def published(session: Session, actor: Actor, *, project_id: str | None = None) 
     )
     if only is not None:
         query = query.where(Project.id == only)
+    if slug:
+        query = query.where(ApiName.slug == slug, Run.number == number)
     rows = session.execute(query).all()
     kept = select(Checkpoint).where(Checkpoint.run_id.in_([row.run_id for row in rows]), Checkpoint.state == "kept")
     checkpoints: dict[str, list[Checkpoint]] = {}
@@ -108,7 +112,7 @@ def published(session: Session, actor: Actor, *, project_id: str | None = None) 
     return found
 
 
-def not_found(model_id: str) -> NotFound:
+def not_found() -> NotFound:
     """The answer for an id that does not exist or belongs to somebody else."""
     return NotFound(
         "There is no such model, or this key may not use it. GET /v1/models lists the ids.",
@@ -119,12 +123,13 @@ def not_found(model_id: str) -> NotFound:
 
 def find(session: Session, actor: Actor, model_id: str) -> Published:
     """One published model by its id. Raises NotFound."""
-    if not _ID.match(model_id):
-        raise not_found(model_id)
-    for one in published(session, actor):
+    parts = _ID.fullmatch(model_id)
+    if parts is None:
+        raise not_found()
+    for one in published(session, actor, slug=parts.group(1), number=int(parts.group(2))):
         if one.id == model_id:
             return one
-    raise not_found(model_id)
+    raise not_found()
 
 
 def target_of(session: Session, actor: Actor, model_id: str) -> tuple[Published, Target]:

@@ -61,6 +61,7 @@ def _page(
         usage=calls.usage(session, actor, project_id),
         recent=calls.recent(session, actor, project_id),
         may_make_keys=actor.may(project.workspace_id, "owner"),
+        may_ask=actor.may(project.workspace_id, "annotator"),
         **context | more,
     )
 
@@ -109,7 +110,7 @@ def revoke_key(request: Request, key_id: str, actor: ActorDep, session: SessionD
 def try_it(request: Request, project_id: str, actor: ActorDep, values: FormValues) -> Response:
     """One question, answered as the API would; the answer is part of the page. No transaction is open meanwhile."""
     with reading() as session:
-        projects.get(session, actor, project_id)
+        projects.get(session, actor, project_id, need="annotator")
         form, errors = checked(TryForm, values)
         if form is None:
             return _page(

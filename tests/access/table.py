@@ -137,7 +137,7 @@ TABLE: dict[str, Rule] = {
     # deployments
     "GET /projects/{project_id}/deploy": viewer(),
     "POST /projects/{project_id}/deploy/keys": owner(form={"name": "inbox", "scopes": "chat"}),
-    "POST /projects/{project_id}/deploy/try": viewer(form={"model": "{model_name}", "question": "How long?"}),
+    "POST /projects/{project_id}/deploy/try": annotator(form={"model": "{model_name}", "question": "How long?"}),
     "POST /keys/{key_id}/revoke": owner(),
     "GET /v1/models": api_key(),
     "GET /v1/models/{model_name:path}": api_key(),

@@ -11,13 +11,14 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
 
 from app.core import config
+from app.core.config import get_settings
 from app.core.csrf import csrf_checked
 from app.core.errors import Conflict, NotFound, TooMany
 from app.core.logging import configure, redact
 from app.core.web import SAFE_METHODS, SessionDep
 from app.projects.models import Project
 from tests.access.table import routes_of
-from tests.visitors import Person, browser_of, make_person
+from tests.visitors import Person, browser_of, make_person, make_project
 
 PAGE = {"accept": "text/html"}
 
@@ -157,7 +158,9 @@ def test_foreign_requests_are_refused_even_with_the_token(
 
 def test_a_token_of_somebody_else_is_refused(app: FastAPI, person: Person) -> None:
     browser = browser_of(app, person)
-    for token in ("", "x", "é", make_token("another cookie"), make_token(person.cookie)[:-2] + "AA"):
+    own = make_token(person.cookie)
+    changed = own[:5] + ("A" if own[5] != "A" else "B") + own[6:]
+    for token in ("", "x", "é", make_token("another cookie"), changed):
         browser.headers["x-csrf-token"] = ""
         assert browser.post("/account/name", data={"name": "Eve", "csrf_token": token}).status_code == 403
         browser.headers["x-csrf-token"] = token.replace("é", "e")
@@ -313,3 +316,35 @@ def test_secrets_do_not_reach_the_log(capsys: pytest.CaptureFixture[str]) -> Non
     for secret in ("hunter2", key[10:], "topsecret"):
         assert secret not in written
     assert redact("hf_abcdefghijkl") == "hf_…"
+
+
+def test_a_large_upload_is_not_read_before_anybody_looked_at_the_asker(app: FastAPI, person: Person) -> None:
+    """The token of a form on an upload route comes in the address: nobody fills the disk on the way to a refusal."""
+    project_id = make_project(person.workspace_id)
+    read = 0
+
+    def body() -> Any:
+        nonlocal read
+        head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+        for piece in [head, *([b"y" * 2**20] * 8), b"\r\n--x--\r\n"]:
+            read += len(piece)
+            yield piece
+
+    path = f"/projects/{project_id}/files"
+    form_type = {"content-type": "multipart/form-data; boundary=x"}
+    viewer = make_person("Vera", "viewer", person.workspace_id)
+    for browser, token, status in (
+        (browser_of(app), "", 303),
+        (browser_of(app, person), "", 403),
+        (browser_of(app, viewer), make_token(viewer.cookie), 403),
+    ):
+        browser.headers["x-csrf-token"] = ""
+        answer = browser.post(f"{path}?csrf_token={token}", content=body(), headers=form_type)
+        assert answer.status_code == status
+    assert list((get_settings().home_dir).glob("uploads/*")) == []
+    browser = browser_of(app, person)
+    page = browser.get(f"/projects/{project_id}/data").text
+    action = re.search(rf'action="({path}\?csrf_token=[^"]+)"', page)
+    assert action
+    browser.headers["x-csrf-token"] = ""
+    assert browser.post(action.group(1), content=body(), headers=form_type).status_code == 303
