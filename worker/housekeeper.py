@@ -16,8 +16,10 @@ import app.models  # noqa: F401 - foreign keys resolve only when every table is 
 from app.core import logging as log_setup
 from app.core import queue
 from app.core.config import get_settings
+from app.core.db import transaction
 from app.core.leader import Leader
 from app.core.work import Watcher
+from app.datasets import uploads
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.evaluations.models import Evaluation
 from app.overview import demos
@@ -65,7 +67,13 @@ def chores() -> list[Chore]:
         *(Chore(task, 5, Watcher(model, task).sweep) for model, task in LONG_WORK),
         Chore("demos", TICK_S, demos.advance_all),
         Chore("sent wake-ups", 600, queue.forget_sent),
+        Chore("abandoned uploads", 600, _forget_abandoned_uploads),
     ]
+
+
+def _forget_abandoned_uploads() -> int:
+    with transaction() as session:
+        return uploads.forget_abandoned(session)
 
 
 def keep_house(stop: threading.Event, todo: list[Chore], leader: Leader) -> None:

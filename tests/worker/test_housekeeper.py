@@ -1,10 +1,14 @@
 """The housekeeper: every chore gets its turn, a broken one stops nobody, the follower only watches."""
 
+import importlib
 import threading
 import time
 
 from app.core.leader import Leader
-from worker.housekeeper import Chore, chores, keep_house
+from app.core.queue import QUEUES
+from app.runs import service as runs
+from worker.celery_app import celery_app
+from worker.housekeeper import LONG_WORK, Chore, chores, keep_house
 
 
 def test_a_broken_chore_keeps_no_other_from_its_turn(database: object) -> None:
@@ -34,6 +38,14 @@ def test_a_follower_does_no_chore_and_takes_over_when_the_leader_leaves(database
     thread.join(10)
     assert turns == [1]
     assert leader.hold(), "who stops gives the lease up"
+
+
+def test_every_wake_up_has_a_worker_that_knows_it() -> None:
+    for name in celery_app.conf.include:
+        importlib.import_module(name)
+    named = {task for _, task in LONG_WORK} | {runs.TASK}
+    assert named <= set(celery_app.tasks)
+    assert {task.split(".")[0] for task in named} <= set(QUEUES)
 
 
 def test_every_real_chore_runs_on_an_empty_database(database: object) -> None:
