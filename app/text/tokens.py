@@ -22,6 +22,10 @@ class Encoded:
     text: str
 
 
+_BREAK = "\ue0f2"  # private characters, which no text has
+_ANCHOR = "\ue0f3"
+
+
 @lru_cache(maxsize=16)
 def _pattern(contents: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(c) for c in sorted(contents, key=len, reverse=True)))
@@ -33,23 +37,53 @@ def markers(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _pieces(tokenizer: Tokenizer, rendered: Rendered) -> Iterable[tuple[int, int, int | None]]:
-    """(start, end, marker id or None) over the whole text; a marker inside a content is ordinary text."""
-    special = markers(tokenizer)
-    position = 0
-    if special:
-        for match in _pattern(tuple(special)).finditer(rendered.text):
-            if any(start < match.end() and match.start() < end for start, end in rendered.spans):
-                continue
-            if match.start() > position:
-                yield position, match.start(), None
-            yield match.start(), match.end(), special[match.group()]
-            position = match.end()
-    if position < len(rendered.text):
-        yield position, len(rendered.text), None
+    """(start, end, marker id or None) over the text; a marker inside a content is ordinary text.
+
+    Some markers swallow the blanks beside them (Phi-3's do): then the pieces leave these out.
+    """
+    special = {t.content: (i, t) for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    text, position = rendered.text, 0
+    for match in _pattern(tuple(special)).finditer(text) if special else ():
+        if any(start < match.end() and match.start() < end for start, end in rendered.spans):
+            continue
+        number, token = special[match.group()]
+        end = match.start()
+        while token.lstrip and end > position and text[end - 1].isspace():
+            end -= 1
+        if end > position:
+            yield position, end, None
+        yield match.start(), match.end(), number
+        position = match.end()
+        while token.rstrip and position < len(text) and text[position].isspace():
+            position += 1
+    if position < len(text):
+        yield position, len(text), None
+
+
+def _is_first_special(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a blank before the first piece only (Metaspace, "first"), not after a marker."""
+    marker = next(iter(markers(tokenizer)), None)
+    if marker is None:
+        return False
+    tokenizer.encode_special_tokens = False
+    whole = tokenizer.encode(marker + "a", add_special_tokens=False).ids
+    tokenizer.encode_special_tokens = True
+    return whole[1:] != tokenizer.encode("a", add_special_tokens=False).ids
+
+
+def _plain(tokenizer: Tokenizer, text: str, is_inner: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets of ordinary text; `is_inner`: as it is encoded in the middle, behind something else."""
+    if not is_inner:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+    skipped = len(tokenizer.encode(_ANCHOR, add_special_tokens=False).ids)
+    encoding = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+    return encoding.ids[skipped:], [(a - 1, b - 1) for a, b in encoding.offsets[skipped:]]
 
 
 def _encode(tokenizer: Tokenizer, rendered: Rendered) -> tuple[list[int], list[tuple[int, int]], list[bool]]:
     """Ids, character offsets and whether each token is a marker."""
+    has_first = _is_first_special(tokenizer)
     tokenizer.encode_special_tokens = True
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
@@ -60,16 +94,41 @@ def _encode(tokenizer: Tokenizer, rendered: Rendered) -> tuple[list[int], list[t
             offsets.append((start, end))
             is_marker.append(True)
             continue
-        encoding = tokenizer.encode(rendered.text[start:end], add_special_tokens=False)
-        ids.extend(encoding.ids)
-        offsets.extend((start + a, start + b) for a, b in encoding.offsets)
-        is_marker.extend([False] * len(encoding.ids))
+        text = rendered.text[start:end] if rendered.spans else rendered.text[start:end].replace(_BREAK, "")
+        piece_ids, piece_offsets = _plain(tokenizer, text, has_first and start > 0)
+        ids.extend(piece_ids)
+        offsets.extend((start + a, start + b) for a, b in piece_offsets)
+        is_marker.extend([False] * len(piece_ids))
     return ids, offsets, is_marker
 
 
 def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation up to where the next answer begins."""
-    return _encode(tokenizer, template.rendered(messages, add_generation_prompt=True))[0]
+    """Ids of a conversation up to where the next answer begins. Raises TemplateFault when the template refuses it."""
+    try:
+        rendered = template.rendered(messages, add_generation_prompt=True)
+    except TemplateFault:
+        rendered = None
+    if rendered is None:
+        return _encode_rewritten(tokenizer, template, messages)
+    return _encode(tokenizer, rendered)[0]
+
+
+def _encode_rewritten(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+    """For templates that rewrite contents (reasoning models drop earlier thoughts): nobody knows where they lie.
+
+    Markers inside contents are broken before rendering; what the pattern finds then are the template's own.
+    """
+    special = markers(tokenizer)
+    pattern = _pattern(tuple(special)) if special else None
+
+    def broken(content: str) -> str:
+        return pattern.sub(lambda match: _BREAK.join(match.group()), content) if pattern else content
+
+    text = template.text(
+        [message.model_copy(update={"content": broken(message.content)}) for message in messages],
+        add_generation_prompt=True,
+    )
+    return _encode(tokenizer, Rendered(text, ()))[0]
 
 
 def encode_text(tokenizer: Tokenizer, text: str, end_id: int | None = None) -> list[int]:
@@ -134,13 +193,15 @@ def _learned_span(
 ) -> tuple[int, int]:
     """From where the generation prompt ends to the end of the first marker after the answer."""
     start, content_end = rendered.spans[number]
-    gap = _prompt_end(template, tuple(m.role for m in messages[: number + 1]))
-    if gap is None:
+    opening = _opening(template, tuple(m.role for m in messages[: number + 1]))
+    if opening is None:
         raise TemplateFault(
             "The chat template begins an answer differently when it asks for one, so it is unclear what to learn. "
             "Choose another base model."
         )
-    start += gap
+    # Some templates give the opening to the last answer only.
+    if rendered.text.endswith(opening, 0, start):
+        start -= len(opening)
     next_start = rendered.spans[number + 1][0] if number + 1 < len(messages) else len(rendered.text)
     for (a, b), marked in zip(offsets, is_marker, strict=True):
         if marked and content_end <= a < next_start:
@@ -149,12 +210,13 @@ def _learned_span(
 
 
 @lru_cache(maxsize=1024)
-def _prompt_end(template: ChatTemplate, roles: tuple[str, ...]) -> int | None:
-    """Characters between the end of the generation prompt and the answer (0, or negative for an opening the model
-    writes itself); None when the prompt is no prefix of the conversation."""
+def _opening(template: ChatTemplate, roles: tuple[str, ...]) -> str | None:
+    """What stands between the end of the generation prompt and the last answer, which the model writes itself (often
+    nothing, an empty thought for some); None when the prompt is no prefix of the conversation."""
     messages = [Message(role=role, content=f"t{i}") for i, role in enumerate(roles)]
     prompt = template.text(messages[:-1], add_generation_prompt=True)
     whole = template.rendered(messages)
-    if not whole.text.startswith(prompt):
+    content_start = whole.spans[-1][0]
+    if not whole.text.startswith(prompt) or len(prompt) > content_start:
         return None
-    return len(prompt) - whole.spans[-1][0]
+    return whole.text[len(prompt) : content_start]
