@@ -73,6 +73,12 @@ class Lives(RuleBasedStateMachine):
     def submit(self) -> None:
         with transaction() as session:
             self.world = a_world(session)
+        self.next_run()
+
+    @precondition(lambda self: self.ended_as)
+    @rule()
+    def next_run(self) -> None:
+        self.owners, self.ended_as, self.fence = [], None, 0
         self.request = new_id()
         self.run_id = self._start()
 
@@ -109,8 +115,9 @@ class Lives(RuleBasedStateMachine):
     def submit_again(self) -> None:
         assert self._start() == self.run_id
 
-    @rule(device=st.sampled_from("ab"))
-    def claim(self, device: str) -> None:
+    @precondition(lambda self: not self.ended_as)
+    @rule(device=st.sampled_from("ab"), steps=st.integers(0, 3))
+    def claim_and_train(self, device: str, steps: int) -> None:
         was = self.row().state
         claimed = claim(node=self.run_id, device=device)
         if claimed is not None and claimed.run_id != self.run_id:
@@ -118,11 +125,13 @@ class Lives(RuleBasedStateMachine):
         assert (claimed is not None) == (was == "queued")
         if claimed:
             self.owners.append(Owner(claimed))
+            for _ in range(steps):
+                self.begin_or_step(-1)
 
     @precondition(lambda self: self.owners)
     @rule(choice=st.integers(0, 99))
     def begin_or_step(self, choice: int) -> None:
-        owner = self.owners[choice % len(self.owners)]
+        owner = self.owners[choice if choice < 0 else choice % len(self.owners)]
         if not owner.is_training:
             with reading() as session:
                 kept = settling.newest_kept(session, self.run_id) or 0
@@ -199,6 +208,7 @@ class Lives(RuleBasedStateMachine):
 
         self.as_owner(owner, last_commits)
 
+    @precondition(lambda self: self.owners and not self.ended_as)
     @rule()
     def lease_expires(self) -> None:
         run = self.row()
@@ -206,7 +216,8 @@ class Lives(RuleBasedStateMachine):
             with transaction() as session:
                 release(session, run.id, run.fence, exit_kind="lease_expired", heartbeat=run.heartbeat)
 
-    @rule(verb=st.sampled_from(sorted(VERBS)))
+    @precondition(lambda self: not self.ended_as)
+    @rule(verb=st.sampled_from(["cancel", "pause", "pause", "resume", "resume", "resume", "stop", "stop"]))
     def a_person_asks(self, verb: str) -> None:
         was = self.row().state
         try:
@@ -215,6 +226,7 @@ class Lives(RuleBasedStateMachine):
         except Conflict:
             assert ACTIONS.get(was) != verb
 
+    @precondition(lambda self: self.owners and not self.ended_as)
     @rule()
     def time_passes(self) -> None:
         with transaction() as session:
