@@ -182,7 +182,7 @@ def bring(lease: Lease, entry: BaseModelEntry) -> None:
     arriving = storage.bases_dir() / f".arriving-{entry.id}"
     arriving.mkdir(mode=0o700, exist_ok=True)
     if entry.source == "hub":
-        files = [(str(name), int(size)) for name, size in entry.details.get("hub_files", [])]
+        files = [(str(name), int(size), str(sha)) for name, size, sha in entry.details.get("hub_files", [])]
         hub.download(lease, entry.ref, entry.revision, files, arriving)
     else:
         _copy(lease, vetting.allowed_folder(entry.ref), arriving)

@@ -5,9 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from app.core import storage
@@ -21,18 +28,22 @@ _OUT_OF_REACH = (
 )
 
 
+# Name, bytes, and the SHA-256 that the hub announces for large files ("" for small ones).
+HubFile = tuple[str, int, str]
+
+
 @dataclass(frozen=True)
 class Found:
-    """What the hub says about a model at one commit; files are (name, bytes)."""
+    """What the hub says about a model at one commit."""
 
     commit: str
     licence: str
-    files: list[tuple[str, int]]
+    files: list[HubFile]
 
     @property
     def size_bytes(self) -> int:
         """Bytes to fetch."""
-        return sum(size for _, size in self.files)
+        return sum(size for _, size, _ in self.files)
 
 
 def _endpoint() -> str | None:
@@ -53,11 +64,12 @@ def look_up(ref: str, revision: str) -> Found:
         raise Invalid(fields={"revision": "This model has no such revision. Leave it empty for the newest."}) from None
     except RepositoryNotFoundError:
         raise Invalid(fields={"ref": "The hub has no open model of this name. Check owner and name."}) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError):
+    except (HfHubHTTPError, HTTPError, OSError):
         raise Unavailable(_OUT_OF_REACH) from None
-    names = {item.rfilename: int(item.size or 0) for item in info.siblings or []}
-    files = [(name, size) for name, size in names.items() if "/" not in name and vetting.is_wanted(name)]
-    if not any(name.endswith(".safetensors") for name, _ in files):
+    siblings = [item for item in info.siblings or [] if vetting.is_wanted(item.rfilename)]
+    files = [(item.rfilename, int(item.size or 0), item.lfs.sha256 if item.lfs else "") for item in siblings]
+    names = {name for name, _, _ in files}
+    if not any(name.endswith(".safetensors") for name in names):
         raise Invalid(
             fields={"ref": "This model has no safetensors weights, the only kind we open. Choose another one."}
         )
@@ -99,30 +111,44 @@ def _counter(report: Callable[[int], None]) -> type[tqdm]:
     return Counter
 
 
-def download(lease: Lease, ref: str, commit: str, files: list[tuple[str, int]], folder: Path) -> None:
+def download(lease: Lease, ref: str, commit: str, files: list[HubFile], folder: Path) -> None:
     """Fetch `files` at `commit` into `folder`; parts that arrived before a break are not fetched again.
 
-    Raises Unavailable when the connection breaks, and whatever `lease.progress` raises.
+    Raises Unavailable when the connection breaks or what came is not what the hub announced, and whatever
+    `lease.progress` raises.
     """
-    total = sum(size for _, size in files)
+    total = sum(size for _, size, _ in files)
     storage.require_space(total)
     lease.progress(0, total, phase="downloading")
     before = 0
-    for name, size in sorted(files, key=lambda item: item[1]):
-        arrived = Arrived(lease, before, total)
+    for name, size, sha256 in sorted(files, key=lambda item: item[1]):
+        url = hf_hub_url(ref, name, revision=commit, endpoint=_endpoint())
         try:
-            hf_hub_download(
-                ref,
-                name,
-                revision=commit,
-                local_dir=folder,
-                endpoint=_endpoint(),
-                token=False,
-                tqdm_class=_counter(arrived.report),
-            )
-        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+            _fetch(url, folder / name, size, sha256, Arrived(lease, before, total))
+        except (HfHubHTTPError, HTTPError, OSError) as error:
             raise Unavailable(
                 f"The download of {ref} broke off at {name}. What arrived is kept; try it again."
             ) from error
         before += size
         lease.progress(before, total)
+
+
+def _fetch(url: str, path: Path, size: int, sha256: str, arrived: Arrived) -> None:
+    """One file, appended to what is there of it. The library's own download begins anew in every process."""
+    if path.exists():
+        return
+    part = path.with_name(f"{path.name}.part")
+    have = part.stat().st_size if part.exists() else 0
+    if have > size:
+        part.unlink()
+        have = 0
+    arrived.report(have)
+    headers = {**build_hf_headers(token=False), "accept-encoding": "identity"}
+    with part.open("ab") as stream:
+        http_get(
+            url, stream, resume_size=have, headers=headers, expected_size=size, tqdm_class=_counter(arrived.report)
+        )
+    if sha256 and storage.file_sha256(part) != sha256:
+        part.unlink()
+        raise OSError(f"{path.name} is not the file that the hub announced")
+    part.rename(path)
