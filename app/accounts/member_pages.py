@@ -41,6 +41,8 @@ def _page(
         request,
         "accounts/members.html",
         status=status,
+        # The answer to a form is this page, too: a reload must find it.
+        headers={"HX-Push-Url": f"/members?workspace={workspace.id}"} if request.method == "POST" else None,
         stage="members",
         workspace=workspace,
         workspaces=members.workspaces(session, actor),

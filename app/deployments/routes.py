@@ -1,5 +1,6 @@
 """The publish page: model ids, keys, programs to copy, a question to try, and what was used."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +28,7 @@ from app.projects import service as projects
 
 router = APIRouter()
 TRY_TOKENS = 200
+_DEPLOY_PAGE = re.compile(r"/projects/([a-z0-9]{20})/deploy")
 
 
 def base_url(request: Request) -> str:
@@ -48,6 +50,8 @@ def _page(
         request,
         "deployments/page.html",
         status=status,
+        # The answer to a form is this page, too: a reload must find it.
+        headers={"HX-Push-Url": f"/projects/{project_id}/deploy"} if request.method == "POST" else None,
         project=project,
         stage="deploy",
         models=published,
@@ -101,7 +105,9 @@ def make_key(request: Request, project_id: str, actor: ActorDep, session: Sessio
 @router.post("/keys/{key_id}/revoke")
 def revoke_key(request: Request, key_id: str, actor: ActorDep, session: SessionDep) -> Response:
     key = keys.revoke(session, actor, key_id)
-    response = RedirectResponse(f"/projects/{key.project_id}/deploy" if key.project_id else "/projects", 303)
+    came_from = _DEPLOY_PAGE.search(request.headers.get("referer", ""))
+    project_id = key.project_id or (came_from.group(1) if came_from else None)
+    response = RedirectResponse(f"/projects/{project_id}/deploy" if project_id else "/projects", 303)
     flash(response, _("Revoked “%(name)s”", name=key.name), _("Its next request is refused."))
     return response
 
