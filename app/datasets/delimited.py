@@ -12,6 +12,7 @@ from app.datasets.options import ReadOptions
 
 RECORD_LIMIT_LINES = 500
 COLUMN_LIMIT = 512
+_RETURN = "\ue00d"
 csv.field_size_limit(64 * 1024 * 1024)
 
 
@@ -110,7 +111,7 @@ def _assembled(
         else:
             first, *rest = pending
             if options.open_quotes == "repair":
-                yield first, next(csv.reader([first.text], delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
+                yield first, first.text.split(delimiter)
             else:
                 yield Problem(first.number, "quote.unclosed", first.raw[:RAW_LIMIT_BYTES])
             source = chain(rest, source if line is not None else ())
@@ -119,7 +120,9 @@ def _assembled(
 
 def _record(pending: list[Line], delimiter: str) -> tuple[Line, list[str]]:
     text = "\n".join(line.text for line in pending)
-    cells = next(csv.reader(iter(text.splitlines(keepends=True)), delimiter=delimiter), [])
+    # Only line feeds part lines here; a lone carriage return inside a cell would stop the csv module.
+    lines = [f"{part}\n" for part in text.replace("\r", _RETURN).split("\n")]
+    cells = [cell.replace(_RETURN, "\n") for cell in next(csv.reader(lines, delimiter=delimiter), [])]
     if len(pending) == 1:
         return pending[0], cells
     code = next((line.code for line in pending if line.code), "")

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,9 @@ def repaired(raw: bytes) -> dict[str, Any] | None:
             continue
     else:
         try:
-            value = ast.literal_eval(re.sub(r"\b(null|true|false)\b", _python_constant, text))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = ast.literal_eval(re.sub(r"\b(null|true|false)\b", _python_constant, text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
     return value if isinstance(value, dict) and _is_plain(value) else None

@@ -22,6 +22,10 @@ BLOCK_CHARACTERS = 2000
 BATCH_ROWS = 2000
 
 
+# What Arrow raises on damaged files, damaged names and texts among them.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
+
+
 def corrected(sniffed: Sniffed, options: ReadOptions) -> Sniffed:
     """What was detected, with a person's corrections. A corrected encoding keeps no byte order mark."""
     changes: dict[str, Any] = {"has_header": options.has_header}
@@ -55,7 +59,7 @@ def _read_parquet(path: Path) -> Iterator[Record | Problem]:
     try:
         source = pq.ParquetFile(path)
         names = source.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
+    except _DAMAGE as error:
         raise Refused("This Parquet file is damaged and cannot be opened. Export it again.") from error
     if len(set(names)) != len(names):
         raise Refused("Two columns of this Parquet file have the same name. Rename one, then bring it again.")
@@ -64,12 +68,13 @@ def _read_parquet(path: Path) -> Iterator[Record | Problem]:
     while True:
         try:
             batch = next(batches, None)
-        except (pa.ArrowException, OSError):
+            rows = batch.to_pylist() if batch is not None else []
+        except _DAMAGE:
             yield Problem(row + 1, "value.unreadable", note="the file is damaged from here on")
             return
         if batch is None:
             return
-        for values in batch.to_pylist():
+        for values in rows:
             row += 1
             try:
                 yield Record(row, {name: _plain(value) for name, value in values.items()})

@@ -250,3 +250,13 @@ def test_an_open_quote_costs_one_line(tmp_path):
     records, problems = read_all(path)
     assert [r.values["q"] for r in records] == [f"q{i}" for i in range(900) if i != 4]
     assert [(p.code, p.row, p.is_kept) for p in problems] == [("quote.unclosed", 6, False)]
+
+
+@pytest.mark.parametrize("sign", ["\r", "\u2028", "\x0b", "\x1c", "\x85", "\f"])
+def test_other_line_ends_stay_inside_their_cell(tmp_path, sign):
+    path = tmp_path / "a.csv"
+    path.write_text(f'q,a\none{sign}two,three\n"four{sign}five",six\n', newline="")
+    records, problems = read_all(path)
+    assert [r.values["a"] for r in records] == ["three", "six"]
+    assert [len(r.values["q"].split()) for r in records] == [2, 2]
+    assert not problems
