@@ -194,6 +194,7 @@ def _page(
         target = None
     objective = session.get(Objective, project.id)
     sampling = Sampling(**chat.sampling) if chat and chat.sampling else Sampling()
+    turns = service.turns(session, chat) if chat else []
     system_prompt = chat.system_prompt if chat else (target.system_prompt if target else "")
     return render(
         request,
@@ -202,7 +203,8 @@ def _page(
         project=project,
         stage="chat",
         chat=chat,
-        turns=service.turns(session, chat) if chat else [],
+        turns=turns,
+        memory=service.memory(turns, target),
         chats=service.listing(session, actor, project.id),
         choices=choices,
         refs=refs,

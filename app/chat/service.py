@@ -255,3 +255,26 @@ def names(session: Session, actor: Actor, chat: Chat) -> dict[str, str]:
             except NotFound:
                 found[ref] = "A model that was deleted"
     return found
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How full a model's context was after its newest answer, in tokens."""
+
+    used: int
+    all: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return min(1.0, self.used / self.all)
+
+
+def memory(shown: Sequence[Turn], target: Target | None) -> Memory | None:
+    """What the conversation takes of `target`'s context; None before its first answer."""
+    context = targets.context_tokens(target.files) if target else None
+    answers = [m for turn in shown for m in turn.answers if target and m.model_ref == target.ref and m.statistics]
+    if not context or not answers:
+        return None
+    counts = answers[-1].statistics
+    return Memory(counts.get("prompt_tokens", 0) + counts.get("completion_tokens", 0), context)

@@ -3,8 +3,10 @@
 A reference is "model:<id>", "checkpoint:<id>" or "base:<id>"; it is resolved for an actor: it opens nothing alone.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -117,3 +119,13 @@ def base_of(session: Session, actor: Actor, project_id: str, ref: str) -> Target
         return resolve(session, actor, project_id, earlier)
     except NotFound:
         return None
+
+
+def context_tokens(files: ModelFiles) -> int | None:
+    """How many tokens a model reads in all, question and answer together; None when its folder does not say."""
+    try:
+        config = json.loads((Path(files.base_dir) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("max_position_embeddings") or config.get("n_positions") if isinstance(config, dict) else None
+    return found if isinstance(found, int) and found > 0 else None

@@ -1,5 +1,6 @@
 """Chat in a real browser with a real model: text as it is said, stop, try again, compare, rate, reload."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,10 @@ def test_stop_try_again_rate_and_ask_on(visit: Callable[..., Any], project_id: s
 
 def test_base_and_tuned_side_by_side(visit: Callable[..., Any], project_id: str) -> None:
     page = visit(f"/projects/{project_id}/chat")
+    page.get_by_role("link", name="Compare").click()
+    expect(page.get_by_label("Compare with")).to_have_value(re.compile("base:"))
     _predictable(page, 30)
-    page.get_by_label("Compare with").select_option(label="Starter (before training)")
+    expect(page.locator("range-word output")).to_have_text("Predictable")
     page.get_by_label("Your message").fill("Where is my card?")
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("button", name="Try again")).to_have_count(2)

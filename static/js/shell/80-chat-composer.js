@@ -9,10 +9,17 @@ customElements.define("chat-composer", class extends HTMLElement {
       event.preventDefault();
       if (box.value.trim()) form.requestSubmit();
     });
-    form.addEventListener("submit", () => setTimeout(() => {
-      box.value = "";
-      this.follow(true);
-    }));
+    form.addEventListener("submit", () => {
+      const typed = box.value;
+      setTimeout(() => {
+        box.value = "";
+        this.follow(true);
+      });
+      // What was typed comes back when it could not be sent.
+      this.typedAgain = ({ detail: { ctx } }) => ctx?.sourceElement === form && !box.value && (box.value = typed);
+    });
+    this.onfailure = (event) => this.typedAgain?.(event);
+    for (const name of ["htmx:response:error", "htmx:error"]) addEventListener(name, this.onfailure);
     this.list = document.getElementById(this.dataset.list);
     this.jump = this.querySelector("[data-jump]");
     this.jump?.addEventListener("click", () => this.follow(true));
@@ -29,6 +36,7 @@ customElements.define("chat-composer", class extends HTMLElement {
   disconnectedCallback() {
     this.watcher?.disconnect();
     removeEventListener("scroll", this.onscroll);
+    for (const name of ["htmx:response:error", "htmx:error"]) removeEventListener(name, this.onfailure);
   }
   distance() {
     const page = document.scrollingElement;

@@ -66,6 +66,13 @@ def test_the_same_question_gives_the_same_greedy_answer_and_the_conversation_is_
     assert second.statistics["prompt_tokens"] > alone.statistics["prompt_tokens"] + 24
 
 
+def test_the_page_says_how_full_the_memory_is(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    figures = _finished(chat_id)[0].statistics
+    used = figures["prompt_tokens"] + figures["completion_tokens"]
+    assert f"{used} of 2,048 tokens used" in scene.client.get(f"/chats/{chat_id}").text
+
+
 def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
     chat_id = _ask(scene, max_tokens="400")
     (answer,) = _answers(chat_id)
