@@ -261,7 +261,9 @@ def _spec_sha256(order: TrainOrder) -> str:
     """Hash of recipe, base and dataset: what a checkpoint must share with the run that goes on from it."""
     manifest = Path(order.data_dir) / "manifest.json"
     version = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
-    parts = [order.recipe.model_dump(mode="json"), version, order.system_prompt]
+    # A run may go on with fewer rows at a time (want of memory) or other saving habits.
+    habits = {"micro_batch_size", "keep_checkpoints", "checkpoint_every_s", "checkpoint_every_steps"}
+    parts = [order.recipe.model_dump(mode="json", exclude=habits), version, order.system_prompt]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
