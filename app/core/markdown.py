@@ -45,10 +45,10 @@ def _parser() -> MarkdownIt:
 
 
 def _demoted(state: StateCore) -> None:
-    """The page's own headings come first: "#" becomes an h3, "##" an h4, and so on."""
+    """The page's own headings come first, and a model may skip levels: every heading of a text is an h3."""
     for token in state.tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+            token.tag = "h3"
 
 
 def _clean(html: str) -> Markup:

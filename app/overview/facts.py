@@ -183,13 +183,15 @@ def _use(session: Session, ids: list[str], found: dict[str, Facts]) -> None:
         facts = found[row.project_id]
         facts.messages, facts.thumbs, facts.thumbs_down = row.messages, row.thumbs, row.down
     keys = (
-        select(ApiKey.project_id, func.count(ApiKey.id.distinct()).label("keys"), func.count(ApiCall.id).label("calls"))
-        .outerjoin(ApiCall, ApiCall.key_id == ApiKey.id)
+        select(ApiKey.project_id, func.count())
         .where(ApiKey.project_id.in_(ids), ApiKey.revoked_at.is_(None))
         .group_by(ApiKey.project_id)
     )
-    for row in session.execute(keys):
-        found[row.project_id].keys, found[row.project_id].calls = row.keys, row.calls
+    for project_id, count in session.execute(keys):
+        found[project_id].keys = count
+    calls = select(ApiCall.project_id, func.count()).where(ApiCall.project_id.in_(ids)).group_by(ApiCall.project_id)
+    for project_id, count in session.execute(calls):
+        found[str(project_id)].calls = count
 
 
 def is_training(facts: Facts) -> bool:
