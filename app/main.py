@@ -18,6 +18,7 @@ from app.deployments import access as api_access
 from app.deployments import api
 from app.deployments import routes as deployments
 from app.evaluations import routes as evaluations
+from app.monitoring import routes as monitoring
 from app.overview import routes as overview
 from app.overview import shell
 from app.projects import routes as projects
@@ -36,6 +37,7 @@ PRIVATE: list[APIRouter] = [
     chat.router,
     chat_stream.router,
     deployments.router,
+    monitoring.router,
     overview.router,
 ]
 # What anonymous visitors may open; each route says itself whom it lets in.

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from math import ceil
 from typing import Any
 
-from sqlalchemy import Row, case, func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
@@ -66,7 +66,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[max(0, ceil(share * len(values)) - 1)] if values else None
 
 
-def calls(session: Session, actor: Actor, project_id: str, *, page: int = 1) -> tuple[Sequence[Row[Any]], int]:
+def calls(session: Session, actor: Actor, project_id: str, *, page: int = 1) -> tuple[Sequence[Any], int]:
     """One page of calls, newest first, with the name of the key; and how many there are."""
     projects.get(session, actor, project_id)
     total = session.scalar(select(func.count()).select_from(ApiCall).where(ApiCall.project_id == project_id)) or 0
