@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_material import COLOURS, SCRATCH, THINGS, TINY, turns, write_version
 
 from app.contracts.recipe import ModelFiles, RecipeSpec, ScratchSpec, TrainOrder
 from app.text.template import CHATML
+from tests.worker.engine.engine_material import COLOURS, SCRATCH, THINGS, TINY, turns, write_version
 from worker.engine import scratch, tokenizer
 from worker.engine.methods.whole import write_model
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_material import of, run
 from safetensors import SafetensorError
 
 from app.contracts.events import Control
 from app.contracts.recipe import TrainOrder
+from tests.worker.engine.engine_material import of, run
 from worker.engine import checkpoints
 from worker.engine.errors import is_disk_full, is_out_of_memory
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_material import Script
 from safetensors.torch import load_file
 
 from app.contracts.recipe import TrainOrder
+from tests.worker.engine.engine_material import Script
 from worker.engine.train import train
 
 MakeOrder = Callable[..., TrainOrder]

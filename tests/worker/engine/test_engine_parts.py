@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_material import turns, write_version
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -15,6 +14,7 @@ from peft import PeftModel
 from app.contracts.conversation import Example
 from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec
 from app.text.template import CHATML, ChatTemplate
+from tests.worker.engine.engine_material import turns, write_version
 from worker.engine import data, loading, optim, tokenizer
 from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engine_material import SCRATCH, TINY
 
 from app.contracts import events as e
 from app.contracts.recipe import TrainOrder
+from tests.worker.engine.engine_material import SCRATCH, TINY
 
 MakeOrder = Callable[..., TrainOrder]
 ROOT = Path(__file__).parents[3]

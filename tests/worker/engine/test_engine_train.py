@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from engine_material import Script, of, run, turns, write_version
 from safetensors.torch import load_file
 
 from app.contracts.conversation import Message
 from app.contracts.events import Control, EngineEvent
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
+from tests.worker.engine.engine_material import Script, of, run, turns, write_version
 from worker.engine import packing
 from worker.engine import train as train_module
 from worker.engine.answers import Prompt, answer
