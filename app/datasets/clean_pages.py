@@ -69,8 +69,22 @@ def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
         "may_edit": actor.may(project.workspace_id, "editor"),
         "shorten": shown.brief,
         "errors": {},
+        "step_values": {},
         "values": split.model_dump(),
     }
+
+
+def _refused(
+    request: Request, session: Session, actor: Actor, project_id: str, errors: dict[str, str], **typed: dict[str, Any]
+) -> Response:
+    """The page again with what was typed (`values` of the split, or `step_values` of a step) and what is wrong."""
+    context = _context(session, actor, project_id) | {"errors": errors} | typed
+    sent = typed.get("step_values", {})
+    for field in context["params"].get(sent.get("step", ""), []):
+        if field["kind"] == "number":
+            field["value"] = sent.get(field["name"], field["value"])
+    headers = {"HX-Push-Url": f"/projects/{project_id}/clean"}
+    return render(request, "datasets/clean.html", status=422, headers=headers, **context)
 
 
 def _back(project_id: str) -> RedirectResponse:
@@ -102,14 +116,17 @@ def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id
 
 
 @router.post("/projects/{project_id}/clean/steps")
-def apply_step(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+def apply_step(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
     """Apply the step named `step`, or change its parameters."""
     projects.get(session, actor, project_id, need="editor")
     name = str(values.get("step", ""))
     step = STEPS.get(name)
     if step is None:
         raise NotFound
-    plans.apply_steps(session, actor, project_id, [name], _given(step.params.model_fields, values))
+    try:
+        plans.apply_steps(session, actor, project_id, [name], _given(step.params.model_fields, values))
+    except Invalid as error:
+        return _refused(request, session, actor, project_id, error.fields, step_values=values)
     response = _back(project_id)
     flash(response, _("%(title)s: being cleaned.", title=step.title), undo_url=f"/projects/{project_id}/clean/undo")
     return response
@@ -171,8 +188,7 @@ def set_split(request: Request, session: SessionDep, actor: ActorDep, project_id
             response = _back(project_id)
             flash(response, _("Split saved."))
             return response
-    context = _context(session, actor, project_id) | {"errors": errors, "values": values}
-    return render(request, "datasets/clean.html", status=422, **context)
+    return _refused(request, session, actor, project_id, errors, values=values)
 
 
 @router.post("/projects/{project_id}/versions")

@@ -117,7 +117,8 @@ def set_mapping(request: Request, session: SessionDep, actor: ActorDep, file_id:
             flash(response, _("Mapping saved."), _("The rows are being prepared."))
             return response
     context = _context(session, actor, file_id, mapping=mapping) | {"errors": errors}
-    return render(request, "datasets/file.html", status=422, **context)
+    headers = {"HX-Push-Url": f"/files/{file_id}"}
+    return render(request, "datasets/file.html", status=422, headers=headers, **context)
 
 
 @router.post("/files/{file_id}/detections")

@@ -79,10 +79,24 @@ def apply_steps(
         try:
             checked = step.params.model_validate(params or {})
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            raise Invalid(fields={str(first["loc"][0]) if first["loc"] else "": first["msg"]}) from error
+            raise Invalid(fields=_sentences(error)) from error
         steps.append(ChosenStep(name=name, version=step.version, params=checked.model_dump(mode="json")))
     return _replace_steps(session, plan, steps)
+
+
+def _sentences(error: ValidationError) -> dict[str, str]:
+    """Parameter to what is wrong with it, in words."""
+    found = {}
+    for item in error.errors(include_input=False, include_url=False):
+        bounds = item.get("ctx", {})
+        if item["type"] == "greater_than_equal":
+            sentence = f"This must be at least {bounds['ge']}."
+        elif item["type"] == "less_than_equal":
+            sentence = f"This must be at most {bounds['le']}."
+        else:
+            sentence = "Write a whole number." if item["type"].startswith("int") else "This value does not fit here."
+        found[str(item["loc"][0]) if item["loc"] else ""] = sentence
+    return found
 
 
 def remove_step(session: Session, actor: Actor, project_id: str, name: str) -> CleaningPlan:

@@ -81,7 +81,9 @@ def paste(request: Request, session: SessionDep, actor: ActorDep, project_id: st
             errors = error.fields
     if errors:
         context = page_context(session, actor, project_id) | {"errors": errors, "values": values}
-        return render(request, "datasets/data.html", status=422, **context)
+        # The answer to a form is this page, too: a reload must find it.
+        headers = {"HX-Push-Url": f"/projects/{project_id}/data"}
+        return render(request, "datasets/data.html", status=422, headers=headers, **context)
     return _arrived(project_id)
 
 

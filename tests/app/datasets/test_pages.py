@@ -233,3 +233,17 @@ def test_lists_take_a_constant_number_of_queries(ana, monkeypatch):
         post(ana, f"/projects/{ana.project}/paste", text=f"question,answer\nwhat is {number}?,it is {number}\n")
     work()
     assert queries(f"/projects/{ana.project}/data") == one
+
+
+def test_a_step_out_of_bounds_is_said_at_its_field(ana):
+    bring(ana, FIXTURES / "messy_made" / "utf8.csv")
+    answer = ana.post(
+        f"/projects/{ana.project}/clean/steps",
+        data={"step": "length", "is_full": "1", "shortest": "-4", "longest": "100"},
+    )
+    assert answer.status_code == 422
+    assert answer.headers["hx-push-url"] == f"/projects/{ana.project}/clean"
+    assert 'aria-invalid="true"' in answer.text
+    assert 'value="-4"' in answer.text
+    with reading() as session:
+        assert session.scalars(select(CleaningPlan)).one().steps == []
