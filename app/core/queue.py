@@ -4,6 +4,7 @@ import logging
 from datetime import timedelta
 from functools import lru_cache
 
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy import delete, select, update
@@ -16,6 +17,8 @@ from app.core.outbox import Outbox
 from app.core.redis_server import celery_url
 
 log = logging.getLogger(__name__)
+_PREFIX = "q:"
+_ENOUGH_RINGS = 5
 
 # Which queue a task goes to: the part of its name before the dot.
 QUEUES = {"runs": "train", "datasets": "data", "recipes": "data", "evaluations": "data", "exports": "data"}
@@ -37,7 +40,7 @@ def celery_settings() -> dict[str, object]:
             "socket_timeout": 10,
             "socket_keepalive": True,
             "health_check_interval": 25,
-            "global_keyprefix": "q:",
+            "global_keyprefix": _PREFIX,
         },
         "task_default_queue": "data",
         "worker_max_tasks_per_child": 200,
@@ -88,9 +91,22 @@ def ring(session: Session, task: str, subject_id: str) -> None:
 def nudge(task: str, subject_id: str, expires_s: float = 30) -> bool:
     """Send a wake-up that nobody needs to keep: workers drop it when it is older than `expires_s`.
 
-    The housekeeper repeats these for work that waits, so a busy worker's queue must not fill with them.
+    The housekeeper repeats these for work that waits, so a busy worker's queue must not fill with them: a few that
+    wait are enough.
     """
-    return _send(task, subject_id, expires_s)
+    return _backlog(QUEUES[task.split(".", 1)[0]]) >= _ENOUGH_RINGS or _send(task, subject_id, expires_s)
+
+
+def _backlog(queue: str) -> int:
+    """Messages that no worker has taken yet; 0 when Redis does not answer."""
+    url = get_settings().redis_url_worker or get_settings().redis_url
+    if not url:
+        return 0
+    try:
+        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            return int(client.llen(f"{_PREFIX}{queue}"))
+    except redis.RedisError:
+        return 0
 
 
 def deliver(ids: list[int] | None = None, limit: int = 200) -> int:

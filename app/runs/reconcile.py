@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.core import storage
@@ -145,14 +145,15 @@ class Reconciler:
         return woken
 
     def ring_forgotten(self) -> int:
-        """Wake the workers while there is something to claim or something that an earlier life may have left."""
+        """Wake the workers while something is due, or has missed heartbeats: its worker may be back and not know."""
         with reading() as session:
-            waiting = session.scalar(
-                select(Run.id)
-                .where(Run.state.in_(("queued", *LIVE_STATES)))
-                .order_by(Run.state != "queued", Run.queued_at)
-                .limit(1)
-            )
+            is_due = or_(Run.next_attempt_at.is_(None), Run.next_attempt_at <= utcnow())
+            query = select(Run.id).where(Run.state == "queued", is_due).order_by(Run.queued_at).limit(1)
+            waiting = session.scalar(query)
+        suspect_after_s, now = 2 * get_settings().lease_heartbeat_s, time.monotonic()
+        waiting = waiting or next(
+            (one for one, (_, since) in self._seen.items() if now - since > suspect_after_s), None
+        )
         return int(waiting is not None and nudge(TASK, waiting, expires_s=2 * get_settings().reconcile_every_s))
 
     def tidy_sometimes(self) -> None:
