@@ -278,3 +278,12 @@ def memory(shown: Sequence[Turn], target: Target | None) -> Memory | None:
         return None
     counts = answers[-1].statistics
     return Memory(counts.get("prompt_tokens", 0) + counts.get("completion_tokens", 0), context)
+
+
+def memory_of(session: Session, actor: Actor, chat: Chat) -> Memory | None:
+    """As `memory`, for the first model of a saved chat."""
+    try:
+        target = targets.resolve(session, actor, chat.project_id, chat.model_refs[0]) if chat.model_refs else None
+    except NotFound:
+        return None
+    return memory(turns(session, chat), target)

@@ -104,6 +104,7 @@ def _article(actor: Actor, message_id: str) -> str:
             names=service.names(session, actor, chat),
             ratings=service.ratings(session, actor, chat),
             body=markdown.render(message.content),
+            memory=service.memory_of(session, actor, chat),
         )
 
 

@@ -82,6 +82,7 @@ def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
     upserts = re.findall(rf'<hx-upsert hx-target="#t-{answer.id}">', stream)
     assert len(upserts) > 1, "the text came in pieces"
     assert f'<hx-partial hx-target="#m-{answer.id}"' in stream
+    assert "of 2,048 tokens used" in stream, "the memory's figures come with it"
     # Replaying the stream later gives only the finished article: a reload loses and doubles nothing.
     later = scene.client.get(f"/chats/messages/{answer.id}/events").text
     assert "<hx-upsert" not in later
