@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from app.core.storage import file_sha256, fsync_tree
-from app.datasets.cleaning import STEPS, content_key, in_order
+from app.datasets.cleaning import STEPS, in_order
 from app.datasets.findings import Refused
 from app.datasets.preparing import Plan, PrepareReport, prepare
 from app.datasets.splitting import SPLITS, Grouping, Split, assign, leaks, prompt_key
@@ -182,8 +182,3 @@ def is_intact(folder: Path) -> bool:
     """Whether every shard of a frozen version still has the hash that its manifest names."""
     manifest = orjson.loads((folder / "manifest.json").read_bytes())
     return all(file_sha256(folder / shard["name"]) == shard["sha256"] for shard in manifest["shards"])
-
-
-def content_of(example: dict[str, Any]) -> int:
-    """Hash by which copies are known, as the split uses it."""
-    return content_key(example, is_folded=True)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from app.core.db import new_id
 from app.core.errors import Conflict, NotFound, Unavailable
 from app.core.queue import ring
 from app.datasets import plans, service
-from app.datasets.freezing import manifest_id
+from app.datasets.freezing import is_intact, manifest_id
 from app.datasets.models import DatasetVersion
 from app.datasets.tables import iterate, parts
 from app.projects import service as projects
@@ -105,6 +106,9 @@ def folder(version: DatasetVersion) -> Path:
             raise Unavailable(
                 "The files of this version cannot be reached. Check the storage, then try again."
             ) from error
+        if not is_intact(local):
+            shutil.rmtree(local)
+            raise Unavailable("The stored files of this version are damaged. Freeze the same plan again.")
     return local
 
 

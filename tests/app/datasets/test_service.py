@@ -11,7 +11,7 @@ import pytest
 
 from app.core import storage
 from app.core.db import new_id, reading, transaction
-from app.core.errors import Conflict, Forbidden, Invalid, NotFound
+from app.core.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from app.core.outbox import Outbox
 from app.datasets import plans, service, versions
 from app.datasets.cleaning import STEPS
@@ -85,6 +85,12 @@ def test_from_file_to_version(place):
     assert {m["role"] for m in json.loads(lines[0])["messages"]} == {"user", "assistant"}
     shutil.rmtree(storage.version_dir(version.id))
     assert is_intact(versions.folder(version)), "fetched from the storage again"
+    stored = next((storage.get_settings().home_dir / "storage" / "versions" / version.id).glob("data-*.parquet"))
+    stored.write_bytes(stored.read_bytes()[:-9] + b"123456789")
+    shutil.rmtree(storage.version_dir(version.id))
+    with pytest.raises(Unavailable, match="damaged"):
+        versions.folder(version)
+    assert not storage.version_dir(version.id).exists()
 
 
 def test_undo_goes_back_step_by_step(place):
