@@ -13,13 +13,23 @@ _SHORTEST_S = 5.0
 
 
 def record(
-    session: Session, *, estimate: dict[str, Any], method: str, device: str, tokens: int, trained_s: float
+    session: Session,
+    *,
+    estimate: dict[str, Any],
+    method: str,
+    device: str,
+    tokens: int,
+    trained_s: float,
+    elapsed_s: float,
 ) -> None:
-    """Keep what a finished run reached. `estimate` is the run's own (Estimate as JSON); very short runs say nothing."""
+    """Keep what a finished run reached. `estimate` is the run's own (Estimate as JSON); very short runs say nothing.
+
+    `trained_s` are the steps alone, `elapsed_s` everything from the start to the end.
+    """
     if trained_s < _SHORTEST_S or tokens <= 0 or not estimate.get("flops_per_token") or not estimate.get("tokens"):
         return
     # The estimate was for the planned tokens; a run that stopped early is compared with its own share of them.
-    share = tokens / estimate["tokens"]
+    share = min(1.0, tokens / estimate["tokens"])
     session.add(
         SpeedRecord(
             device=device.split(":", 1)[0],
@@ -27,7 +37,7 @@ def record(
             parameters=int(estimate.get("parameters", 0)),
             flops=estimate["flops_per_token"] * tokens / trained_s,
             estimated_s=estimate["seconds"] * share,
-            actual_s=trained_s,
+            actual_s=elapsed_s,
         )
     )
 

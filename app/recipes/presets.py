@@ -154,9 +154,12 @@ def _finish(values: dict[str, Any], reasons: dict[str, str], preset: Preset, seq
     warmup = min(max(10, round(steps * 0.06)), max(1, steps // 4))
     values["warmup_steps"] = warmup
     reasons["warmup_steps"] = f"{warmup} of {steps:,} steps, so that the first steps do no harm."
-    every = max(1, math.ceil(steps / 20))
+    # A look costs as much as a few steps and writes a checkpoint: short runs take ten of them.
+    looks = 10 if steps < 100 else 20
+    every = max(1, math.ceil(steps / looks))
     values["evaluate_every_steps"] = every
-    reasons["evaluate_every_steps"] = f"Every {every:,} steps: about twenty looks at rows it does not learn from."
+    words = "ten" if looks == 10 else "twenty"
+    reasons["evaluate_every_steps"] = f"Every {every:,} steps: about {words} looks at rows it does not learn from."
     values["early_stopping"] = True
     values["patience_evaluations"] = 6
     reasons["early_stopping"] = "It stops when six looks in a row bring nothing better, and keeps the best."

@@ -3,10 +3,13 @@
 from typing import Any
 
 from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
 from app.contracts.events import Ended
 from app.contracts.recipe import ModelFiles, Overlay
 from app.core import storage
+from app.core.db import utcnow
+from app.recipes import calibration
 from app.runs import artefacts
 from app.runs.claim import RunLease
 from app.runs.models import Model, Run
@@ -78,7 +81,23 @@ def finish(lease: RunLease, ended: Ended) -> str:
             level="warning" if warning else "info",
         )
         session.flush()
+        _calibrate(session, run)
         return model.id
+
+
+def _calibrate(session: Session, run: Run) -> None:
+    """Let later estimates know how quick this run was. Only the clock of an uninterrupted run says something."""
+    if run.started_at is None or run.attempts != 1:
+        return
+    calibration.record(
+        session,
+        estimate=run.estimate,
+        method=str(run.recipe["method"]),
+        device=str(run.plan.get("device", "cpu")),
+        tokens=run.tokens_seen,
+        trained_s=run.trained_s,
+        elapsed_s=(utcnow() - run.started_at).total_seconds(),
+    )
 
 
 def files_of(run: Run, folder: str, kind: str) -> ModelFiles:

@@ -97,8 +97,8 @@ class RunView:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second over the whole training."""
-        return self.run.tokens_seen / self.run.trained_s if self.run.trained_s > 0 else None
+        """Tokens a second over the whole training, whole numbers."""
+        return round(self.run.tokens_seen / self.run.trained_s) if self.run.trained_s > 0 else None
 
     @property
     def last_val(self) -> float | None:
