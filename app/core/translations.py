@@ -7,7 +7,7 @@ from markupsafe import Markup, escape
 from app.core.numbers import number
 
 
-def gettext(text: str, **values: Any) -> str:
+def gettext(text: str, /, **values: Any) -> str:
     """`text` with its values filled in. A Markup value keeps its markup; the rest is escaped."""
     if not values:
         return text
@@ -16,6 +16,6 @@ def gettext(text: str, **values: Any) -> str:
     return text % values
 
 
-def ngettext(one: str, many: str, count: int, **values: Any) -> str:
+def ngettext(one: str, many: str, count: int, /, **values: Any) -> str:
     """`ngettext("%(n)s row", "%(n)s rows", 3)`: the count is formatted and given as `n`."""
     return gettext(one if count == 1 else many, n=number(count), **values)
