@@ -18,7 +18,7 @@ RESTART_MAX_S = 30.0
 STEADY_AFTER_S = 20.0
 CRASH_LOOP_AFTER = 5
 # What Redis writes before each of its lines.
-_REDIS_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ (\d+:\d+:\d+)\.\d+ [-*#.] ")
+_REDIS_PREFIX = re.compile(r"^\d+:(?:[A-Z]|signal-handler) (?:\(\d+\) |\d+ \w+ \d+ (\d+:\d+:\d+)\.\d+ [-*#.] )")
 _COLOURS = (36, 32, 35, 33, 34, 96, 92, 95, 93, 94)
 
 
@@ -120,7 +120,7 @@ class Child:
                 continue
             if not raw:
                 return
-            text = _REDIS_PREFIX.sub(r"\1 ", raw.decode(errors="replace").rstrip())
+            text = _REDIS_PREFIX.sub(r"\1 ", raw.decode(errors="replace").rstrip()).strip()
             if text:
                 last_lines.append(text)
                 console.line(self.name, text)
