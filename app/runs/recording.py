@@ -88,7 +88,7 @@ class _Batch:
 
     def __init__(self, session: Session, run: Run, lease: RunLease) -> None:
         self.session, self.run, self.lease = session, run, lease
-        self.has_new_best = False  # or a new checkpoint, which may be the best one's
+        self.has_new_best = False  # or whatever else may move the mark of the best checkpoint
         self.points: dict[tuple[str, int], float] = {}
         self.series: dict[str, list[Any]] = defaultdict(list)
         self.messages: list[tuple[str, dict[str, Any]]] = []
@@ -143,6 +143,7 @@ class _Batch:
             note(session, run.id, sentence, kind="started", step=event.step)
         self.points.clear()
         self.series.clear()
+        self.has_new_best = True
         self.messages.append(("restart", {"step": event.step, "total_steps": event.total_steps}))
 
     def _step(self, event: Step) -> None:
@@ -246,7 +247,7 @@ class _Batch:
             self.session.execute(
                 update(Checkpoint)
                 .where(Checkpoint.run_id == self.run.id)
-                .values(is_best=Checkpoint.step == self.run.best_step)
+                .values(is_best=Checkpoint.step == (-1 if self.run.best_step is None else self.run.best_step))
                 .execution_options(synchronize_session=False)
             )
         if self.series:
