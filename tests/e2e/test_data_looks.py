@@ -82,7 +82,7 @@ def test_every_page_is_clean(
 def test_bringing_a_file_without_scripts(site: Site, visit: Callable[..., Any]) -> None:
     project_id = make_project(site.person.workspace_id, "No scripts")
     page = visit(f"/projects/{project_id}/data", scripts=False)
-    page.set_input_files("#upload-files", str(MESSY / "utf8.csv"))
+    page.set_input_files("up-load input[type=file]", str(MESSY / "utf8.csv"))
     page.get_by_role("button", name="Upload files").click()
     page.get_by_text("Waiting to be read").wait_for()
     work()

@@ -95,13 +95,13 @@ def test_an_upload_survives_a_reload(page: Any, ana: tuple[Person, str], tmp_pat
 
     page.on("request", note)
     page.route("**/uploads/*", lambda route: route.abort() if len(sent) > 2 else route.continue_())
-    page.set_input_files("#upload-files", str(big))
+    page.set_input_files("up-load input[type=file]", str(big))
     page.locator(".files progress").first.wait_for()
     while len(sent) < 3:
         page.wait_for_timeout(100)
     page.unroute("**/uploads/*")
     page.reload()
     before = len(sent)
-    page.set_input_files("#upload-files", str(big))
+    page.set_input_files("up-load input[type=file]", str(big))
     page.locator("#files").get_by_role("link", name="big.txt").wait_for(timeout=60_000)
     assert sent[before] > 0, "it went on from where it was"
