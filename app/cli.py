@@ -144,6 +144,22 @@ def create_user(
     typer.echo(f"{email} can sign in now.")
 
 
+@app.command("reset-link")
+def reset_link(email: Annotated[str, typer.Argument(help="the address that the person signs in with")]) -> None:
+    """Print the path of a page on which a person sets a new password: for owners who forgot theirs."""
+    import app.models  # noqa: F401
+    from app.accounts import members
+    from app.core.db import transaction
+    from app.core.errors import AppError
+
+    try:
+        with transaction() as session:
+            token = members.reset_token_of(session, email=email)
+    except AppError as error:
+        _fail(error.sentence)
+    typer.echo(f"Open this path in the browser within 24 hours: /reset?token={token}")
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="a recipe file, YAML or JSON, as a run's page offers it")],

@@ -153,6 +153,15 @@ def new_reset_token(session: Session, *, user_id: str) -> str:
     return token
 
 
+def reset_token_of(session: Session, *, email: str) -> str:
+    """A reset token for an address, for whoever may run commands on the server. Raises NotFound."""
+    user_id = session.scalar(select(User.id).where(User.email == email.strip().casefold()))
+    if user_id is None:
+        raise NotFound("Nobody signs in with this address.")
+    sign_ins.note(session, user_id, "password.reset_link")
+    return new_reset_token(session, user_id=user_id)
+
+
 def find_link(session: Session, *, token: str, kind: str) -> Invitation:
     """The invitation behind a link. Raises Gone when it was used, withdrawn or is too old."""
     invitation = session.scalar(

@@ -3,7 +3,7 @@
 import re
 import secrets
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.accounts import audit, passwords
@@ -70,6 +70,8 @@ def create_user(session: Session, *, name: str, email: str, password: str, works
 
 def add_user(session: Session, *, name: str, email: str, password_hash: str, workspace_name: str, action: str) -> User:
     """The rows of a user who owns a new workspace."""
+    if session.scalar(select(User.id).where(User.email == email)) is not None:
+        raise Invalid(fields={"email": "This address has an account already."})
     user = User(email=email, name=name, password_hash=password_hash)
     workspace = Workspace(name=workspace_name)
     session.add_all([user, workspace])

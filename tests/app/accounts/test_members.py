@@ -6,7 +6,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
+from typer.testing import CliRunner
 
+from app import cli
 from app.accounts import audit, members, passwords
 from app.accounts.models import AuditEntry, Invitation, Member
 from app.accounts.service import Actor
@@ -190,6 +192,21 @@ def test_the_audit_chain_shows_what_was_changed(database: object, ana: Person) -
         session.delete(entry)
     with reading() as session:
         assert (audit.first_broken(session) or 0) > (third or 0)
+
+
+def test_the_console_helps_an_owner_who_forgot_the_password(app: FastAPI, ana: Person) -> None:
+    done = CliRunner().invoke(cli.app, ["reset-link", ana.email.upper()])
+    assert done.exit_code == 0
+    assert browser_of(app).get(done.output.split()[-1]).status_code == 200
+    assert CliRunner().invoke(cli.app, ["reset-link", "nobody@example.org"]).exit_code == 1
+
+
+def test_the_console_makes_one_account_an_address(app: FastAPI, ana: Person) -> None:
+    words = ["create-user", "dora@example.org", "--name", "Dora", "--password", PASSWORD]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    again = CliRunner().invoke(cli.app, words)
+    assert again.exit_code == 1
+    assert "has an account already" in again.output
 
 
 def test_too_old_to_reset(database: object, ana: Person) -> None:
