@@ -222,7 +222,8 @@ def main() -> int:
             if number % 10 == 0:
                 minute = (time.monotonic() - began) / 60
                 print(f"{number:>6} {minute:>7.1f} {len(loop.runs):>5} {loop.open_runs():>5}", flush=True)
-        loop.wait_ended("the last runs")
+        # Without its safety a run may never end.
+        loop.wait_ended("the last runs", 60 if arguments.plant else END_WITHIN_S)
     finally:
         time.sleep(1)
         loop.sampler.stop()

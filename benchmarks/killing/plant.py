@@ -9,7 +9,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app.core.db import transaction
-from app.runs import claim, settling, states
+from app.runs import claim, finishing, recording, settling, states
 from app.runs.models import Run
 
 
@@ -31,7 +31,7 @@ def without_fence() -> None:
 
     states_move = states.move
     claim.RunLease.write = write  # type: ignore[method-assign]
-    for module in (settling, sys.modules["app.runs.finishing"], sys.modules["app.runs.recording"]):
+    for module in (settling, finishing, recording):
         module.move = move  # type: ignore[attr-defined]
     # A supervisor that does not look whether it lost the run, either.
     from worker import supervision
