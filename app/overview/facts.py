@@ -188,7 +188,7 @@ def _use(session: Session, ids: list[str], found: dict[str, Facts]) -> None:
         .group_by(ApiKey.project_id)
     )
     for project_id, count in session.execute(keys):
-        found[project_id].keys = count
+        found[str(project_id)].keys = count
     calls = select(ApiCall.project_id, func.count()).where(ApiCall.project_id.in_(ids)).group_by(ApiCall.project_id)
     for called_id, count in session.execute(calls):
         found[str(called_id)].calls = count
