@@ -205,7 +205,12 @@ def bounds_sentence(field: Field) -> str:
     if high is None:
         return f"{above} {low:g}"
     until = "to" if bounds.get("high_inclusive") else "to less than"
-    return f"{above} {low:,g} {until} {high:,g}" if isinstance(high, (int, float)) else f"{above} {low:g}"
+    return f"{above} {_plain(low)} {until} {_plain(high)}"
+
+
+def _plain(value: float) -> str:
+    """1,000,000 rather than 1e+06."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
 
 
 def get(values: dict[str, Any], name: str) -> Any:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from app.contracts.recipe import RecipeSpec
 from app.core.errors import Invalid
 
-_HEAD = "# A recipe of GPT Builder. Run it anywhere: gpt-builder train recipe.yaml --data <frozen version>\n"
+_HEAD = "# Run it anywhere: gpt-builder train recipe.yaml --version <frozen version> --out <folder>\n"
 _LARGEST = 100_000
 
 
@@ -48,4 +48,4 @@ def explain(error: ValidationError) -> str:
 
 def command_line(project_id: str, version_id: str) -> str:
     """The equivalent command, for people who prefer one."""
-    return f"gpt-builder train recipe.yaml --data var/versions/{version_id} --out runs/{project_id}"
+    return f"gpt-builder train recipe.yaml --version var/versions/{version_id} --out runs/{project_id}"
