@@ -210,6 +210,15 @@ def start_stack(home: Path, port: str = "0", **extra: str) -> tuple[subprocess.P
     return child, LiveServer(state["url"], home, state.get("setup_token", ""), child.pid)
 
 
+def stop_stack(child: subprocess.Popen[bytes]) -> None:
+    """Stop a stack as Ctrl+C does, or at once when that takes a minute."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
 def live_server() -> Iterator[LiveServer]:
     """The whole stack as a person starts it, once for all browser tests."""
@@ -218,12 +227,13 @@ def live_server() -> Iterator[LiveServer]:
     try:
         yield server
     finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+        stop_stack(child)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests last: Playwright leaves an event loop running in this thread, in which asyncio.run refuses."""
+    items.sort(key=lambda item: "e2e" in item.path.parts)
 
 
 def chromium_path() -> str | None:

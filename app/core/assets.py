@@ -34,7 +34,7 @@ class Assets:
 
     def __init__(self, root: Path) -> None:
         files = {
-            path.relative_to(root).as_posix(): path.read_bytes()
+            path.relative_to(root).as_posix(): _as_sent(path)
             for path in sorted(root.rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         }
@@ -56,11 +56,21 @@ class Assets:
         return f"/static/{self.version}/{name}"
 
 
+def _as_sent(path: Path) -> bytes:
+    body = path.read_bytes()
+    return _without_comments(body) if path.suffix == ".js" and path.parent.name == "elements" else body
+
+
+def _without_comments(script: bytes) -> bytes:
+    """Our scripts keep their comments on lines of their own; those are not for the browser."""
+    return re.sub(rb"^[ \t]*//[^\n]*\n", b"", script, flags=re.MULTILINE)
+
+
 def _part(path: Path) -> bytes:
     body = path.read_bytes()
     if path.suffix == ".js":
         # A block of its own for each script, so that their constants do not meet.
-        return b"{\n" + body + b"}\n"
+        return b"{\n" + _without_comments(body) + b"}\n"
     for pattern, shorter in _SHORTER:
         body = re.sub(pattern, shorter, body, flags=re.DOTALL)
     return body.strip()

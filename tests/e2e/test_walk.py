@@ -1,13 +1,17 @@
 """The main job, whole, on the whole stack in a real browser: from the first visit to an answer over the API."""
 
 import re
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.conftest import ROOT, LiveServer
+from tests.conftest import ROOT, LiveServer, start_stack, stop_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,20 +48,32 @@ class Walker:
 
 
 @pytest.fixture
-def walker(browser: Any, live_server: LiveServer) -> Any:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=live_server.url)
+def fresh_server() -> Iterator[LiveServer]:
+    """A stack that nobody has visited yet."""
+    folder = Path(tempfile.mkdtemp(prefix="gptb-walk-"))
+    child, server = start_stack(folder / "home")
+    try:
+        yield server
+    finally:
+        stop_stack(child)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def walker(browser: Any, fresh_server: LiveServer) -> Any:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=fresh_server.url)
     walker = Walker(context.new_page())
     yield walker
     context.close()
     assert walker.complaints == []
 
 
-def test_from_the_first_visit_to_an_answer_over_the_api(walker: Walker, live_server: LiveServer) -> None:
+def test_from_the_first_visit_to_an_answer_over_the_api(walker: Walker, fresh_server: LiveServer) -> None:
     page = walker.page
 
     # First visit: the owner's account with the token of the console.
     page.goto("/")
-    page.get_by_label("Setup token").fill(live_server.setup_token)
+    page.get_by_label("Setup token").fill(fresh_server.setup_token)
     page.locator("input[name=name]").fill("Ada")
     page.locator("input[name=email]").fill("ada@example.org")
     page.locator("input[name=password]").fill("tulip engine harbour 7")
@@ -146,7 +162,7 @@ def test_from_the_first_visit_to_an_answer_over_the_api(walker: Walker, live_ser
     walker.press("Make key")
     key = page.locator("#new-key code").inner_text().strip()
     walker.picture("15-deploy")
-    with OpenAI(api_key=key, base_url=live_server.url + "/v1", max_retries=5) as client:
+    with OpenAI(api_key=key, base_url=fresh_server.url + "/v1", max_retries=5) as client:
         name = client.models.list().data[0].id
         question = [{"role": "user", "content": "How do I change my PIN?"}]
         answer = client.chat.completions.create(model=name, messages=question, temperature=0)  # type: ignore[arg-type]
