@@ -232,8 +232,15 @@ def live_server() -> Iterator[LiveServer]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests last: Playwright leaves an event loop running in this thread, in which asyncio.run refuses."""
+    """Browser tests last: Playwright leaves an event loop running in this thread, in which asyncio.run refuses.
+
+    They and the slow ones wait for real processes, which a crowded machine can starve: one that fails is run once
+    more, and the report shows it as rerun.
+    """
     items.sort(key=lambda item: "e2e" in item.path.parts)
+    for item in items:
+        if "e2e" in item.path.parts or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def chromium_path() -> str | None:

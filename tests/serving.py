@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -22,9 +24,26 @@ from tests.factories import a_recipe
 from tests.worker.tiny import make_model
 
 
+@dataclass(frozen=True)
+class ModelServer:
+    """A running model server."""
+
+    socket: Path
+    child: subprocess.Popen[bytes]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Frozen while the block runs: an answer in the making is still in the making at its end."""
+        self.child.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.child.send_signal(signal.SIGCONT)
+
+
 @contextmanager
-def model_server() -> Iterator[Path]:
-    """The model server as a process of its own, ready; its socket."""
+def model_server() -> Iterator[ModelServer]:
+    """The model server as a process of its own, ready."""
     folder = Path(tempfile.mkdtemp(prefix="gptb-"))
     socket = folder / "model.sock"
     child = subprocess.Popen(
@@ -37,7 +56,7 @@ def model_server() -> Iterator[Path]:
     get_settings.cache_clear()
     try:
         wait_for(client.is_ready, "the model server is ready", 90)
-        yield socket
+        yield ModelServer(socket, child)
     finally:
         if before is None:
             os.environ.pop("GPT_BUILDER_MODEL_SERVER_SOCKET")
@@ -46,7 +65,7 @@ def model_server() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def endless_model(folder: Path, seed: int = 0, context_length: int = 2048) -> Path:
+def endless_model(folder: Path, seed: int = 0, context_length: int = 8192) -> Path:
     """A tiny model that, asked greedily, never ends by itself: answers last as long as the longest reply."""
     make_model(folder, seed, context_length)
     weights = load_file(folder / "model.safetensors")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from app.chat.models import ChatMessage
 from app.contracts.conversation import Message
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
 _pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
+# Answers of this process that were asked to stop: seen at the next token. Other processes see the row, within a second.
+_asked_to_stop: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ def start(order: Order) -> None:
     _pool.submit(_make, order)
 
 
+def stop(message_id: str) -> None:
+    """End an answer of this process at its next token; call it once the wish is committed."""
+    _asked_to_stop.add(message_id)
+
+
 def _make(order: Order) -> None:
     try:
         _answer(order)
@@ -48,12 +56,13 @@ def _make(order: Order) -> None:
     except Exception:
         log.exception("an answer failed", extra={"message": order.message_id})
         _finish(order, "", "failed", error="The answer could not be made. Try again; the log says why.")
+    finally:
+        _asked_to_stop.discard(order.message_id)
 
 
 def _answer(order: Order) -> None:
     said, untold, last = "", "", TokenEvent()
     told_at = saved_at = time.monotonic()
-    is_stopped = False
     stream = client.generate(_request(order))
     for last in stream:
         said += last.text
@@ -62,13 +71,13 @@ def _answer(order: Order) -> None:
         if untold and now - told_at >= TELL_EVERY_S:
             events.publish(f"chat:{order.message_id}", "text", {"text": untold})
             untold, told_at = "", now
+        if order.message_id in _asked_to_stop:
+            break
         if now - saved_at >= SAVE_EVERY_S:
             saved_at = now
             if _save(order, said):
-                is_stopped = True
                 break
-    if is_stopped:
-        stream.close()  # type: ignore[attr-defined]
+    stream.close()
     if untold:
         events.publish(f"chat:{order.message_id}", "text", {"text": untold})
     statistics = last.model_dump(
@@ -78,7 +87,7 @@ def _answer(order: Order) -> None:
     if last.finish_reason == "error":
         _finish(order, said, "failed", error=last.error or "")
     else:
-        _finish(order, said, "stopped" if is_stopped else "done", statistics=statistics)
+        _finish(order, said, "done", statistics=statistics)
 
 
 def _request(order: Order) -> GenerationRequest:
@@ -97,7 +106,11 @@ def _save(order: Order, said: str) -> bool:
             .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
             .values(content=said, saved_at=utcnow())
         )
-        wish = session.scalar(select(ChatMessage.error).where(ChatMessage.id == order.message_id))
+        return _is_stop_wished(session, order)
+
+
+def _is_stop_wished(session: Session, order: Order) -> bool:
+    wish = session.scalar(select(ChatMessage.error).where(ChatMessage.id == order.message_id))
     return wish is None or wish == "stop"
 
 
@@ -107,6 +120,8 @@ def _finish(
     # A failure in the middle keeps what was saved before it.
     changes: dict[str, object] = {"content": said} if said else {}
     with transaction() as session:
+        if state == "done" and _is_stop_wished(session, order):
+            state = "stopped"  # also when the last word came before the wish was seen
         session.execute(
             update(ChatMessage)
             .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")

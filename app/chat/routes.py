@@ -108,7 +108,9 @@ def ask_again(request: Request, message_id: str, actor: ActorDep, session: Sessi
 @router.post("/chats/messages/{message_id}/stop")
 def stop(request: Request, message_id: str, actor: ActorDep, session: SessionDep) -> Response:
     """Stop the answer and keep what was said."""
-    chat, _ = service.request_stop(session, actor, message_id)
+    chat, answer = service.request_stop(session, actor, message_id)
+    if answer.state == "streaming":
+        after_commit(session, lambda: answering.stop(message_id))
     return Response(status_code=204) if is_partial(request) else RedirectResponse(f"/chats/{chat.id}", 303)
 
 

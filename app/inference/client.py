@@ -1,7 +1,7 @@
 """The client of the model server. Whatever goes wrong becomes Unavailable, or an error event with a sentence."""
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from functools import lru_cache
 
 import httpx
@@ -35,7 +35,7 @@ def request_for(target: Target, sampling: Sampling, **prompt: object) -> Generat
     )
 
 
-def generate(request: GenerationRequest) -> Iterator[TokenEvent]:
+def generate(request: GenerationRequest) -> Generator[TokenEvent]:
     """Events of one answer; the last one has a finish_reason. Raises Unavailable when the server cannot be reached."""
     is_ended = False
     try:

@@ -32,8 +32,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="package")
 def socket() -> Iterator[Path]:
-    with serving.model_server() as path:
-        yield path
+    with serving.model_server() as server:
+        yield server.socket
 
 
 @pytest.fixture

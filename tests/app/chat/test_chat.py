@@ -70,7 +70,7 @@ def test_the_page_says_how_full_the_memory_is(scene: Scene) -> None:
     chat_id = _ask(scene)
     figures = _finished(chat_id)[0].statistics
     used = figures["prompt_tokens"] + figures["completion_tokens"]
-    assert f"{used} of 2,048 tokens used" in scene.client.get(f"/chats/{chat_id}").text
+    assert f"{used} of 8,192 tokens used" in scene.client.get(f"/chats/{chat_id}").text
 
 
 def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
@@ -82,7 +82,7 @@ def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
     upserts = re.findall(rf'<hx-upsert hx-target="#t-{answer.id}">', stream)
     assert len(upserts) > 1, "the text came in pieces"
     assert f'<hx-partial hx-target="#m-{answer.id}"' in stream
-    assert "of 2,048 tokens used" in stream, "the memory's figures come with it"
+    assert "of 8,192 tokens used" in stream, "the memory's figures come with it"
     # Replaying the stream later gives only the finished article: a reload loses and doubles nothing.
     later = scene.client.get(f"/chats/messages/{answer.id}/events").text
     assert "<hx-upsert" not in later
@@ -90,7 +90,7 @@ def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
 
 
 def test_stop_keeps_what_was_said(scene: Scene) -> None:
-    chat_id = _ask(scene, max_tokens="1900")
+    chat_id = _ask(scene, max_tokens="4000")
     (answer,) = _answers(chat_id)
     wait_for(lambda: _answers(chat_id)[0].content, "some text is saved")
     assert scene.client.post(f"/chats/messages/{answer.id}/stop").status_code == 303
@@ -101,7 +101,7 @@ def test_stop_keeps_what_was_said(scene: Scene) -> None:
 
 
 def test_a_second_question_waits_for_the_first_answer(scene: Scene) -> None:
-    chat_id = _ask(scene, max_tokens="1900")
+    chat_id = _ask(scene, max_tokens="4000")
     form = {"message": "Hurry up", "model": scene.model, **GREEDY}
     assert scene.client.post(f"/chats/{chat_id}", data=form).status_code == 409
     scene.client.post(f"/chats/messages/{_answers(chat_id)[0].id}/stop")
