@@ -149,9 +149,11 @@ def _monitor(facts: Facts) -> tuple[str, str, float, str]:
     return "todo", "", 0, _("No calls yet.")
 
 
-def in_session(session: Session, actor: Actor, project: Project, stage: str) -> SimpleNamespace:
-    """The whole rail of one project page."""
-    facts = project_facts.of_projects(session, [project.id])[project.id]
+def in_session(
+    session: Session, actor: Actor, project: Project, stage: str, facts: Facts | None = None
+) -> SimpleNamespace:
+    """The whole rail of one project page; `facts` where the page has read them already."""
+    facts = facts or project_facts.of_projects(session, [project.id])[project.id]
     others = list(service.visible(session, actor))[:SWITCHER_LIMIT]
     found = stages(project, facts)
     root = f"/projects/{project.id}"

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from app.core.db import reading
 from app.overview import journey
+from app.overview.facts import Facts
 from app.projects.models import Project
 
 
@@ -15,4 +16,5 @@ def shell(request: Request, context: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(project, Project) or actor is None:
         return {}
     with reading() as session:
-        return {"rail": journey.in_session(session, actor, project, str(context.get("stage", "")))}
+        stage, facts = str(context.get("stage", "")), context.get("facts")
+        return {"rail": journey.in_session(session, actor, project, stage, facts if isinstance(facts, Facts) else None)}
