@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.delimited import COLUMN_LIMIT
 from app.datasets.detect import Detection, detect
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
-from app.datasets.formats import Sniffed, sniff
 from app.datasets.options import ReadOptions
-from app.datasets.readers import corrected, read
+from app.datasets.reading.delimited import COLUMN_LIMIT
+from app.datasets.reading.formats import Sniffed, sniff
+from app.datasets.reading.readers import corrected, read
 from app.datasets.statistics import ColumnShape, column_shapes
 from app.datasets.tables import RowWriter
 

@@ -1,9 +1,9 @@
 """Uploads, source files, what was found in them, and frozen versions."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Date, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, UTCDateTime, new_id, utcnow
@@ -38,7 +38,11 @@ class SourceFile(Base, LeasedWork):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64), default="")
     origin: Mapped[str] = mapped_column(String(40), default="upload")
+    # The source ledger: where it was taken from, under which licence, with whose consent, and when.
+    origin_url: Mapped[str] = mapped_column(Text, default="")
     licence: Mapped[str] = mapped_column(String(200), default="")
+    consent: Mapped[str] = mapped_column(String(500), default="")
+    obtained_on: Mapped[date | None] = mapped_column(Date)
     # What was detected: format, encoding, delimiter, row shape with its share and the alternatives.
     detected: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     # Reading options that a person chose (app.datasets.options) and the folder of the rows that were read with them.

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.formats import Format
+from app.datasets.reading.formats import Format
 
 
 class ReadOptions(Contract):

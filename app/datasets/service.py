@@ -76,9 +76,9 @@ def rows_dir(file: SourceFile) -> Path:
 
 def receive(
     session: Session, actor: Actor, *, project_id: str, filename: str, path: Path, sha256: str, origin: str,
-    licence: str = "",
+    licence: str = "", origin_url: str = "", consent: str = "",
 ) -> SourceFile:  # fmt: skip
-    """Take over the bytes at `path` (they are moved) as a source file and ring its import.
+    """Take over the bytes at `path` (they are moved) as a source file, obtained today, and ring its import.
 
     The same bytes in the same project are one file: the one that is there is given back.
     """
@@ -99,7 +99,10 @@ def receive(
         size_bytes=path.stat().st_size,
         sha256=sha256,
         origin=origin,
-        licence=licence,
+        licence=licence[:200],
+        origin_url=origin_url[:2000],
+        consent=consent[:500],
+        obtained_on=utcnow().date(),
         created_by=actor.user_id,
     )
     session.add(file)

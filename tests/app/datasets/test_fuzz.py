@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.datasets.findings import Problem, Record, Refused
-from app.datasets.formats import sniff
 from app.datasets.importing import import_file
 from app.datasets.options import ReadOptions
-from app.datasets.readers import read
+from app.datasets.reading.formats import sniff
+from app.datasets.reading.readers import read
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SEEDS = [

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.datasets.findings import REASONS, Problem, Record, Refused
-from app.datasets.formats import sniff
 from app.datasets.options import ReadOptions
-from app.datasets.readers import read
+from app.datasets.reading.formats import sniff
+from app.datasets.reading.readers import read
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 MESSY = FIXTURES / "messy_made"

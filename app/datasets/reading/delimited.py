@@ -6,9 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record
-from app.datasets.formats import Sniffed
-from app.datasets.lines import Line, read_lines
 from app.datasets.options import ReadOptions
+from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.lines import Line, read_lines
 
 RECORD_LIMIT_LINES = 500
 COLUMN_LIMIT = 512

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from app.datasets.formats import Sniffed
+from app.datasets.reading.formats import Sniffed
 
 CHUNK_BYTES = 1 << 20
 LINE_LIMIT_BYTES = 32 * 1024 * 1024

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
-from app.datasets.formats import Sniffed
-from app.datasets.lines import LINE_LIMIT_BYTES, read_lines
 from app.datasets.options import ReadOptions
+from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.lines import LINE_LIMIT_BYTES, read_lines
 
 DEPTH_LIMIT = 64
 OBJECT_LIMIT_BYTES = 256 * 1024 * 1024

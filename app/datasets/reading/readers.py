@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.datasets.delimited import read_delimited
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
-from app.datasets.formats import Sniffed
-from app.datasets.json_records import read_json, read_json_lines
-from app.datasets.lines import read_lines
 from app.datasets.options import ReadOptions
+from app.datasets.reading.delimited import read_delimited
+from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.json_records import read_json, read_json_lines
+from app.datasets.reading.lines import read_lines
 
 BLOCK_CHARACTERS = 2000
 BATCH_ROWS = 2000
