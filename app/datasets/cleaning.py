@@ -82,15 +82,20 @@ class Step(NamedTuple):
 
 def texts_of(example: Example) -> list[str]:
     """Every text of the example, in order."""
-    return [m["content"] for m in example["messages"]] if example["kind"] == "chat" else [example["text"]]
+    return [m["content"] for m in all_turns(example)] if example["kind"] == "chat" else [example["text"]]
+
+
+def all_turns(example: Example) -> list[dict[str, Any]]:
+    """The turns of the conversation, then those that were chosen and rejected where answers were compared."""
+    return [m for key in ("messages", "chosen", "rejected") for m in example.get(key) or ()]
 
 
 def with_texts(example: Example, texts: list[str]) -> Example:
     """A copy of the example with other texts."""
     if example["kind"] == "text":
         return {**example, "text": texts[0]}
-    messages = [{**m, "content": text} for m, text in zip(example["messages"], texts, strict=True)]
-    return {**example, "messages": messages}
+    turns = iter([{**m, "content": text} for m, text in zip(all_turns(example), texts, strict=True)])
+    return {**example, **{k: [next(turns) for _ in example.get(k) or ()] for k in ("messages", "chosen", "rejected")}}
 
 
 def _rewriting(once: Callable[[str], tuple[str, tuple[str, ...]]]) -> Runner:
@@ -206,7 +211,7 @@ def _missing(params: MissingParams) -> Runner:
             asked = [m for m in turns if m["role"] in ("user", "tool")]
             is_label = bool(example["label"]) and len(answers) == 1 and answers[0]["content"] == example["label"]
             is_out = (
-                not answers
+                not (answers or example.get("rejected"))
                 or any(
                     (not _INVISIBLE.sub("", m["content"])) if is_label else is_missing(m["content"]) for m in answers
                 )
@@ -224,7 +229,7 @@ def content_key(example: Example, is_folded: bool = False) -> int:
     """64-bit xxh3 of what is learned and read: turns with their roles, or the text."""
     parts = []
     if example["kind"] == "chat":
-        for message in example["messages"]:
+        for message in all_turns(example):
             parts += [message["role"], _fold(message["content"]) if is_folded else message["content"]]
     else:
         parts = ["text", _fold(example["text"]) if is_folded else example["text"]]

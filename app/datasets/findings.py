@@ -114,6 +114,15 @@ REASONS: dict[str, Reason] = {
         "Conversations that begin with the answer", "The first turn is kept as context and is not learned."
     ),
     "role.unknown": Reason("Speakers we do not know", "Say on the mapping screen who is who."),
+    "turn.part": Reason(
+        "Turns with pictures, sound or files", "Their text is kept; what is no text was left out of it."
+    ),
+    "pair.equal": Reason(
+        "Pairs whose two answers are the same", "There is nothing to compare in them, so they were left out."
+    ),
+    "rating.unknown": Reason(
+        "Ratings that say neither good nor bad", "Write true or false, 1 or 0, good or bad in that column."
+    ),
     "map.empty": Reason("Rows without the mapped columns", "Neither question nor answer was found in them."),
     "map.no_prompt": Reason("Rows without a question", "Only the answer was found in them."),
     "map.no_answer": Reason("Rows without an answer", "There is nothing to learn from in them."),

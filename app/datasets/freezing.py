@@ -33,6 +33,8 @@ FROZEN = pa.schema(
         ("kind", pa.string()),
         ("messages", MESSAGES),
         ("text", pa.string()),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
         ("meta", pa.string()),
     ]
 )
@@ -41,6 +43,15 @@ FROZEN = pa.schema(
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: the bytes that are hashed."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def learned(example: dict[str, Any]) -> list[Any]:
+    """What two rows must share to be the same row: everything but its place, its split and its other columns."""
+    return [example["kind"], example["text"], *(_turns(example.get(k)) for k in ("messages", "chosen", "rejected"))]
+
+
+def _turns(turns: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    return [{key: value for key, value in turn.items() if value is not None} for turn in turns or []]
 
 
 def manifest_id(manifest: dict[str, Any]) -> str:
@@ -155,9 +166,7 @@ def _shards(
                 writer = ExampleWriter(folder / shards[-1]["name"], FROZEN)
             assert writer is not None
             split = splits[row]
-            content += xxhash.xxh3_128_intdigest(
-                canonical([split, example["kind"], example["messages"], example["text"]])
-            )
+            content += xxhash.xxh3_128_intdigest(canonical([split, *learned(example)]))
             meta = {
                 "source": names[example["_file"]], "row": example["_row"], "label": example["label"],
                 "columns": orjson.loads(example["meta"]),
@@ -165,7 +174,8 @@ def _shards(
             writer.add(
                 {
                     "_rid": example["_rid"], "split": split, "kind": example["kind"],
-                    "messages": example["messages"], "text": example["text"], "meta": canonical(meta).decode(),
+                    "messages": example["messages"], "text": example["text"], "chosen": example["chosen"],
+                    "rejected": example["rejected"], "meta": canonical(meta).decode(),
                 }
             )  # fmt: skip
             shards[-1]["rows"] += 1

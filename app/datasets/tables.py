@@ -18,7 +18,20 @@ PART_ROWS = 20_000
 PART_BYTES = 32 * 1024 * 1024
 GROUP_ROWS = 1000
 ROW = "_row"
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())]))
+# What a turn may carry beside its text: `tool_calls` is JSON, `weight` only where the source gave one.
+MESSAGES = pa.list_(
+    pa.struct(
+        [
+            ("role", pa.string()),
+            ("content", pa.string()),
+            ("train", pa.bool_()),
+            ("name", pa.string()),
+            ("tool_calls", pa.string()),
+            ("tool_call_id", pa.string()),
+            ("weight", pa.float32()),
+        ]
+    )
+)
 EXAMPLES = pa.schema(
     [
         ("_rid", pa.int64()),
@@ -27,6 +40,9 @@ EXAMPLES = pa.schema(
         ("kind", pa.string()),
         ("messages", MESSAGES),
         ("text", pa.string()),
+        # Where two answers were compared: the turns in which they differ. Else empty.
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
         ("label", pa.string()),
         ("meta", pa.string()),
     ]
@@ -221,7 +237,7 @@ def search(paths: Sequence[Path], term: str, offset: int, limit: int) -> tuple[l
 def _text_columns(table: pa.Table) -> Iterator[pa.ChunkedArray | pa.Array]:
     for name in table.schema.names:
         column = table.column(name)
-        if name == "messages":
+        if name in ("messages", "chosen", "rejected"):
             # One text a row: its turns joined.
             yield pa.array(
                 ["\n".join(m["content"] or "" for m in turns or []) for turns in column.to_pylist()], pa.string()

@@ -1,6 +1,7 @@
 """Rows of a frozen version as test cases: what is asked, and the ideal answer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,8 +62,10 @@ def _text(rid: int, text: str | None) -> Case | None:
     return Case(rid, [], text[:_TEXT_LIMIT]) if text and text.strip() else None
 
 
-def _chat(rid: int, rows: list[dict[str, str]] | None) -> Case | None:
-    """Everything before the last answer is the question."""
+def _chat(rid: int, rows: list[dict[str, Any]] | None) -> Case | None:
+    """Everything before the last answer is the question. An answer that was rated as bad is no ideal."""
+    if rows and rows[-1]["role"] == "assistant" and not rows[-1]["train"]:
+        return None
     messages = [Message(role=row["role"], content=row["content"]) for row in rows or []]
     last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "assistant"), 0)
     if last < 1 or not messages[last].content.strip():

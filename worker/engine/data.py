@@ -16,6 +16,8 @@ from app.contracts.conversation import Example
 from worker.engine.errors import BadData
 
 Encode = Callable[[Example], tuple[list[int], list[bool]]]
+# Of a turn, what is learned: its calls of tools stand in its content.
+LEARNED = ("role", "content", "train")
 CODE_VERSION = 1  # raise when the meaning of the stored tokens changes
 
 
@@ -61,7 +63,7 @@ def read_examples(data_dir: Path, split: str) -> Iterator[Example]:
                         yield Example(
                             rid=row["_rid"],
                             kind=row["kind"],
-                            messages=row["messages"] or [],
+                            messages=[{key: turn[key] for key in LEARNED} for turn in row["messages"] or []],
                             text=row["text"] or "",
                         )
 

@@ -118,7 +118,7 @@ def test_a_version_holds_what_was_agreed(tmp_path):
     freeze(planned(tmp_path, FIXTURES / "messy_made" / "ragged.csv", list(STEPS)), tmp_path / "v", quiet)
     manifest = json.loads((tmp_path / "v" / "manifest.json").read_bytes())
     table = pq.read_table(tmp_path / "v" / "data-00000.parquet")
-    assert table.schema.names == ["_rid", "split", "kind", "messages", "text", "meta"]
+    assert table.schema.names == ["_rid", "split", "kind", "messages", "text", "chosen", "rejected", "meta"]
     assert str(table.schema.field("messages").type) == (
         "list<element: struct<role: string, content: string, train: bool>>"
     )
