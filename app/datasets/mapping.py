@@ -314,10 +314,7 @@ def _rated(values: Values[str, Any], mapping: Mapping, codes: list[str]) -> dict
     is_good = rating_of(values.get(mapping.rating))
     if is_good is None:
         raise _Unusable("rating.unknown")
-    if mapping.messages:
-        messages = _conversation(values, mapping, codes)
-    else:
-        messages = _pair(values, mapping, codes)
+    messages = _conversation(values, mapping, codes) if mapping.messages else _pair(values, mapping, codes)
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise _Unusable("turn.no_assistant")
     if is_good:

@@ -120,7 +120,8 @@ def test_a_version_holds_what_was_agreed(tmp_path):
     table = pq.read_table(tmp_path / "v" / "data-00000.parquet")
     assert table.schema.names == ["_rid", "split", "kind", "messages", "text", "chosen", "rejected", "meta"]
     assert str(table.schema.field("messages").type) == (
-        "list<element: struct<role: string, content: string, train: bool>>"
+        "list<element: struct<role: string, content: string, train: bool, name: string, tool_calls: string, "
+        "tool_call_id: string, weight: float>>"
     )
     rows = table.to_pylist()
     assert Counter(r["split"] for r in rows) == manifest["counts"]["splits"]
