@@ -1,0 +1,174 @@
+"""Texts to sets of hashed word 3-grams, in numpy on bytes: the same numbers on every machine and in every process."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+Words = npt.NDArray[np.uint64]
+WIDTH = 3
+# A set is sorted together with its row in one 64-bit number: 16 bits of row, 48 bits of hash.
+HASH_BITS = 48
+BLOCK_ROWS = 1 << (64 - HASH_BITS)
+BLOCK_BYTES = 1 << 17
+_MASK = np.uint64((1 << HASH_BITS) - 1)
+# Scripts that are written without spaces: each character is a token.
+_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_TOKEN = rf"[{_ALONE}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{_ALONE}]]+"
+_BASE = 0x9E3779B97F4A7C15 | 1
+_WEIGHTS = tuple(np.uint64(w) for w in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93))
+
+# Byte to what is hashed: letters and digits in lower case, every byte of a character beyond ASCII, else 0 (a gap).
+_BYTES = np.zeros(256, np.uint8)
+for _byte in range(256):
+    if chr(_byte).isalnum() or _byte >= 0x80:
+        _BYTES[_byte] = ord(chr(_byte).lower()) if _byte < 0x80 else _byte
+
+
+class Shingles(NamedTuple):
+    """Sets of shingles: `values` ascending and distinct within a row (u64, 48 bits used); row i is
+    `values[offsets[i]:offsets[i + 1]]` and never empty."""
+
+    values: Words
+    offsets: npt.NDArray[np.int64]
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Number of shingles of each row."""
+        return np.diff(self.offsets)
+
+
+def mixed(x: Words) -> Words:
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * _WEIGHTS[0]
+    x = (x ^ (x >> np.uint64(27))) * _WEIGHTS[1]
+    return x ^ (x >> np.uint64(31))
+
+
+@lru_cache(maxsize=2)
+def _powers(size: int) -> tuple[Words, Words]:
+    """Powers of the base and of its inverse modulo 2^64."""
+    found = []
+    for base in (_BASE, pow(_BASE, -1, 1 << 64)):
+        powers = np.empty(size, np.uint64)
+        powers[0] = 1
+        done = 1
+        while done < size:
+            step = min(done, size - done)
+            powers[done : done + step] = powers[:step] * np.uint64(pow(base, done, 1 << 64))
+            done += step
+        found.append(powers)
+    return found[0], found[1]
+
+
+def tokenised(texts: pa.Array) -> pa.Array:
+    """The texts with their tokens parted by blanks, where that is not plain to see from the bytes: outside ASCII."""
+    is_plain = pc.string_is_ascii(texts)
+    if pc.all(is_plain).as_py() is not False:
+        return texts
+    # Imported where it is used: most rows, and most worker processes, do without it.
+    import polars as pl
+
+    foreign = pl.from_arrow(texts.filter(pc.invert(is_plain)))
+    assert isinstance(foreign, pl.Series)
+    parted = foreign.str.to_lowercase().str.extract_all(_TOKEN).list.join(" ").to_arrow()
+    return pc.replace_with_mask(texts, pc.invert(is_plain), parted.cast(texts.type))
+
+
+def shingles(texts: pa.Array, width: int = WIDTH) -> Shingles:
+    """The sets of all texts. A row with fewer than `width` tokens gets one hash of all of them; one without any
+    token a hash of its characters: rows never share a constant."""
+    raw = texts.cast(pa.large_string())
+    ready = tokenised(raw)
+    values, counts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for start, stop in _blocks(ready):
+        block = _block(ready.slice(start, stop - start), raw.slice(start, stop - start), width)
+        values.append(block.values)
+        counts.append(block.sizes())
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.concatenate(counts), out=offsets[1:])
+    return Shingles(np.concatenate(values), offsets)
+
+
+def _offsets(texts: pa.Array) -> npt.NDArray[np.int64]:
+    buffer = texts.buffers()[1]
+    return np.frombuffer(buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def _blocks(texts: pa.Array) -> Iterator[tuple[int, int]]:
+    """Runs of rows that fit a processor's cache together; a longer row stands alone."""
+    if not len(texts):
+        return
+    offsets = _offsets(texts)
+    start = 0
+    while start < len(texts):
+        stop = int(np.searchsorted(offsets, offsets[start] + BLOCK_BYTES, side="right")) - 1
+        stop = min(max(stop, start + 1), start + BLOCK_ROWS, len(texts))
+        yield start, stop
+        start = stop
+
+
+def _block(texts: pa.Array, raw: pa.Array, width: int) -> Shingles:
+    rows = len(texts)
+    offsets = _offsets(texts)
+    first, size = int(offsets[0]), int(offsets[-1] - offsets[0])
+    limits = offsets - first
+    hashes, token_rows = np.empty(0, np.uint64), np.empty(0, np.int64)
+    if size:
+        letters = _BYTES[np.frombuffer(texts.buffers()[2], np.uint8, count=size, offset=first)]
+        hashes, places = _tokens(letters, limits)
+        token_rows = np.searchsorted(limits, places, side="right") - 1
+    counts = np.bincount(token_rows, minlength=rows)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    found, found_rows = _grams(hashes, token_rows, width)
+    short = np.flatnonzero(counts < width)
+    if len(short):
+        whole = np.full(len(short), np.uint64(width))
+        for place in range(width - 1):
+            has = counts[short] > place
+            whole[has] = mixed(whole[has] + hashes[starts[short[has]] + place] * _WEIGHTS[place])
+        for index in np.flatnonzero(counts[short] == 0):
+            whole[index] = xxhash.xxh3_64_intdigest((raw[int(short[index])].as_py() or "").encode("utf-8"))
+        found, found_rows = np.concatenate([found, whole]), np.concatenate([found_rows, short])
+    keys = (found_rows.astype(np.uint64) << np.uint64(HASH_BITS)) | (found >> np.uint64(64 - HASH_BITS))
+    keys.sort()
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    sizes = np.bincount((keys >> np.uint64(HASH_BITS)).astype(np.int64), minlength=rows)
+    return Shingles(keys & _MASK, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _tokens(letters: npt.NDArray[np.uint8], limits: npt.NDArray[np.int64]) -> tuple[Words, npt.NDArray[np.int64]]:
+    """(polynomial hash of every token, its first byte). A token never goes on into the next row."""
+    size = len(letters)
+    is_token = letters != 0
+    begins = is_token.copy()
+    begins[1:] &= ~is_token[:-1]
+    ends = is_token.copy()
+    ends[:-1] &= ~is_token[1:]
+    edges = limits[(limits > 0) & (limits < size)]
+    begins[edges] = is_token[edges]
+    ends[edges - 1] = is_token[edges - 1]
+    places, last = np.flatnonzero(begins), np.flatnonzero(ends)
+    powers, inverse = _powers(max(BLOCK_BYTES, 1 << (size - 1).bit_length()))
+    sums = np.zeros(size + 1, np.uint64)
+    np.cumsum(letters * powers[:size], out=sums[1:])
+    return mixed((sums[last + 1] - sums[places]) * inverse[places]), places
+
+
+def _grams(hashes: Words, rows: npt.NDArray[np.int64], width: int) -> tuple[Words, npt.NDArray[np.int64]]:
+    """(hash of every run of `width` tokens inside a row, its row)."""
+    count = len(hashes) - width + 1
+    if count <= 0:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    is_inside = rows[: len(rows) - width + 1] == rows[width - 1 :]
+    found = np.zeros(count, np.uint64)
+    for place in range(width):
+        # Each place has its own weight, so the order of the words counts.
+        found = (found ^ hashes[place : place + count]) * _WEIGHTS[place % len(_WEIGHTS)]
+        found ^= found >> np.uint64(29)
+    return mixed(found[is_inside]), rows[:count][is_inside]
