@@ -18,10 +18,11 @@ from app.core.web import SessionDep
 from app.datasets import ledger, service, shown
 from app.datasets.detect import Detection
 from app.datasets.findings import REASONS
-from app.datasets.forms import MappingForm, ReadingForm, listed
-from app.datasets.mapping import Mapping, role_of, turn_parts, turns_of
+from app.datasets.forms import MappingForm, ReadingForm, RepairForm, listed
+from app.datasets.mapping import REPAIRS, Mapping
 from app.datasets.models import SourceFile
 from app.datasets.tables import parts
+from app.datasets.turns import role_of, turn_parts, turns_of
 from app.projects import service as projects
 
 router = APIRouter()
@@ -32,7 +33,7 @@ def _speakers(file: SourceFile, mapping: Mapping) -> list[tuple[str, str]]:
     """(speaker as written, role or empty) of the first rows."""
     names: dict[str, None] = {}
     for _row, values, _mapped in service.preview(file, mapping, SPEAKER_ROWS):
-        for turn in turns_of(values.get(mapping.messages)) or []:
+        for turn in turns_of(values.get(mapping.messages), are_texts_turns=True) or []:
             if found := turn_parts(turn):
                 names.setdefault(found[0])
     return [(name, role_of(name, mapping.roles) or "") for name in list(names)[:50]]
@@ -56,8 +57,11 @@ def _context(
         "sniffed": file.detected.get("sniffed", {}),
         "columns": columns,
         "values": shown.mapping_values(mapping, columns),
-        "speakers": _speakers(file, mapping) if mapping.shape == "messages" else [],
+        "speakers": _speakers(file, mapping) if mapping.messages else [],
         "preview": service.preview(file, mapping),
+        "fit": service.fit_of(file, mapping),
+        "repairs": REPAIRS,
+        "repair_words": shown.REPAIR_WORDS,
         "reasons": REASONS,
         "rows": shown.source_rows(paths, file, page, term),
         "base_url": f"/files/{file_id}",
@@ -84,7 +88,7 @@ def file_live(request: Request, session: SessionDep, actor: ActorDep, file_id: s
 
 
 def _mapping_of(values: dict[str, Any]) -> tuple[Mapping | None, dict[str, str]]:
-    form, errors = checked(MappingForm, listed(values, "speaker", "role"))
+    form, errors = checked(MappingForm, listed(values, "speaker", "role", "repair", "repair_code"))
     if form is None:
         return None, errors
     try:
@@ -121,6 +125,16 @@ def set_mapping(request: Request, session: SessionDep, actor: ActorDep, file_id:
     return render(request, "datasets/file.html", status=422, headers=headers, **context)
 
 
+@router.post("/files/{file_id}/repairs")
+def set_repair(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
+    """A one-click fix for the rows of one check (`code`)."""
+    form, errors = checked(RepairForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    service.set_repair(session, actor, file_id, form.code, form.repair)
+    return RedirectResponse(f"/files/{file_id}#mapping", 303)
+
+
 @router.post("/files/{file_id}/detections")
 def use_detection(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
     """Take one of the detected readings (`format`) as it is."""
@@ -129,7 +143,10 @@ def use_detection(session: SessionDep, actor: ActorDep, file_id: str, values: Fo
     found = next((d for d in file.detected.get("detections", []) if d["format"] == wanted), None)
     if found is None:
         raise Invalid(_("This reading was not found in the file. Choose one of those shown."))
-    service.set_mapping(session, actor, file_id, Mapping.model_validate(found["mapping"]))
+    if wanted == "tree":
+        service.set_reading(session, actor, file_id, {"threads": "join"})
+    else:
+        service.set_mapping(session, actor, file_id, Mapping.model_validate(found["mapping"]))
     return RedirectResponse(f"/files/{file_id}", 303)
 
 

@@ -114,6 +114,12 @@ REASONS: dict[str, Reason] = {
         "Conversations that begin with the answer", "The first turn is kept as context and is not learned."
     ),
     "role.unknown": Reason("Speakers we do not know", "Say on the mapping screen who is who."),
+    "thread.no_parent": Reason(
+        "Messages that answer one that is not there", "Their conversation is not whole, so they were set aside."
+    ),
+    "thread.unanswered": Reason(
+        "Conversations that end without an answer", "Nobody answered the last question in them; it was left out."
+    ),
     "turn.part": Reason(
         "Turns with pictures, sound or files", "Their text is kept; what is no text was left out of it."
     ),

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from app.contracts.conversation import Role
 from app.core.forms import FormBase
-from app.datasets.mapping import Mapping, Shape, column
+from app.datasets.mapping import Mapping, Repair, Shape, column
 from app.datasets.options import ReadOptions
 from app.datasets.splitting import SplitSettings
 
@@ -55,6 +55,16 @@ class MappingForm(FormBase):
     answer_column: str = Field("", max_length=200)
     system_column: str = Field("", max_length=200)
     text_column: str = Field("", max_length=200)
+    prompt_then: str = Field("", max_length=200)
+    answer_then: str = Field("", max_length=200)
+    system_then: str = Field("", max_length=200)
+    text_then: str = Field("", max_length=200)
+    chosen: str = Field("", max_length=200)
+    rejected: str = Field("", max_length=200)
+    rating: str = Field("", max_length=200)
+    cell: str = Field("", max_length=200)
+    repair_code: list[str] = Field(default_factory=list, max_length=20)
+    repair: list[Repair] = Field(default_factory=list, max_length=20)
     prompt_template: str = Field("", max_length=8000)
     answer_template: str = Field("", max_length=8000)
     system_template: str = Field("", max_length=8000)
@@ -64,31 +74,54 @@ class MappingForm(FormBase):
 
     def mapping(self) -> Mapping:
         """The mapping that the form says; fields of other shapes are left out."""
-        values = {
-            target: column(getattr(self, f"{target}_column")) or getattr(self, f"{target}_template")
-            for target in TARGETS
+        values = {target: self._template(target) for target in TARGETS}
+        common: dict[str, Any] = {
+            "shape": self.shape,
+            "cell": self.cell,
+            "roles": {speaker: role for speaker, role in zip(self.speaker, self.role, strict=False) if role},
+            "repairs": {code: choice for code, choice in zip(self.repair_code, self.repair, strict=False) if choice},
         }
-        roles = {speaker: role for speaker, role in zip(self.speaker, self.role, strict=False) if role}
         match self.shape:
             case "messages":
+                return Mapping(**common, messages=self.messages, system=values["system"], label=self.label)
+            case "preference":
                 return Mapping(
-                    shape="messages", messages=self.messages, system=values["system"], roles=roles, label=self.label
-                )
+                    **common, messages=self.messages, prompt=values["prompt"], system=values["system"],
+                    chosen=self.chosen, rejected=self.rejected, label=self.label,
+                )  # fmt: skip
+            case "rated":
+                return Mapping(
+                    **common, messages=self.messages, prompt=values["prompt"], answer=values["answer"],
+                    system=values["system"], rating=self.rating,
+                )  # fmt: skip
             case "text":
-                return Mapping(shape="text", text=values["text"], label=self.label)
+                return Mapping(**common, text=values["text"], label=self.label)
             case "label":
                 chosen = self.answer_column or self.label
                 return Mapping(
-                    shape="label", prompt=values["prompt"], answer=column(chosen), system=values["system"], label=chosen
+                    **common, prompt=values["prompt"], answer=column(chosen), system=values["system"], label=chosen
                 )
             case _:
                 # Coming from "a text and its label" the label was the answer.
                 is_label = not values["answer"] and bool(self.label)
                 return Mapping(
-                    shape="pair", prompt=values["prompt"], system=values["system"],
+                    **common, prompt=values["prompt"], system=values["system"],
                     answer=column(self.label) if is_label else values["answer"],
                     history=self.history, label="" if is_label else self.label,
                 )  # fmt: skip
+
+    def _template(self, target: str) -> str:
+        chosen, then = getattr(self, f"{target}_column"), getattr(self, f"{target}_then")
+        if not chosen:
+            return str(getattr(self, f"{target}_template"))
+        return column(chosen) + (f"\n\n{column(then)}" if then else "")
+
+
+class RepairForm(FormBase):
+    """What is done about the rows of one check."""
+
+    code: str = Field(max_length=40)
+    repair: Repair = ""
 
 
 class SplitForm(FormBase):

@@ -25,6 +25,7 @@ from app.datasets.reading.formats import Sniffed, sniff
 from app.datasets.reading.readers import corrected, read
 from app.datasets.statistics import ColumnShape, column_shapes
 from app.datasets.tables import RowWriter
+from app.datasets.threads import joined
 
 Tell = Callable[[int, int], None]
 FIRST_ROWS, SPREAD_ROWS = 200, 800
@@ -91,7 +92,8 @@ def _nothing_read(report: ImportReport) -> str:
 def _into(source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, tell: Tell) -> ImportReport:
     writer, ledger = RowWriter(folder), _Ledger(folder / "findings.parquet")
     sample, pick, known = _Sample(), 0, set[str]()
-    for found in read(source, sniffed, options):
+    records = read(source, sniffed, options)
+    for found in joined(records) if options.threads == "join" else records:
         if isinstance(found, Problem):
             ledger.add(found)
             continue

@@ -15,14 +15,11 @@ from app.datasets.turns import (
     message,
     message_of,
     parsed,
-    role_of,
     text_of,
     turn_parts,
     turns_of,
 )
 
-__all__ = ["Mapped", "Mapping", "apply", "column", "columns_of", "folded_name", "is_usable", "render",
-           "role_of", "text_of", "turn_parts", "turns_of"]  # fmt: skip
 Shape = Literal["messages", "pair", "preference", "rated", "label", "text"]
 Repair = Literal["", "out", "join", "last", "context", "drop", "learn"]
 _PLACE = re.compile(r"\{([^{}]{1,200})\}")

@@ -24,4 +24,7 @@ class ReadOptions(Contract):
     text_unit: Literal["block", "paragraph", "line", "document"] = Field(
         "block", description="plain text: about 2,000 characters of whole paragraphs, a paragraph, a line, everything"
     )
+    threads: Literal["keep", "join"] = Field(
+        "keep", description="join: messages that name the one they answer become whole conversations"
+    )
     renamed: dict[str, str] = Field(default_factory=dict, description="found by mistyped_columns: old name to new")

@@ -16,8 +16,9 @@ from app.core.queue import ring
 from app.datasets import plans
 from app.datasets.detect import ASK_BELOW_SHARE
 from app.datasets.findings import REASONS
+from app.datasets.fitting import Fit, fit
 from app.datasets.importing import ImportReport
-from app.datasets.mapping import Mapped, Mapping, apply, columns_of
+from app.datasets.mapping import REPAIRS, Mapped, Mapping, Repair, apply, columns_of
 from app.datasets.models import CleaningPlan, DatasetVersion, Finding, SourceFile
 from app.datasets.options import ReadOptions
 from app.datasets.tables import page, parts
@@ -236,7 +237,7 @@ def set_mapping(session: Session, actor: Actor, file_id: str, mapping: Mapping) 
     if unknown := columns_of(mapping) - set(file.detected.get("columns", {})):
         names = ", ".join(f"“{name}”" for name in sorted(unknown)[:3])
         raise Invalid(fields={"": f"This file has no column {names}. Choose one of its columns."})
-    if file.rows and not any(_is_usable(mapped) for _row, _values, mapped in preview(file, mapping, 200)):
+    if file.rows and not fit_of(file, mapping).usable:
         raise Invalid(fields={"": "No row fits this mapping, so nothing could be learned. Choose other columns."})
     file.mapping = mapping.model_dump(mode="json")
     file.is_mapping_confirmed = True
@@ -245,8 +246,20 @@ def set_mapping(session: Session, actor: Actor, file_id: str, mapping: Mapping) 
     return file
 
 
-def _is_usable(mapped: Mapped) -> bool:
-    return mapped.example is not None and not {"map.no_answer", "map.no_prompt"} & set(mapped.codes)
+def set_repair(session: Session, actor: Actor, file_id: str, code: str, repair: Repair) -> SourceFile:
+    """What is done about the rows of one check. Raises Invalid for a choice that the check does not have."""
+    file = get_file(session, actor, file_id, need="editor")
+    if repair not in REPAIRS.get(code, ()):
+        raise Invalid("This cannot be done about these rows. Choose one of the fixes shown.")
+    mapping = Mapping.model_validate(file.mapping)
+    return set_mapping(
+        session, actor, file_id, mapping.model_copy(update={"repairs": {**mapping.repairs, code: repair}})
+    )
+
+
+def fit_of(file: SourceFile, mapping: Mapping) -> Fit:
+    """How well the mapping fits the rows that were read."""
+    return fit(parts(rows_dir(file)), mapping) if file.rows_key else Fit()
 
 
 def preview(file: SourceFile, mapping: Mapping, count: int = PREVIEW_ROWS) -> list[tuple[int, dict[str, Any], Mapped]]:

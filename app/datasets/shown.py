@@ -9,11 +9,12 @@ from typing import Any
 from app.core.numbers import number
 from app.datasets.cleaning import STEPS
 from app.datasets.findings import REASONS, Reason
-from app.datasets.mapping import Mapping, column, text_of
+from app.datasets.mapping import Mapping, column
 from app.datasets.models import CleaningPlan, SourceFile
 from app.datasets.preparing import Plan, PrepareReport, Shown, StepReport
 from app.datasets.statistics import Histogram, Statistics
 from app.datasets.tables import count, page, search
+from app.datasets.turns import text_of
 
 PER_PAGE = 100
 LIVE = ("queued", "running")
@@ -206,18 +207,38 @@ def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]
     return cards
 
 
+REPAIR_WORDS = {
+    "context": "Keep the first turn, not learned",
+    "drop": "Leave the turn out",
+    "join": "Join them into one",
+    "last": "Keep the last one",
+    "learn": "Learn the answer, without comparing",
+    "out": "Leave the rows out",
+}
+
+
 def mapping_values(mapping: Mapping, columns: list[str]) -> dict[str, Any]:
     """The mapping as the form's fields."""
     values: dict[str, Any] = {
-        "shape": mapping.shape, "messages": mapping.messages, "history": mapping.history, "label": mapping.label,
-        "roles": mapping.roles,
+        name: getattr(mapping, name)
+        for name in (
+            "shape", "messages", "history", "label", "roles", "chosen", "rejected", "rating", "cell", "repairs",
+        )
     }  # fmt: skip
     for target in ("prompt", "answer", "system", "text"):
         template = getattr(mapping, target)
-        alone = next((name for name in columns if template == column(name)), "")
-        values[f"{target}_column"] = alone
+        alone, then = _columns_in(template, columns)
+        values[f"{target}_column"], values[f"{target}_then"] = alone, then
         values[f"{target}_template"] = "" if alone else template
     return values
+
+
+def _columns_in(template: str, columns: list[str]) -> tuple[str, str]:
+    """The one column that the template stands for, or the two that it joins; else empty."""
+    first, _, second = template.partition("\n\n")
+    alone = next((name for name in columns if first == column(name)), "")
+    then = next((name for name in columns if second == column(name)), "")
+    return (alone, then) if alone and bool(second) == bool(then) else ("", "")
 
 
 def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> tuple[str, str]:

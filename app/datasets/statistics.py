@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.mapping import text_of
+from app.datasets.turns import text_of
 
 BARS = 12
 

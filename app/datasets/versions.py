@@ -126,12 +126,25 @@ def jsonl(version: DatasetVersion) -> Iterator[bytes]:
             body = (
                 {"messages": [_plain(m) for m in row["messages"]]} if row["kind"] == "chat" else {"text": row["text"]}
             )
+            for key in ("chosen", "rejected"):
+                if row.get(key):
+                    body[key] = [_plain(m) for m in row[key]]
             lines.append(orjson.dumps({"split": row["split"], **body, "meta": orjson.loads(row["meta"])}))
         yield b"\n".join(lines) + b"\n"
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    turn = {"role": message["role"], "content": message["content"]}
+    """A turn as OpenAI writes it; `train` only where it is not learned."""
+    turn: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+    for key in ("name", "tool_call_id"):
+        if message.get(key):
+            turn[key] = message[key]
+    if message.get("weight") is not None:
+        turn["weight"] = message["weight"]
+    if message.get("tool_calls"):
+        turn["tool_calls"] = orjson.loads(message["tool_calls"])
+        if turn["content"] == message["tool_calls"]:
+            turn["content"] = None
     return turn if message["train"] else {**turn, "train": False}
 
 

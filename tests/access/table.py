@@ -189,6 +189,7 @@ TABLE: dict[str, Rule] = {
     "POST /files/{file_id}/mapping/preview": viewer(form={"shape": "pair"}),
     "POST /files/{file_id}/mapping": editor(form={"shape": "pair"}),
     "POST /files/{file_id}/detections": editor(form={"format": "pair"}),
+    "POST /files/{file_id}/repairs": editor(form={"code": "turn.empty", "repair": "out"}),
     "POST /files/{file_id}/reading": editor(form={"short_rows": "skip"}),
     "POST /files/{file_id}/retry": editor(),
     "POST /files/{file_id}/cancel": editor(),

@@ -247,3 +247,60 @@ def test_a_step_out_of_bounds_is_said_at_its_field(ana):
     assert 'value="-4"' in answer.text
     with reading() as session:
         assert session.scalars(select(CleaningPlan)).one().steps == []
+
+
+def test_the_mapping_says_what_fits_and_fixes_with_one_click(ana, tmp_path):
+    turns = [[("user", "a"), ("user", "b"), ("assistant", "c")]] * 3 + [[("user", "alone")]]
+    path = tmp_path / "chats.jsonl"
+    lines = [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    file_id = bring(ana, path)
+    page = get(ana, f"/files/{file_id}")
+    assert "75 % of 4 rows fit" in page
+    assert "Conversations without an answer" in page
+    assert "alone" in page
+    post(ana, f"/files/{file_id}/repairs", code="turn.same_role", repair="last")
+    with reading() as session:
+        assert session.get(SourceFile, file_id).mapping["repairs"] == {"turn.same_role": "last"}
+    refused = ana.post(f"/files/{file_id}/repairs", data={"code": "turn.no_assistant", "repair": "join"})
+    assert refused.status_code == 422
+    refused = ana.post(f"/files/{file_id}/repairs", data={"code": "turn.same_role", "repair": "out"})
+    assert "No row fits this mapping" in refused.text, "a fix that leaves no row is an error"
+
+
+def test_preferences_go_through_mapping_cleaning_and_freezing(ana):
+    file_id = bring(ana, FIXTURES / "format_examples" / "preference_sharegpt.json")
+    page = get(ana, f"/files/{file_id}")
+    assert "a better and a worse answer" in page
+    assert "Better than" in page
+    form = {"shape": "preference", "messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    post(ana, f"/files/{file_id}/mapping", **form)
+    work()
+    post(ana, f"/projects/{ana.project}/clean/steps", step="whitespace")
+    work()
+    version = post(ana, f"/projects/{ana.project}/versions")
+    work()
+    lines = [json.loads(line) for line in get(ana, f"{version}/download").splitlines()]
+    source = json.loads((FIXTURES / "format_examples" / "preference_sharegpt.json").read_text())
+    assert len(lines) == len(source) == 12
+    assert {line["rejected"][0]["content"].split()[0] for line in lines} == {
+        row["rejected"]["value"].split()[0] for row in source
+    }
+    assert all(line["messages"][-1]["content"] == line["chosen"][-1]["content"] for line in lines)
+
+
+def test_messages_that_answer_each_other_are_joined_on_request(ana, tmp_path):
+    rows = [
+        {"message_id": "1", "parent_id": None, "role": "prompter", "text": "Hi there"},
+        {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "Hello"},
+        {"message_id": "3", "parent_id": "2", "role": "prompter", "text": "Bye"},
+    ]
+    path = tmp_path / "oasst.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    file_id = bring(ana, path)
+    assert "Messages that answer each other" in get(ana, f"/files/{file_id}")
+    post(ana, f"/files/{file_id}/detections", format="tree")
+    work()
+    page = get(ana, f"/files/{file_id}")
+    assert "100 % of 1 rows fit" in page
+    assert "Conversations that end without an answer (1)" in page
