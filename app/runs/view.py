@@ -1,8 +1,6 @@
 """One run as the page and the live stream show it: read once, rendered once, whoever watches."""
 
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -217,12 +215,6 @@ def log_text(session: Session, run: Run) -> str:
     """The whole diary as text, for the download."""
     rows = session.scalars(select(RunEvent).where(RunEvent.run_id == run.id).order_by(RunEvent.id))
     return "".join(f"{row.at:%Y-%m-%d %H:%M:%S}Z  {row.level:<8}{row.sentence}\n" for row in rows)
-
-
-def ready_at(run: Run) -> Any:
-    """The moment at which it is expected to be ready."""
-    seconds = left_s(run)
-    return utcnow() + timedelta(seconds=seconds) if seconds is not None else None
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,17 @@ def die_with_parent() -> None:
 
 @dataclass
 class Child:
-    """One process that must always run. `grace_s` is how long it may take to stop."""
+    """One process that must always run.
+
+    `grace_s` is how long it may take to stop, `niceness` how much it gives way to the others (0 to 19).
+    """
 
     name: str
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     grace_s: float = 15
     pass_fds: tuple[int, ...] = ()
+    niceness: int = 0
     process: asyncio.subprocess.Process | None = None
     is_stopping: bool = False
     quick_ends: int = 0
@@ -71,6 +75,10 @@ class Child:
     def pid(self) -> int | None:
         """Its process id while it runs."""
         return self.process.pid if self.process and self.process.returncode is None else None
+
+    def _before_start(self) -> None:
+        die_with_parent()
+        os.nice(self.niceness)
 
     async def keep(self, console: Console, on_start: Callable[["Child"], None]) -> None:
         """Run it until it is told to stop, starting it again with growing pauses when it dies."""
@@ -86,7 +94,7 @@ class Child:
                     stderr=subprocess.STDOUT,
                     pass_fds=self.pass_fds,
                     start_new_session=True,
-                    preexec_fn=die_with_parent,
+                    preexec_fn=self._before_start,
                     limit=2**20,
                 )
             except OSError as error:

@@ -102,10 +102,11 @@ class Stack:
         environment: Mapping[str, str] | None = None,
         grace_s: float = 15,
         pass_fds: tuple[int, ...] = (),
+        niceness: int = 0,
     ) -> Child:
         """Keep `command` running under `name` from now on."""
         everything = {**self.environment, **(environment or {})}
-        child = Child(name, list(command), everything, grace_s=grace_s, pass_fds=pass_fds)
+        child = Child(name, list(command), everything, grace_s=grace_s, pass_fds=pass_fds, niceness=niceness)
         self.children.append(child)
         self.tasks.append(asyncio.ensure_future(child.keep(self.console, lambda _child: self.write_state())))
         return child
@@ -154,16 +155,17 @@ class Stack:
         self.environment["GPT_BUILDER_MODEL_SERVER_SOCKET"] = model
         queue_rights = {"GPT_BUILDER_REDIS_URL_WORKER": self.redis.url("queue")} if self.redis else {}
         grace_s = self.settings.stop_grace_s + 5
-        for role, path in (("web", web), ("stream", stream)):
-            self.start(role, python, "-m", "app.serve", "--role", role, "--socket", path, grace_s=grace_s)
+        # Pages come first: somebody waits for each. A trainer keeps its full share of the machine.
+        for role, path, niceness in (("web", web, 0), ("stream", stream, 5)):
+            command = (python, "-m", "app.serve", "--role", role, "--socket", path)
+            self.start(role, *command, grace_s=grace_s, niceness=niceness)
         fd = listening.fileno()
         arguments = ["--fd", str(fd), "--web", web, "--stream", stream]
         self.start("front", python, "-m", "app.supervisor.front", *arguments, grace_s=grace_s, pass_fds=(fd,))
-        self.start("housekeeper", python, "-m", "worker.housekeeper", environment=queue_rights)
-        for queue, grace_s in (("data", 30), ("train", TRAINER_GRACE_S)):
-            self.start(
-                f"{queue} worker", python, "-m", "worker", "--queue", queue, grace_s=grace_s, environment=queue_rights
-            )
+        self.start("housekeeper", python, "-m", "worker.housekeeper", environment=queue_rights, niceness=5)
+        for queue, grace_s, niceness in (("data", 30, 10), ("train", TRAINER_GRACE_S, 0)):
+            command = (python, "-m", "worker", "--queue", queue)
+            self.start(f"{queue} worker", *command, grace_s=grace_s, environment=queue_rights, niceness=niceness)
         self.start("model server", python, "-m", "worker.server", "--socket", model, environment=queue_rights)
 
     async def wait_ready(self) -> bool:
