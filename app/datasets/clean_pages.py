@@ -1,6 +1,6 @@
 """The Clean page of a project: the queue of fixes, statistics, the split, freezing and the versions."""
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -24,20 +24,28 @@ from app.projects import service as projects
 router = APIRouter()
 
 
+def _kind(annotation: Any) -> str:
+    """The kind of field for a parameter: of numbers, ticks, one of a few, a text, or else a list of words."""
+    if get_origin(annotation) is Literal:
+        return "select"
+    return {bool: "checkbox", int: "number", float: "number", str: "text"}.get(annotation, "list")
+
+
 def _params(plan: Any) -> dict[str, list[dict[str, Any]]]:
     """The parameters of each step as fields: made from its pydantic model, with the values in force."""
     in_force = {step.name: step.params for step in plans.chosen(plan)}
     fields: dict[str, list[dict[str, Any]]] = {}
     for name, step in STEPS.items():
         values = step.params.model_validate(in_force.get(name, {})).model_dump()
-        kinds = {bool: "checkbox", int: "number"}
         fields[name] = [
             {
                 "name": key,
                 "label": info.title or key,
                 "help": info.description or "",
                 "value": values[key],
-                "kind": kinds.get(type(values[key]), "list"),
+                "kind": _kind(info.annotation),
+                "options": [(choice, str(choice).capitalize()) for choice in get_args(info.annotation)],
+                "attrs": {"step": "any"} if info.annotation is float else {},
             }
             for key, info in step.params.model_fields.items()
         ]
@@ -140,8 +148,10 @@ def _given(fields: Any, values: dict[str, Any]) -> dict[str, Any]:
         if info.annotation is bool:
             if is_full:
                 found[key] = key in values
-        elif info.annotation is int and key in values:
+        elif _kind(info.annotation) in ("number", "select") and key in values:
             found[key] = values[key] or None
+        elif info.annotation is str and key in values:
+            found[key] = values[key]
         elif key in values:
             text = listed(values, key)[key]
             found[key] = [word.strip() for part in text for word in part.split(",") if word.strip()]

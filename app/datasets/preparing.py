@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.cleaning import STEPS, ChosenStep, Example, Outcome, Runner, in_order, start, texts_of
+from app.datasets.cleaning import STEPS, ChosenStep, Example, Outcome, in_order, run, texts_of
 from app.datasets.mapping import Mapping, apply
 from app.datasets.options import ReadOptions
 from app.datasets.splitting import SplitSettings
@@ -92,25 +92,25 @@ class PrepareReport(Contract):
 
 
 class _Watched:
-    """A step's runner with its counts and a sample of what it touched."""
+    """A step with its counts and a sample of what it touched."""
 
     def __init__(self, chosen: ChosenStep, is_applied: bool) -> None:
-        self.name, self.is_applied = chosen.name, is_applied
+        self.name, self.is_applied, self._chosen = chosen.name, is_applied, chosen
         self.bit = STEPS[chosen.name].bit
-        self._run: Runner = start(chosen)
         self._codes: Counter[str] = Counter()
         self._changed = self._removed = self._touched = 0
         self._shown: list[Shown] = []
         self._random = random.Random(chosen.name)
 
-    def run(self, rid: int, example: Example) -> Outcome:
-        outcome = self._run(rid, example)
-        if outcome.codes:
-            self._codes.update(outcome.codes)
-            self._removed += outcome.example is None
-            self._changed += outcome.example is not None
-            self._sample(rid, example, outcome)
-        return outcome
+    def run(self, rids: list[int], examples: list[Example]) -> list[Outcome]:
+        outcomes = run(self._chosen, examples, rids)
+        for rid, example, outcome in zip(rids, examples, outcomes, strict=True):
+            if outcome.codes:
+                self._codes.update(outcome.codes)
+                self._removed += outcome.example is None
+                self._changed += outcome.example is not None
+                self._sample(rid, example, outcome)
+        return outcomes
 
     def _sample(self, rid: int, example: Example, outcome: Outcome) -> None:
         self._touched += 1
@@ -175,36 +175,37 @@ def _into(plan: Plan, folder: Path, tell: Tell) -> PrepareReport:
     examples, trace = ExampleWriter(folder / "examples.parquet"), ExampleWriter(folder / "trace.parquet", TRACE)
     counting, codes = Counting(), Counter[str]()
     total = sum(file.rows for file in plan.files)
-    kept = out = unmapped = 0
+    rows: dict[int, tuple[Example, PlannedFile, int]] = {}
+    lines: dict[int, dict[str, Any]] = {}
     for rid, (file, row, values) in enumerate(_rows(plan)):
         if rid % 1000 == 0:
             tell(rid, total)
         mapped = apply(values, file.mapping)
         codes.update(mapped.codes)
         if mapped.example is None:
-            unmapped += 1
-            trace.add(_trace(rid, "unmapped", "map", mapped.codes, 0, None))
-            continue
-        example, changed, ending = mapped.example, 0, None
-        for step in applied:
-            outcome = step.run(rid, example)
+            lines[rid] = _trace(rid, "unmapped", "map", mapped.codes, 0, None)
+        else:
+            rows[rid] = (mapped.example, file, row)
+            lines[rid] = _trace(rid, "kept", "", mapped.codes, 0, None)
+    unmapped = len(lines) - len(rows)
+    for step in applied:
+        rids = list(rows)
+        for rid, outcome in zip(rids, step.run(rids, [rows[rid][0] for rid in rids]), strict=True):
             if outcome.example is None:
-                ending = (step.name, outcome)
-                break
-            if outcome.codes:
-                changed |= step.bit
-            example = outcome.example
-        if ending is not None:
-            out += 1
-            trace.add(_trace(rid, "out", ending[0], ending[1].codes, changed, ending[1].of))
-            continue
-        for step in suggested:
-            step.run(rid, example)
-        kept += 1
+                lines[rid] = _trace(rid, "out", step.name, outcome.codes, lines[rid]["changed"], outcome.of)
+                del rows[rid]
+            elif outcome.codes:
+                lines[rid]["changed"] |= step.bit
+                rows[rid] = (outcome.example, *rows[rid][1:])
+    for step in suggested:
+        step.run(list(rows), [example for example, _file, _row in rows.values()])
+    kept, out = len(rows), len(lines) - len(rows) - unmapped
+    for rid, (example, file, row) in rows.items():
         counting.add(example)
-        trace.add(_trace(rid, "kept", "", mapped.codes, changed, None))
         meta = orjson.dumps(example["meta"]).decode()
         examples.add({**example, "meta": meta, "_rid": rid, "_file": file.file_id, "_row": row})
+    for line in lines.values():
+        trace.add(line)
     examples.close()
     trace.close()
     tell(total, total)

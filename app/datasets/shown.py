@@ -13,6 +13,7 @@ from app.datasets.mapping import Mapping, column
 from app.datasets.models import CleaningPlan, SourceFile
 from app.datasets.preparing import Plan, PrepareReport, Shown, StepReport
 from app.datasets.statistics import Histogram, Statistics
+from app.datasets.steps.contract import Step
 from app.datasets.tables import count, page, search
 from app.datasets.turns import text_of
 
@@ -125,27 +126,10 @@ class FixCard:
     example: Shown | None
 
 
-_WORDS = {
-    "unicode": ("wand-sparkles", "Repair them", "Broken accents and invisible characters are learned like any other."),
-    "whitespace": ("wand-sparkles", "Tidy them", "Extra blanks and line breaks, tidied outside code."),
-    "missing": ("filter", "Leave them out", "There is nothing to learn from an empty question or answer."),
-    "exact": ("copy", "Remove repeats", "Repeats make it memorise. The first copy stays."),
-    "length": ("scale", "Leave them out", "Under or over the length you allow."),
-}  # fmt: skip
-
-
-def _title(name: str, count: int) -> str:
-    rows = "1 row" if count == 1 else f"{number(count)} rows"
-    is_one = count == 1
+def _title(step: Step, count: int) -> str:
     if not count:
         return "No row was touched"
-    return {
-        "unicode": f"{rows} {'has' if is_one else 'have'} broken or invisible characters",
-        "whitespace": f"{rows} {'has' if is_one else 'have'} extra spaces",
-        "missing": f"{rows} without a question or an answer",
-        "exact": f"{rows} {'is a copy' if is_one else 'are copies'} of another",
-        "length": f"{rows} {'is' if is_one else 'are'} too short or too long",
-    }[name]
+    return step.words.one if count == 1 else step.words.many % {"n": number(count)}
 
 
 def fix_cards(report: PrepareReport | None) -> list[FixCard]:
@@ -155,11 +139,13 @@ def fix_cards(report: PrepareReport | None) -> list[FixCard]:
         touched = step.changed + step.removed
         if not touched and not step.is_applied:
             continue
-        icon, verb, sentence = _WORDS[step.name]
-        example = step.examples[0] if step.examples else None
+        known = STEPS[step.name]
+        words, example = known.words, step.examples[0] if step.examples else None
         cards.append(
-            FixCard(step.name, _title(step.name, touched), sentence, touched, step.is_applied, icon, verb, example)
-        )
+            FixCard(
+                step.name, _title(known, touched), words.why, touched, step.is_applied, words.icon, words.verb, example
+            )
+        )  # fmt: skip
     return sorted(cards, key=lambda card: (card.is_applied, -card.count))
 
 

