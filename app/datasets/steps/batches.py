@@ -198,7 +198,8 @@ def keep(batch: Batch, is_kept: npt.NDArray[np.bool_]) -> Batch:
     rows, texts = pl.Series(is_kept), pl.Series(of_kept)
     return Batch(
         rids=batch.rids[is_kept], is_chat=batch.is_chat[is_kept], texts=batch.texts.filter(texts),
-        owners=places[batch.owners[of_kept]], roles=batch.roles[of_kept], sides=batch.sides[of_kept], is_learned=batch.is_learned[of_kept],
+        owners=places[batch.owners[of_kept]], roles=batch.roles[of_kept], sides=batch.sides[of_kept],
+        is_learned=batch.is_learned[of_kept],
         labels=batch.labels.filter(rows), metas=batch.metas.filter(rows), source_rows=batch.source_rows[is_kept],
         extras=None if batch.extras is None else batch.extras.filter(pa.array(of_kept)),
         file_id=batch.file_id, marks={name: values[is_kept] for name, values in batch.marks.items()},

@@ -7,7 +7,19 @@ import polars as pl
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.steps.contract import ASSISTANT, MAIN, REJECTED, TEXT, TOOL, USER, Batch, Changes, RowRunner, Step, Words
+from app.datasets.steps.contract import (
+    ASSISTANT,
+    MAIN,
+    REJECTED,
+    TEXT,
+    TOOL,
+    USER,
+    Batch,
+    Changes,
+    RowRunner,
+    Step,
+    Words,
+)
 
 
 class MissingParams(Contract):
