@@ -12,7 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 
 STATIC = Path(__file__).parents[2] / "static"
-BUNDLES = {"app.css": ("css", "*.css"), "chart.css": ("css/chart", "*.css"), "app.js": ("js/shell", "*.js")}
+BUNDLES = {
+    "app.css": ("css", "*.css"), "chart.css": ("css/chart", "*.css"), "rows.css": ("css/rows", "*.css"),
+    "app.js": ("js/shell", "*.js"),
+}  # fmt: skip
 COMPRESSED = {".css", ".js", ".svg", ".txt", ".json", ".webmanifest"}
 # Comments, and blanks where CSS does not need them; none of our strings holds these signs.
 _SHORTER = [(rb"/\*.*?\*/", b""), (rb"\s*([{};,])\s*", rb"\1"), (rb":\s+", b":"), (rb";}", b"}"), (rb"\s+", b" ")]

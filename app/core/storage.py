@@ -44,6 +44,11 @@ def version_dir(version_id: str) -> Path:
     return versions_dir() / version_id
 
 
+def browsing_dir(version_id: str) -> Path:
+    """The index of a frozen version's rows: made again whenever it is missing."""
+    return _below_home("browsing", version_id)
+
+
 def run_dir(run_id: str) -> Path:
     """A run's folder: checkpoints/ and model/."""
     return _below_home("runs", run_id)

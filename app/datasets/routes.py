@@ -15,28 +15,28 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
+from app.datasets.browsing import pages as rows_pages
+from app.datasets.browsing.questions import Question
 from app.datasets.forms import PasteForm
 from app.projects import service as projects
 
 router = APIRouter()
-for part in (upload_pages, file_pages, clean_pages, version_pages):
+for part in (upload_pages, file_pages, clean_pages, version_pages, rows_pages):
     router.include_router(part.router)
 
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 Term = Annotated[str, Query(max_length=200)]
 
 
-def page_context(
-    session: Session, actor: Actor, project_id: str, page: int = 1, term: str = "", *, is_with_rows: bool = True
-) -> dict[str, Any]:
+def page_context(session: Session, actor: Actor, project_id: str, page: int = 1, term: str = "") -> dict[str, Any]:
     """What the Data page and its fragments show."""
     project = projects.get(session, actor, project_id)
     files = service.list_files(session, actor, project_id)
     plan = plans.get(session, actor, project_id)
     report = plans.report_of(plan)
-    paths = plans.examples_path(plan)
     statistics = report.statistics if report else None
-    has_rows = is_with_rows and bool(paths) and statistics is not None
+    rows = rows_pages.working(session, actor, project_id)
+    base_url = f"/projects/{project_id}/rows"
     return {
         "project": project,
         "stage": "data",
@@ -45,16 +45,15 @@ def page_context(
         "report": report,
         "state": shown.state_of(files, plan),
         "is_live": shown.is_live(files, plan),
-        "rows": shown.example_rows(paths, statistics, page, term) if has_rows and statistics else shown.Rows(term=term),
+        **rows_pages.table_context(session, actor, project_id, rows, Question(q=term), page, [], base_url),
         "cards": shown.fix_cards(report),
         "enough": shown.enough(statistics),
-        "version": versions.latest(session, project_id),
+        "latest": versions.latest(session, project_id),
         "may_edit": actor.may(project.workspace_id, "editor"),
         "shorten": shown.brief,
         "samples": service.SAMPLES.values(),
         "errors": {},
         "values": {},
-        "base_url": f"/projects/{project_id}/data",
     }
 
 

@@ -11,9 +11,10 @@ from app.core.errors import Unavailable
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import shown, versions
+from app.datasets.browsing import pages as rows_pages
+from app.datasets.browsing.questions import Question
+from app.datasets.browsing.sets import frozen_set
 from app.datasets.preparing import Plan
-from app.datasets.statistics import Statistics
-from app.datasets.tables import parts
 from app.projects import service as projects
 
 router = APIRouter()
@@ -27,21 +28,21 @@ def version_page(
     version = versions.get(session, actor, version_id)
     project = projects.get(session, actor, version.project_id)
     is_done = version.state == "succeeded"
-    rows, missing = shown.Rows(), ""
+    table, missing = rows_pages.table_context(session, actor, project.id, None, Question(), 1, [], ""), ""
     if is_done:
         try:
-            versions.folder(version)
+            rows = frozen_set(version, versions.folder(version))
         except Unavailable as error:
             is_done, missing = False, error.sentence
-    if is_done:
-        statistics = Statistics.model_validate(version.statistics)
-        rows = shown.example_rows(parts(versions.folder(version), "data-"), statistics, page, q.strip())
+        else:
+            question, base_url = Question(q=q.strip()), f"/versions/{version_id}/rows"
+            table = rows_pages.table_context(session, actor, project.id, rows, question, page, [], base_url)
     context: dict[str, Any] = {
         "project": project,
         "stage": "clean",
         "version": version,
-        "rows": rows,
-        "base_url": f"/versions/{version_id}",
+        **table,
+        "may_edit": False,
         "manifest": versions.manifest_of(version) if is_done else {},
         "facts": shown.plan_facts(Plan.model_validate(version.plan)),
         "is_live": version.state in shown.LIVE,

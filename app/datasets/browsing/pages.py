@@ -1,0 +1,131 @@
+"""The rows table of the working set and of a version: a page of it, and what changed while an answer is being made."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from app.accounts.access import ActorDep
+from app.accounts.service import Actor
+from app.core.errors import NotFound
+from app.core.templates import render
+from app.core.web import SessionDep
+from app.datasets import plans, service, versions
+from app.datasets.browsing import table as tables
+from app.datasets.browsing.questions import Question, question_of
+from app.datasets.browsing.sets import RowSet, frozen_set, working_set
+from app.projects import service as projects
+
+router = APIRouter()
+Page = Annotated[int, Query(ge=1, le=1_000_000)]
+Columns = Annotated[list[str], Query(max_length=20)]
+NOBODY: list[str] = []
+
+
+def working(session: Session, actor: Actor, project_id: str, *, need: str = "viewer") -> RowSet | None:
+    """The project's working set, by its gate; None before there is one."""
+    projects.get(session, actor, project_id, need=need)
+    names = {file.id: file.filename for file in service.list_files(session, actor, project_id)}
+    return working_set(plans.get(session, actor, project_id), names)
+
+
+def table_context(
+    session: Session, actor: Actor, project_id: str, rows: RowSet | None, question: Question, page: int,
+    columns: list[str], base_url: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What the fragment `_table.html` shows; `rows` None is an empty table."""
+    if rows is None:
+        return {"table": tables.Table(question=question, base_url=base_url), "optional": [], "choices": {}}
+    made, _numbers = tables.table_of(rows, question, page, columns, base_url)
+    return {"table": made, **choices_of(made)}
+
+
+def choices_of(made: tables.Table) -> dict[str, Any]:
+    """The filters' values in words, for the form."""
+    meta = made.meta
+    if meta is None:
+        return {"choices": {}, "optional": []}
+    lists = {"split": meta.splits, "label": meta.labels, "language": meta.languages, "source": meta.sources,
+             "code": meta.marks}  # fmt: skip
+    choices = {
+        name: [(c.value, f"{tables.word_of(name, c)} ({c.count:,})") for c in found[:300]]
+        for name, found in lists.items()
+        if len(found) > 1 or (name == "code" and found)
+    }
+    is_there = {
+        "label": meta.label_count > 0, "split": bool(meta.splits), "language": bool(meta.languages), "words": True,
+        "turns": meta.chat_rows > 0, "source": bool(meta.sources), "score": meta.has_score,
+        "marks": bool(meta.marks),
+    }  # fmt: skip
+    return {"choices": choices, "optional": [name for name, is_known in is_there.items() if is_known]}
+
+
+def _values(request: Request) -> dict[str, str]:
+    return {name: value.strip() for name, value in request.query_params.items()}
+
+
+@router.get("/projects/{project_id}/rows")
+def rows_page(
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, page: Page = 1, col: Columns = NOBODY,
+    row: Annotated[int, Query(ge=0, le=2**40)] = 0,
+) -> Response:  # fmt: skip
+    """The working set. `row` goes to that row's own page."""
+    if row:
+        return RedirectResponse(f"/projects/{project_id}/rows/{row}", 303)
+    context = _working_context(request, session, actor, project_id, page, col)
+    return render(request, "datasets/rows/page.html", **context)
+
+
+@router.get("/projects/{project_id}/rows/live")
+def rows_live(
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, page: Page = 1, col: Columns = NOBODY
+) -> Response:
+    """The table again, asked for while an index or an answer is being made."""
+    context = _working_context(request, session, actor, project_id, page, col)
+    return render(request, "datasets/rows/_table.html", **context)
+
+
+def _working_context(
+    request: Request, session: Session, actor: Actor, project_id: str, page: int, col: list[str]
+) -> dict[str, Any]:
+    project = projects.get(session, actor, project_id)
+    rows = working(session, actor, project_id)
+    base_url = f"/projects/{project_id}/rows"
+    context = table_context(session, actor, project_id, rows, question_of(_values(request)), page, col, base_url)
+    may_edit = actor.may(project.workspace_id, "editor")
+    return {"project": project, "stage": "data", "version": None, "may_edit": may_edit, **context}
+
+
+@router.get("/versions/{version_id}/rows")
+def version_rows(
+    request: Request, session: SessionDep, actor: ActorDep, version_id: str, page: Page = 1, col: Columns = NOBODY,
+    row: Annotated[int, Query(ge=0, le=2**40)] = 0,
+) -> Response:  # fmt: skip
+    """The rows of a frozen version."""
+    if row:
+        return RedirectResponse(f"/versions/{version_id}/rows/{row}", 303)
+    context = _version_context(request, session, actor, version_id, page, col)
+    return render(request, "datasets/rows/page.html", **context)
+
+
+@router.get("/versions/{version_id}/rows/live")
+def version_rows_live(
+    request: Request, session: SessionDep, actor: ActorDep, version_id: str, page: Page = 1, col: Columns = NOBODY
+) -> Response:
+    """The table of a version again."""
+    context = _version_context(request, session, actor, version_id, page, col)
+    return render(request, "datasets/rows/_table.html", **context)
+
+
+def _version_context(
+    request: Request, session: Session, actor: Actor, version_id: str, page: int, col: list[str]
+) -> dict[str, Any]:
+    version = versions.get(session, actor, version_id)
+    project = projects.get(session, actor, version.project_id)
+    if version.state != "succeeded":
+        raise NotFound
+    rows = frozen_set(version, versions.folder(version))
+    question = question_of(_values(request))
+    context = table_context(session, actor, project.id, rows, question, page, col, f"/versions/{version_id}/rows")
+    return {"project": project, "stage": "clean", "version": version, "may_edit": False, **context}
