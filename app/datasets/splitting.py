@@ -1,26 +1,23 @@
-"""Train, validation and test: rows that belong together stay on one side, the same rows always on the same side.
+"""Train, validation and test: groups of rows that belong together are handed to the sides, the same rows always to the
+same side. Which rows belong together is found in `grouping`; that nothing leaks is proved in `contamination`.
 
-Groups are unions of rows with the same content or the same folded question. Within each stratum (the label, where
-answers are labels) groups are ordered by a keyed hash and handed to the split with the largest shortage.
+Within each stratum (label, source, script, length) groups are ordered by a keyed hash of their smallest content hash
+and handed to the side with the largest shortage.
 """
 
-import hashlib
-import re
-from array import array
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import xxhash
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from app.contracts.base import Contract
-from app.datasets.cleaning import Example, content_key
+from app.datasets.near.shingles import Words, mixed
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Sides = npt.NDArray[np.int8]
 LARGE_GROUP_SHARE = 0.02
-STRATA_LIMIT = 1000
 
 
 class SplitSettings(Contract):
@@ -31,78 +28,15 @@ class SplitSettings(Contract):
     validation_rows_min: int = Field(50, ge=0, le=100_000)
     validation_rows_max: int = Field(2000, ge=1, le=1_000_000)
     seed: int = Field(1, ge=0, le=2**31 - 1, title="Seed of the order")
-    is_stratified: bool = Field(True, title="Same mix of labels on every side")
+    is_stratified: bool = Field(True, title="Same mix on every side")
+    group_columns: list[str] = Field(default_factory=list, max_length=5, title="Columns that keep rows together")
+    time_column: str = Field("", max_length=200, title="Column with the date: the newest rows are the test")
 
     @model_validator(mode="after")
     def _leaves_training(self) -> "SplitSettings":
         if self.validation_percent + self.test_percent > 80:
             raise ValueError("Validation and test together may take at most 80 per cent.")
         return self
-
-
-_WORDLESS = re.compile(r"[\W_]+")
-
-
-def folded(text: str) -> str:
-    """A text without case, punctuation and spacing; texts of signs only stay as they are."""
-    return _WORDLESS.sub(" ", text.casefold()).strip() or " ".join(text.split())
-
-
-def prompt_key(example: Example) -> int | None:
-    """64-bit hash of the folded question (all turns before the first learned answer, without the system prompt)."""
-    if example["kind"] == "text":
-        return None
-    asked = []
-    for message in example["messages"]:
-        if message["role"] == "assistant" and message["train"]:
-            break
-        if message["role"] != "system":
-            asked.append(folded(message["content"]))
-    return xxhash.xxh3_64_intdigest("\x1f".join(asked).encode("utf-8", "surrogatepass")) if any(asked) else None
-
-
-class Grouping:
-    """Union-find over rows; keeps 8 bytes of content hash and a few of links for each. Feed rows in order."""
-
-    def __init__(self) -> None:
-        self.content = array("Q")
-        self.labels: list[str] = []
-        self._parent = array("q")
-        self._first: dict[tuple[str, int], int] = {}
-
-    def add(self, example: Example) -> None:
-        """The next row."""
-        row = len(self._parent)
-        self._parent.append(row)
-        self.content.append(content_key(example, is_folded=True))
-        self.labels.append(example["label"])
-        prompt = prompt_key(example)
-        keys = [("content", self.content[row])] + ([("prompt", prompt)] if prompt is not None else [])
-        for key in keys:
-            other = self._first.setdefault(key, row)
-            self._unite(row, other)
-
-    def _root(self, row: int) -> int:
-        while self._parent[row] != row:
-            self._parent[row] = self._parent[self._parent[row]]
-            row = self._parent[row]
-        return row
-
-    def _unite(self, one: int, other: int) -> None:
-        a, b = self._root(one), self._root(other)
-        if a != b:
-            self._parent[max(a, b)] = min(a, b)
-
-    def groups(self) -> dict[int, list[int]]:
-        """Root row to its rows, in order."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for row in range(len(self._parent)):
-            found[self._root(row)].append(row)
-        return found
-
-
-def _order(seed: int, key: int) -> bytes:
-    return hashlib.blake2b(key.to_bytes(8), key=seed.to_bytes(8), digest_size=8).digest()
 
 
 def wanted_rows(total: int, settings: SplitSettings) -> dict[Split, int]:
@@ -119,63 +53,115 @@ def wanted_rows(total: int, settings: SplitSettings) -> dict[Split, int]:
 
 
 def assign(
-    grouping: Grouping, settings: SplitSettings, known: Mapping[int, Split] | None = None
-) -> tuple[list[Split], dict[str, Any]]:
-    """(split of each row, report). `known`: group key to split of an earlier version; those groups stay there.
+    labels: npt.NDArray[np.integer],
+    keys: Words,
+    settings: SplitSettings,
+    *,
+    strata: npt.NDArray[np.integer] | None = None,
+    known: Sides | None = None,
+    times: npt.NDArray[np.float64] | None = None,
+) -> tuple[Sides, dict[str, Any]]:
+    """(side of each row as an index of SPLITS, report). `labels`: group of each row, counted from 0; `keys`: its
+    content hash; `known`: its side in an earlier version or -1; `times`: seconds or NaN, for a split by time.
 
-    The group key is the smallest content hash in the group, so it does not depend on the order of the files.
+    Nothing depends on the order of the rows, only on what they hold.
     """
-    total = len(grouping.content)
+    total = len(labels)
     wanted = wanted_rows(total, settings)
-    splits: list[Split] = ["train"] * total
-    strata: dict[str, list[tuple[int, list[int]]]] = defaultdict(list)
-    groups = grouping.groups()
-    distinct = set(grouping.labels)
-    is_stratified = settings.is_stratified and 1 < len(distinct) <= STRATA_LIMIT
-    large, placed = [], {split: 0 for split in SPLITS}
-    for rows in groups.values():
-        key = min(grouping.content[row] for row in rows)
-        if known and key in known:
-            _place(rows, known[key], splits, placed)
-        elif len(rows) > max(20, LARGE_GROUP_SHARE * total):
-            large.append(len(rows))
-            _place(rows, "train", splits, placed)
-        else:
-            strata[grouping.labels[rows[0]] if is_stratified else ""].append((key, rows))
-    share = {split: wanted[split] / total if total else 0.0 for split in SPLITS}
-    carried = dict.fromkeys(SPLITS, 0.0)
-    for label in sorted(strata):
-        members = sorted(
-            strata[label], key=lambda item: (-(len(item[1]) > 1) * len(item[1]), _order(settings.seed, item[0]))
-        )
-        size = sum(len(rows) for _key, rows in members)
-        # What rounding left over in one stratum is owed to the same split in the next.
-        owed = {split: size * share[split] + carried[split] for split in SPLITS}
-        for _key, rows in members:
-            split = max(SPLITS, key=lambda s: owed[s])
-            owed[split] -= len(rows)
-            _place(rows, split, splits, placed)
-        carried = owed
+    order = np.lexsort((keys, labels))
+    firsts = order[np.searchsorted(labels[order], np.arange(labels.max() + 1 if total else 0))]
+    sizes = np.bincount(labels) if total else np.zeros(0, np.int64)
+    sides = np.full(len(sizes), -1, np.int8)
+    if known is not None:
+        # A group that joins rows of several sides goes where a model may have seen it already.
+        least = np.full(len(sizes), len(SPLITS), np.int8)
+        np.minimum.at(least, labels[known >= 0], known[known >= 0])
+        sides[least < len(SPLITS)] = least[least < len(SPLITS)]
+    kept = int(sizes[sides >= 0].sum())
+    is_large = (sides < 0) & (sizes > max(20, LARGE_GROUP_SHARE * total))
+    sides[is_large] = 0
+    placed = np.array([sizes[sides == side].sum() for side in range(len(SPLITS))], float)
+    open_groups = np.flatnonzero(sides < 0)
+    if times is not None:
+        _by_time(sides, open_groups, sizes, _earliest(labels, times, len(sizes)), keys[firsts], wanted, placed)
+    else:
+        seed = mixed(np.array([settings.seed + 1], np.uint64))
+        ranks = mixed(keys[firsts] ^ seed)
+        of_group = strata[firsts] if strata is not None and settings.is_stratified else np.zeros(len(sizes), np.int64)
+        _by_shortage(sides, open_groups, sizes, of_group, ranks, wanted, placed)
+    found = sides[labels] if total else np.zeros(0, np.int8)
+    large = np.flatnonzero(is_large)
+    large = large[np.argsort(-sizes[large], kind="stable")][:20]
     report = {
-        "wanted": wanted,
-        "placed": placed,
-        "groups": len(groups),
-        "grouped_rows": sum(len(rows) for rows in groups.values() if len(rows) > 1),
-        "large_groups": sorted(large, reverse=True)[:20],
-        "strata": len(strata),
+        "wanted": dict(wanted),
+        "groups": len(sizes),
+        "grouped_rows": int(sizes[sizes > 1].sum()),
+        "large_groups": [{"rows": int(sizes[group]), "row": int(firsts[group])} for group in large],
+        "kept_rows": kept,
+        "strata": len(np.unique(strata)) if strata is not None and settings.is_stratified else 1,
     }
-    return splits, report
+    return found, report
 
 
-def leaks(grouping_keys: Iterable[tuple[Split, int, int | None]]) -> int:
-    """How many rows outside training share content or question with a training row: the proof, must be 0."""
-    rows = list(grouping_keys)
-    contents = {content for split, content, _prompt in rows if split == "train"}
-    prompts = {prompt for split, _content, prompt in rows if split == "train" and prompt is not None}
-    return sum(split != "train" and (content in contents or prompt in prompts) for split, content, prompt in rows)
+def _earliest(labels: npt.NDArray[np.integer], times: npt.NDArray[np.float64], groups: int) -> npt.NDArray[np.float64]:
+    found = np.full(groups, np.inf)
+    is_dated = ~np.isnan(times)
+    np.minimum.at(found, labels[is_dated], times[is_dated])
+    return found
 
 
-def _place(rows: Iterable[int], split: Split, splits: list[Split], placed: dict[Split, int]) -> None:
-    for row in rows:
-        splits[row] = split
-        placed[split] += 1
+def _by_time(
+    sides: Sides,
+    open_groups: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    times: npt.NDArray[np.float64],
+    keys: Words,
+    wanted: dict[Split, int],
+    placed: npt.NDArray[np.float64],
+) -> None:
+    """The newest groups for the test, those before for validation. A group is as old as its oldest row; one without a
+    date is for training."""
+    sides[open_groups] = 0
+    dated = open_groups[np.isfinite(times[open_groups])]
+    dated = dated[np.lexsort((keys[dated], -times[dated]))]
+    before = np.cumsum(sizes[dated]) - sizes[dated]
+    test = max(0.0, wanted["test"] - placed[2])
+    both = test + max(0.0, wanted["validation"] - placed[1])
+    sides[dated[before < both]] = 1
+    sides[dated[before < test]] = 2
+
+
+def _by_shortage(
+    sides: Sides,
+    open_groups: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    strata: npt.NDArray[np.integer],
+    ranks: Words,
+    wanted: dict[Split, int],
+    placed: npt.NDArray[np.float64],
+) -> None:
+    """Stratum by stratum: first the groups of several rows, the biggest first, each to the largest shortage; then the
+    single rows. What rounding left over in one stratum is owed to the same side in the next."""
+    total = sizes[open_groups].sum()
+    if not total:
+        return
+    lacking = np.array([max(0.0, wanted[split] - placed[i]) for i, split in enumerate(SPLITS)])
+    share = lacking / max(lacking.sum(), 1)
+    groups = open_groups[
+        np.lexsort((ranks[open_groups], -np.where(sizes > 1, sizes, 0)[open_groups], strata[open_groups]))
+    ]
+    due, given = np.zeros(len(SPLITS)), np.zeros(len(SPLITS))
+    for members in np.split(groups, np.flatnonzero(np.diff(strata[groups])) + 1):
+        due += sizes[members].sum() * share
+        single = int(np.searchsorted(-sizes[members], -1))
+        for group in members[:single]:
+            side = int(np.argmax(due - given))
+            sides[group] = side
+            given[side] += sizes[group]
+        rest = members[single:]
+        validation = min(max(0, round(due[1] - given[1])), len(rest))
+        test = min(max(0, round(due[2] - given[2])), len(rest) - validation)
+        sides[rest] = 0
+        sides[rest[:validation]] = 1
+        sides[rest[validation : validation + test]] = 2
+        given += (len(rest) - validation - test, validation, test)

@@ -112,28 +112,54 @@ def _blocks(texts: pa.Array) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _block(texts: pa.Array, raw: pa.Array, width: int) -> Shingles:
-    rows = len(texts)
+def row_keys(texts: pa.Array) -> Words:
+    """64 bits for each text without case, punctuation and spacing: equal for the same tokens in the same order, on
+    every machine and for ever. A text without tokens is its characters; an empty one is 0."""
+    raw = texts.cast(pa.large_string())
+    ready = tokenised(raw)
+    found = np.zeros(len(texts), np.uint64)
+    for start, stop in _blocks(ready):
+        hashes, rows = _row_tokens(ready.slice(start, stop - start))
+        counts = np.bincount(rows, minlength=stop - start)
+        starts = np.cumsum(counts) - counts
+        salted = mixed(hashes + (np.arange(len(hashes)) - starts[rows]).astype(np.uint64) * _WEIGHTS[2])
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(salted, dtype=np.uint64)])
+        keys = mixed(sums[starts + counts] - sums[starts] + counts.astype(np.uint64))
+        for index in np.flatnonzero(counts == 0):
+            keys[index] = _whole(raw[start + int(index)].as_py())
+        found[start:stop] = keys
+    return found
+
+
+def _whole(text: str | None) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8")) if text else 0
+
+
+def _row_tokens(texts: pa.Array) -> tuple[Words, npt.NDArray[np.int64]]:
+    """(hash of every token of a block, its row)."""
     offsets = _offsets(texts)
     first, size = int(offsets[0]), int(offsets[-1] - offsets[0])
-    limits = offsets - first
-    hashes, token_rows = np.empty(0, np.uint64), np.empty(0, np.int64)
-    if size:
-        letters = _BYTES[np.frombuffer(texts.buffers()[2], np.uint8, count=size, offset=first)]
-        hashes, places = _tokens(letters, limits)
-        token_rows = np.searchsorted(limits, places, side="right") - 1
+    if not size:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    letters = _BYTES[np.frombuffer(texts.buffers()[2], np.uint8, count=size, offset=first)]
+    hashes, places = _tokens(letters, offsets - first)
+    return hashes, np.searchsorted(offsets - first, places, side="right") - 1
+
+
+def _block(texts: pa.Array, raw: pa.Array, width: int) -> Shingles:
+    rows = len(texts)
+    hashes, token_rows = _row_tokens(texts)
     counts = np.bincount(token_rows, minlength=rows)
-    ends = np.cumsum(counts)
-    starts = ends - counts
+    starts = np.cumsum(counts) - counts
     found, found_rows = _grams(hashes, token_rows, width)
     short = np.flatnonzero(counts < width)
     if len(short):
         whole = np.full(len(short), np.uint64(width))
         for place in range(width - 1):
             has = counts[short] > place
-            whole[has] = mixed(whole[has] + hashes[starts[short[has]] + place] * _WEIGHTS[place])
+            whole[has] = mixed(whole[has] + hashes[starts[short[has]] + place] * _WEIGHTS[place % len(_WEIGHTS)])
         for index in np.flatnonzero(counts[short] == 0):
-            whole[index] = xxhash.xxh3_64_intdigest((raw[int(short[index])].as_py() or "").encode("utf-8"))
+            whole[index] = _whole(raw[int(short[index])].as_py())
         found, found_rows = np.concatenate([found, whole]), np.concatenate([found_rows, short])
     keys = (found_rows.astype(np.uint64) << np.uint64(HASH_BITS)) | (found >> np.uint64(64 - HASH_BITS))
     keys.sort()
