@@ -1,14 +1,14 @@
 """Freezing: an immutable, hashed folder of rows that a run trains on. Same input and plan give the same id.
 
-A version's folder: manifest.json, data-00000.parquet…, trace.parquet. Written beside its place, made durable, renamed.
+A version's folder: manifest.json, data-00000.parquet…, trace.parquet, sides.parquet. Written beside its place, made
+durable, renamed.
 """
 
 import hashlib
 import os
 import shutil
-from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import xxhash
 
 from app.core.storage import file_sha256, fsync_tree
 from app.datasets.cleaning import STEPS, in_order
+from app.datasets.dividing import divide, save_sides
 from app.datasets.findings import Refused
 from app.datasets.preparing import Plan, PrepareReport, prepare
-from app.datasets.splitting import SPLITS, Grouping, Split, assign, leaks, prompt_key
+from app.datasets.splitting import SPLITS, Split
 from app.datasets.tables import MESSAGES, ExampleWriter, iterate
 
 Tell = Callable[[int, int], None]
@@ -59,9 +60,13 @@ def manifest_id(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 
-def freeze(plan: Plan, out_dir: Path, tell: Tell) -> dict[str, Any]:
+def freeze(
+    plan: Plan, out_dir: Path, tell: Tell, *, known: Path | None = None, evaluation: Sequence[str] = ()
+) -> dict[str, Any]:
     """Build the version in `out_dir` (which must not exist); returns its manifest.
 
+    `known`: the sides of an earlier version, whose rows stay on them. `evaluation`: texts that the project evaluates
+    with; the report says how many rows of training share thirteen words in a row with one.
     Raises Refused when no row is left or when a row would leak from training into validation or test.
     """
     if out_dir.exists():
@@ -76,7 +81,7 @@ def freeze(plan: Plan, out_dir: Path, tell: Tell) -> dict[str, Any]:
             raise Refused(
                 "No row is left after mapping and cleaning. Undo a step or look at the mapping, then freeze again."
             )
-        manifest = _write(plan, report, work, temporary, tell)
+        manifest = _write(plan, report, work, temporary, tell, known, evaluation)
         (work / "trace.parquet").rename(temporary / "trace.parquet")
         shutil.rmtree(work)
         (temporary / "manifest.json").write_bytes(canonical(manifest))
@@ -98,27 +103,28 @@ def fsync_tree_entry(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write(plan: Plan, report: PrepareReport, work: Path, folder: Path, tell: Tell) -> dict[str, Any]:
+def _write(
+    plan: Plan,
+    report: PrepareReport,
+    work: Path,
+    folder: Path,
+    tell: Tell,
+    known: Path | None,
+    evaluation: Sequence[str],
+) -> dict[str, Any]:
     source = [work / "examples.parquet"]
     total = report.rows
-    grouping, prompts = Grouping(), array("Q")
-    has_prompt = bytearray()
-    for batch in iterate(source):
-        for example in batch:
-            grouping.add(example)
-            prompt = prompt_key(example)
-            prompts.append(prompt or 0)
-            has_prompt.append(prompt is not None)
-        tell(total + len(prompts), 3 * total)
-    splits, split_report = assign(grouping, plan.split)
-    leaking = leaks(
-        (split, content, prompts[i] if has_prompt[i] else None)
-        for i, (split, content) in enumerate(zip(splits, grouping.content, strict=True))
-    )
-    if leaking:
+    divided = divide(
+        source, plan.split, work / "split", known=known, evaluation=evaluation,
+        tell=lambda done, of: tell(total + total * done // max(of, 1), 3 * total),
+    )  # fmt: skip
+    if divided.report["leaks"]:
         raise Refused(
-            f"{leaking} rows would be in training and in the test at once, so nothing was frozen.", "split.leak"
+            f"{divided.report['leaks']} rows would be in training and in the test at once, so nothing was frozen.",
+            "split.leak",
         )
+    save_sides(folder / "sides.parquet", divided)
+    splits = [SPLITS[side] for side in divided.sides.tolist()]
     shards, content_hash = _shards(plan, source, splits, folder, lambda done: tell(2 * total + done, 3 * total))
     counts = Counter(splits)
     return {
@@ -140,7 +146,7 @@ def _write(plan: Plan, report: PrepareReport, work: Path, folder: Path, tell: Te
             "codes": {code: n for step in report.steps if step.is_applied for code, n in step.codes.items()},
             "splits": {split: counts[split] for split in SPLITS},
         },
-        "split_report": {**split_report, "leaks": leaking},
+        "split_report": divided.report,
         "statistics": report.statistics.model_dump(mode="json"),
         "kind": "chat" if report.statistics.chat_rows else "text",
         "content_hash": content_hash,

@@ -20,14 +20,13 @@ from app.datasets.near.edges import Edges, components, edges_of
 from app.datasets.near.overlap import Members
 from app.datasets.near.shingles import Words, row_keys, shingles
 from app.datasets.near.spill import Batch, Rows, Spill, Tell, crew, look, row_groups
-from app.datasets.near.texts import of_table
+from app.datasets.near.texts import COLUMNS, of_table
 from app.datasets.splitting import SplitSettings
 
 LABELS_LIMIT = 1000
 GRAM_WIDTH = 13
 # Scripts stand for languages here: they cost one look at the bytes and are never wrong.
 _SCRIPTS = ("Han", "Cyrillic", "Arabic", "Devanagari", "Hangul", "Thai", "Greek", "Hebrew")
-_COLUMNS = ("messages", "text", "chosen", "rejected", "label", "_file", "meta")
 
 
 class Facts(NamedTuple):
@@ -117,7 +116,7 @@ def _strata(joined: dict[str, Any], spilled: Spill) -> Rows:
 def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
     """Spill the shingles of a batch; its small columns come back."""
     file = pq.ParquetFile(order.path)
-    columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+    columns = [name for name in (*COLUMNS, "label", "_file", "meta") if name in file.schema_arrow.names]
     table = file.read_row_groups(order.groups, columns=columns, use_threads=False)
     texts = of_table(table, "example")
     for name, values in look(texts).items():
@@ -149,7 +148,7 @@ def _hashed(column: pa.ChunkedArray) -> Words:
     codes = column.combine_chunks().dictionary_encode()
     if isinstance(codes, pa.ChunkedArray):
         codes = codes.combine_chunks()
-    hashes = [xxhash.xxh3_64_intdigest(value or "") for value in codes.dictionary.to_pylist()]
+    hashes = [xxhash.xxh3_64_intdigest((value or "").encode()) for value in codes.dictionary.to_pylist()]
     return np.array([*hashes, 0], np.uint64)[pc.fill_null(codes.indices, len(hashes)).to_numpy(zero_copy_only=False)]
 
 

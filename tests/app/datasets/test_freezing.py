@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.datasets.cleaning import STEPS, ChosenStep
 from app.datasets.findings import Refused
@@ -17,7 +15,6 @@ from app.datasets.freezing import freeze, is_intact, manifest_id
 from app.datasets.importing import import_file
 from app.datasets.options import ReadOptions
 from app.datasets.preparing import Plan, PlannedFile, prepare
-from app.datasets.splitting import Grouping, SplitSettings, assign, folded
 from app.datasets.tables import count, page, parts, search
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -25,21 +22,6 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 def quiet(_done: int, _total: int) -> None:
     """Progress that nobody watches."""
-
-
-def chat(question: str, answer: str, label: str = "") -> dict:
-    messages = [
-        {"role": "user", "content": question, "train": True},
-        {"role": "assistant", "content": answer, "train": True},
-    ]
-    return {"kind": "chat", "messages": messages, "text": "", "label": label, "meta": {}}
-
-
-def split_of(examples: list[dict], **split):
-    grouping = Grouping()
-    for example in examples:
-        grouping.add(example)
-    return assign(grouping, SplitSettings(**split))
 
 
 def planned(tmp_path: Path, source: Path, steps: list[str] | None = None, number: int = 0) -> Plan:
@@ -54,54 +36,6 @@ def planned(tmp_path: Path, source: Path, steps: list[str] | None = None, number
         mapping=report.detections[0].mapping,
     )
     return Plan(files=[file], steps=[ChosenStep(name=name) for name in steps or []])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5), st.sampled_from("abc")), min_size=1, max_size=200),
-    st.integers(0, 40),
-    st.integers(0, 40),
-    st.integers(0, 99),
-)
-def test_no_question_on_two_sides(rows, validation, test, seed):
-    examples = [chat(f"Question {q}?" if a % 2 else f"question {q}", f"answer {a}", label) for q, a, label in rows]
-    splits, report = split_of(examples, validation_percent=validation, test_percent=test, seed=seed)
-    side: dict[str, str] = {}
-    for example, split in zip(examples, splits, strict=True):
-        assert side.setdefault(folded(example["messages"][0]["content"]), split) == split
-    assert len(splits) == len(examples)
-    assert sum(report["placed"].values()) == len(examples)
-
-
-def test_sizes_and_labels_are_kept():
-    examples = [chat(f"text number {i}", "x", label=f"label{i % 10}") for i in range(2000)]
-    splits, _ = split_of(examples, validation_percent=10, test_percent=10)
-    assert Counter(splits) == {"train": 1600, "validation": 200, "test": 200}
-    for split in ("validation", "test"):
-        per_label = Counter(e["label"] for e, s in zip(examples, splits, strict=True) if s == split)
-        assert set(per_label.values()) == {20}
-
-
-def test_order_of_rows_does_not_matter_and_the_seed_does():
-    examples = [chat(f"text number {i}", "x") for i in range(500)]
-    one = dict(zip([e["messages"][0]["content"] for e in examples], split_of(examples)[0], strict=True))
-    back = dict(zip([e["messages"][0]["content"] for e in examples[::-1]], split_of(examples[::-1])[0], strict=True))
-    assert one == back
-    assert split_of(examples, seed=2)[0] != split_of(examples, seed=1)[0]
-
-
-def test_known_groups_stay_where_they_were():
-    examples = [chat(f"text number {i}", "x") for i in range(300)]
-    grouping = Grouping()
-    for example in examples:
-        grouping.add(example)
-    splits, _ = assign(grouping, SplitSettings())
-    known = dict(zip(grouping.content, splits, strict=True))
-    more = Grouping()
-    for example in [*[chat(f"new one {i}", "y") for i in range(300)], *examples]:
-        more.add(example)
-    again, _ = assign(more, SplitSettings(), known)
-    assert again[300:] == splits
 
 
 def test_same_input_and_plan_give_the_same_id(tmp_path):
