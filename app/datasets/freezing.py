@@ -140,6 +140,7 @@ def _write(
         "steps": [step.model_dump(mode="json") for step in in_order(plan.steps)],
         "step_versions": {name: step.version for name, step in STEPS.items()},
         "split": plan.split.model_dump(mode="json"),
+        "edits": plan.edits.sha256 if plan.edits else None,
         "counts": {
             "rows_in": report.rows_in, "rows": report.rows, "out": report.out, "unmapped": report.unmapped,
             "mapping_codes": report.mapping_codes,

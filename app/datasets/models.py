@@ -92,7 +92,32 @@ class CleaningPlan(Base, LeasedWork):
     prepared_revision: Mapped[int] = mapped_column(Integer, default=0)
     set_key: Mapped[str] = mapped_column(String(40), default="")
     report: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Counts changes of rows by hand; the prepared rows hold those up to `prepared_edits`.
+    edits_revision: Mapped[int] = mapped_column(Integer, default=0)
+    prepared_edits: Mapped[int] = mapped_column(Integer, default=0)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
+
+
+class RowChange(Base):
+    """Something changed by hand in one row (`key`, see app.datasets.edits) or in many (`key` None: keys in a file)."""
+
+    __tablename__ = "row_changes"
+    __table_args__ = (Index("ix_row_changes_project_key", "project_id", "key"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(10))
+    key: Mapped[int | None] = mapped_column(BigInteger)
+    # Where the row stands in its source, for the history.
+    file_id: Mapped[str] = mapped_column(String(20), default="")
+    row: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows: Mapped[int] = mapped_column(BigInteger, default=1)
+    value: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    question: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    undone_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    undone_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
 
 
 class DatasetVersion(Base, LeasedWork):

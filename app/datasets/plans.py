@@ -12,6 +12,7 @@ from app.core import storage
 from app.core.db import new_id
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
+from app.datasets import row_changes
 from app.datasets.cleaning import STEPS, ChosenStep, in_order
 from app.datasets.mapping import Mapping
 from app.datasets.models import CleaningPlan, SourceFile
@@ -150,6 +151,7 @@ def planned(session: Session, project_id: str) -> Plan:
         ],
         steps=chosen(plan),
         split=split_of(plan),
+        edits=row_changes.planned(session, plan),
     )
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from pydantic import Field
 
 from app.contracts.base import Contract
 from app.datasets.cleaning import STEPS, ChosenStep, Example, Outcome, in_order, run, texts_of
+from app.datasets.edits import EditLayer, apply_edits, row_keys
 from app.datasets.mapping import Mapping, apply
 from app.datasets.options import ReadOptions
 from app.datasets.splitting import SplitSettings
@@ -49,12 +51,20 @@ class PlannedFile(Contract):
     options: ReadOptions = Field(default_factory=ReadOptions)
 
 
+class PlannedEdits(Contract):
+    """Changes by hand (`edits.EditLayer`): where the file lies, and what it is."""
+
+    path: str
+    sha256: str
+
+
 class Plan(Contract):
     """Everything that makes a version again."""
 
     files: list[PlannedFile] = Field(default_factory=list)
     steps: list[ChosenStep] = Field(default_factory=list)
     split: SplitSettings = Field(default_factory=SplitSettings)
+    edits: PlannedEdits | None = None
 
 
 class Shown(Contract):
@@ -188,13 +198,14 @@ def _into(plan: Plan, folder: Path, tell: Tell) -> PrepareReport:
             rows[rid] = (mapped.example, file, row)
             lines[rid] = _trace(rid, "kept", "", mapped.codes, 0, None)
     unmapped = len(lines) - len(rows)
+    by_hand = _edited(plan, rows, lines)
     for step in applied:
         rids = list(rows)
         for rid, outcome in zip(rids, step.run(rids, [rows[rid][0] for rid in rids]), strict=True):
-            if outcome.example is None:
+            if outcome.example is None and by_hand.get(rid) != "kept":
                 lines[rid] = _trace(rid, "out", step.name, outcome.codes, lines[rid]["changed"], outcome.of)
                 del rows[rid]
-            elif outcome.codes:
+            elif outcome.example is not None and outcome.codes:
                 lines[rid]["changed"] |= step.bit
                 rows[rid] = (outcome.example, *rows[rid][1:])
     for step in suggested:
@@ -215,6 +226,25 @@ def _into(plan: Plan, folder: Path, tell: Tell) -> PrepareReport:
         rows_in=kept + out + unmapped, rows=kept, out=out, unmapped=unmapped, mapping_codes=dict(codes),
         steps=reports, statistics=counting.result(),
     )  # fmt: skip
+
+
+def _edited(
+    plan: Plan, rows: dict[int, tuple[Example, PlannedFile, int]], lines: dict[int, dict[str, Any]]
+) -> dict[int, str]:
+    """Apply the changes by hand before anything is cleaned; what was done to which row."""
+    if plan.edits is None or not rows:
+        return {}
+    rids = list(rows)
+    keys = row_keys([rows[rid][1].file_id for rid in rids], np.array([rows[rid][2] for rid in rids]))
+    words = apply_edits([rows[rid][0] for rid in rids], keys, EditLayer.load(plan.edits.path))
+    found = {rid: word for rid, word in zip(rids, words, strict=True) if word}
+    for rid, word in found.items():
+        if word in ("deleted", "excluded"):
+            lines[rid] = _trace(rid, "out", "hand", (f"hand.{word}",), 0, None)
+            del rows[rid]
+        else:
+            lines[rid]["codes"] = f"{lines[rid]['codes']} hand.{word}".strip()
+    return found
 
 
 def _trace(rid: int, status: str, step: str, codes: tuple[str, ...], changed: int, of: int | None) -> dict[str, Any]:

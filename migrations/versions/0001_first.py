@@ -301,6 +301,8 @@ def upgrade() -> None:
         sa.Column("prepared_revision", sa.Integer(), nullable=False),
         sa.Column("set_key", sa.String(length=40), nullable=False),
         sa.Column("report", sa.JSON(), nullable=False),
+        sa.Column("edits_revision", sa.Integer(), nullable=False),
+        sa.Column("prepared_edits", sa.Integer(), nullable=False),
         sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("want", sa.String(length=10), nullable=False),
@@ -381,6 +383,35 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("project_id", name=op.f("pk_objectives")),
     )
+    op.create_table(
+        "row_changes",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("kind", sa.String(length=10), nullable=False),
+        sa.Column("key", sa.BigInteger(), nullable=True),
+        sa.Column("file_id", sa.String(length=20), nullable=False),
+        sa.Column("row", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("value", sa.JSON(), nullable=False),
+        sa.Column("question", sa.JSON(), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("undone_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("undone_by", sa.String(length=20), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_row_changes_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_row_changes_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["undone_by"], ["users.id"], name=op.f("fk_row_changes_undone_by"), ondelete="SET NULL"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_row_changes")),
+    )
+    with op.batch_alter_table("row_changes", schema=None) as batch_op:
+        batch_op.create_index("ix_row_changes_project_key", ["project_id", "key"], unique=False)
+
     op.create_table(
         "source_files",
         sa.Column("id", sa.String(length=20), nullable=False),
@@ -853,6 +884,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_source_files_project_id"))
 
     op.drop_table("source_files")
+    with op.batch_alter_table("row_changes", schema=None) as batch_op:
+        batch_op.drop_index("ix_row_changes_project_key")
+
+    op.drop_table("row_changes")
     op.drop_table("objectives")
     with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_dataset_versions_state"))

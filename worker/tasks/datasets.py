@@ -77,7 +77,7 @@ def prepare(plan_id: str) -> None:
         with reading() as session:
             row = session.get(CleaningPlan, plan_id)
             assert row is not None
-            revision = row.revision
+            revision, edits_revision = row.revision, row.edits_revision
             plan = plans.planned(session, row.project_id)
         set_key = f"set-{lease.fence}"
         folder = storage.working_dir(plan_id)
@@ -87,6 +87,7 @@ def prepare(plan_id: str) -> None:
             "report": report.model_dump(mode="json") if plan.files else {},
             "set_key": set_key,
             "prepared_revision": revision,
+            "prepared_edits": edits_revision,
         }
         with lease.write(**changes):
             pass

@@ -310,7 +310,9 @@ class Trace:
         for path in rows.traces:
             with pq.ParquetFile(path) as source:
                 names = set(source.schema_arrow.names)
-                wanted = [n for n in ("_rid", "status", "codes", "changed", "score", "language") if n in names]
+                wanted = [
+                    n for n in ("_rid", "status", "codes", "changed", "quality", "score", "language") if n in names
+                ]
                 for group in range(source.metadata.num_row_groups):
                     table = source.read_row_group(group, columns=wanted, use_threads=False)
                     pieces.append(self._piece(table.filter(pc.equal(table.column("status"), "kept"))))
@@ -336,8 +338,8 @@ class Trace:
             if count:
                 bits |= per_value[coded.indices.to_numpy(zero_copy_only=False)]
         score = np.full(count, np.nan, np.float32)
-        if "score" in names:
-            score = pc.cast(table.column("score"), pa.float32()).to_numpy()
+        if by := next((name for name in ("quality", "score") if name in names), None):
+            score = pc.cast(table.column(by), pa.float32()).to_numpy()
             self.has_score = self.has_score or bool(np.isfinite(score).any())
         language = np.full(count, -1, np.int16)
         if "language" in names:
