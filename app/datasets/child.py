@@ -4,9 +4,7 @@ Standard output carries one JSON object a line: {"done", "total"} while it works
 Limits of memory and processor time are set before the first byte is read, so a hostile file can only end the child.
 """
 
-import contextlib
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,10 +14,13 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from app.contracts.base import Contract
+from app.datasets import confinement
 from app.datasets.options import ReadOptions
 from app.datasets.preparing import Plan
 
 TELL_EVERY_S = 0.2
+# An honest document needs a fraction of this; a small hostile one could work for hours.
+DOCUMENT_MEMORY_BYTES, DOCUMENT_CPU_S, DOCUMENT_CPU_S_PER_MB = 2 * 2**30, 50, 2
 
 
 class Limits(Contract):
@@ -27,6 +28,7 @@ class Limits(Contract):
 
     memory_bytes: int = 6 * 2**30
     cpu_s: int = 600
+    file_bytes: int = 60 * 2**30
 
 
 class ImportOrder(Contract):
@@ -37,6 +39,7 @@ class ImportOrder(Contract):
     filename: str
     out_dir: str
     options: ReadOptions = Field(default_factory=ReadOptions)
+    password: str = Field("", repr=False)
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -67,13 +70,6 @@ def _say(value: dict[str, Any]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _limit(limits: Limits) -> None:
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 5))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def _teller() -> Any:
     last = [0.0]
 
@@ -86,19 +82,30 @@ def _teller() -> Any:
     return tell
 
 
+def _import(order: ImportOrder) -> Any:
+    """The one order that reads foreign bytes: it is shut in before it does."""
+    from app.datasets.importing import DOCUMENTS, import_file
+
+    confinement.shut_in()
+
+    def confine(kind: str, size_bytes: int) -> None:
+        if kind in DOCUMENTS:
+            confinement.tighten(DOCUMENT_MEMORY_BYTES, DOCUMENT_CPU_S + int(DOCUMENT_CPU_S_PER_MB * size_bytes / 1e6))
+
+    return import_file(
+        Path(order.source), order.filename, Path(order.out_dir), order.options, _teller(), order.password, confine
+    )
+
+
 def main() -> int:
     """Obey the order. Exit status 0 for a result or a refusal in words; anything else is a crash."""
     order = order_adapter.validate_json(sys.stdin.buffer.readline())
-    _limit(order.limits)
+    confinement.limit(order.limits.memory_bytes, order.limits.cpu_s, order.limits.file_bytes)
     from app.datasets.findings import Refused
 
     try:
         if isinstance(order, ImportOrder):
-            from app.datasets.importing import import_file
-
-            report: Any = import_file(
-                Path(order.source), order.filename, Path(order.out_dir), order.options, _teller()
-            ).model_dump(mode="json")
+            report: Any = _import(order).model_dump(mode="json")
         elif isinstance(order, PrepareOrder):
             from app.datasets.preparing import prepare
 

@@ -21,6 +21,7 @@ from app.datasets.findings import REASONS
 from app.datasets.forms import MappingForm, ReadingForm, RepairForm, listed
 from app.datasets.mapping import REPAIRS, Mapping
 from app.datasets.models import SourceFile
+from app.datasets.options import ReadOptions
 from app.datasets.tables import parts
 from app.datasets.turns import role_of, turn_parts, turns_of
 from app.projects import service as projects
@@ -46,6 +47,7 @@ def _context(
     project = projects.get(session, actor, file.project_id)
     mapping = mapping or Mapping.model_validate(file.mapping)
     columns = list(file.detected.get("columns", {}))
+    facts = file.detected.get("facts", {})
     paths = parts(service.rows_dir(file)) if file.rows_key else []
     return {
         "project": project,
@@ -55,6 +57,9 @@ def _context(
         "findings": shown.finding_cards(service.findings_of(session, file), file),
         "detections": [Detection.model_validate(d) for d in file.detected.get("detections", [])],
         "sniffed": file.detected.get("sniffed", {}),
+        "facts": facts,
+        "sheet_options": [(name, name) for name in facts.get("sheets", [])],
+        "speaker_options": [(name, name) for name in facts.get("speakers", [])],
         "columns": columns,
         "values": shown.mapping_values(mapping, columns),
         "speakers": _speakers(file, mapping) if mapping.messages else [],
@@ -157,7 +162,7 @@ def set_reading(session: SessionDep, actor: ActorDep, file_id: str, values: Form
     if form is None:
         raise Invalid(fields=errors)
     try:
-        service.set_reading(session, actor, file_id, form.changes())
+        service.set_reading(session, actor, file_id, form.changes(), form.password)
     except ValidationError as error:
         raise Invalid(_("This way of reading does not exist. Choose one of the options.")) from error
     return RedirectResponse(f"/files/{file_id}", 303)
@@ -204,4 +209,6 @@ def findings(
     return render(
         request, "datasets/findings.html", project=project, stage="data", file=file, reason=REASONS[code], code=code,
         lines=lines, total=total, page=page, per_page=ledger.PER_PAGE,
+        may_edit=actor.may(project.workspace_id, "editor"),
+        current=ReadOptions.model_validate(file.options).model_dump(),
     )  # fmt: skip

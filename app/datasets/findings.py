@@ -8,10 +8,14 @@ RAW_LIMIT_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it was read: `row` is its line (text files) or its number (tables), from 1."""
+    """One record as it was read: `row` is its line (text files) or its number (tables), from 1.
+
+    `place` says where that is in files of several parts: a page, a sheet, a member of an archive.
+    """
 
     row: int
     values: dict[str, Any]
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class Problem:
     raw: bytes = b""
     note: str = ""
     is_kept: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,20 @@ REASONS: dict[str, Reason] = {
             Fix("Leave it as it is", "mistyped_columns", "keep"),
         ),
     ),
+    "page.scanned": Reason(
+        "Pages that are pictures",
+        "They hold no text, only a scan. Run text recognition (OCR) on the file, then bring it again.",
+    ),
+    "page.unreadable": Reason("Pages that cannot be read", "They are damaged. The other pages were read."),
+    "page.empty": Reason("Empty pages", "There is nothing on them."),
+    "member.refused": Reason(
+        "Files of the archive that were not read", "The note says why. Bring them on their own if they matter."
+    ),
+    "member.packed": Reason("Archives inside the archive", "Only one level is opened. Unpack them, then bring them."),
+    "sheet.empty": Reason("Empty sheets", "They have no rows below their column names."),
+    "cell.error": Reason("Cells with a formula error", "Cells such as #REF! are read as empty."),
+    "chat.line": Reason("Lines that are no message", "They have neither a time nor a speaker in front of them."),
+    "chat.notice": Reason("Notices of the chat", "Somebody joined, left or changed a name: nothing was said."),
     "value.unreadable": Reason("Values that are no text", "They hold bytes or dates that cannot be shown."),
     "turn.no_assistant": Reason("Conversations without an answer", "There is nothing to learn from in them."),
     "turn.empty": Reason("Conversations with an empty turn", "The empty turns were left out."),

@@ -25,7 +25,7 @@ class ReadingForm(FormBase):
 
     format: str | None = Field(None, max_length=10)
     encoding: str | None = Field(None, max_length=40)
-    delimiter: Literal["", ",", ";", "tab", "|"] | None = None
+    delimiter: Literal["", ",", ";", "tab", "|", ":", "~", "^"] | None = None
     has_header: bool | None = None
     short_rows: str | None = Field(None, max_length=20)
     long_rows: str | None = Field(None, max_length=20)
@@ -34,10 +34,14 @@ class ReadingForm(FormBase):
     bad_json: str | None = Field(None, max_length=20)
     mistyped_columns: str | None = Field(None, max_length=20)
     text_unit: str | None = Field(None, max_length=20)
+    sheet: str | None = Field(None, max_length=200)
+    assistant: str | None = Field(None, max_length=80)
+    gap_minutes: int | None = Field(None, ge=1, le=7 * 24 * 60)
+    password: str = Field("", max_length=200, repr=False)
 
     def changes(self) -> dict[str, Any]:
         """The options that change, checked. Raises ValidationError for a value that does not exist."""
-        found = {name: value for name, value in self.model_dump().items() if value is not None}
+        found = {name: value for name, value in self.model_dump(exclude={"password"}).items() if value is not None}
         if found.get("delimiter") == "tab":
             found["delimiter"] = "\t"
         ReadOptions.model_validate(found)

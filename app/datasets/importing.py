@@ -18,19 +18,31 @@ from pydantic import Field
 
 from app.contracts.base import Contract
 from app.datasets.detect import Detection, detect
-from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
+from app.datasets.findings import RAW_LIMIT_BYTES, REASONS, Problem, Record, Refused
 from app.datasets.options import ReadOptions
+from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import COLUMN_LIMIT
-from app.datasets.reading.formats import Sniffed, sniff
+from app.datasets.reading.formats import sniff
 from app.datasets.reading.readers import corrected, read
+from app.datasets.reading.sniffed import Sniffed
+from app.datasets.reading.unpacking import inner_name, unpack
 from app.datasets.statistics import ColumnShape, column_shapes
 from app.datasets.tables import RowWriter
 from app.datasets.threads import joined
 
 Tell = Callable[[int, int], None]
 FIRST_ROWS, SPREAD_ROWS = 200, 800
+# Formats whose parsers a small hostile file can make work hard.
+DOCUMENTS = frozenset({"pdf", "docx", "sheets", "epub", "html"})
 LEDGER = pa.schema(
-    [("row", pa.int64()), ("code", pa.string()), ("note", pa.string()), ("raw", pa.binary()), ("is_kept", pa.bool_())]
+    [
+        ("row", pa.int64()),
+        ("code", pa.string()),
+        ("note", pa.string()),
+        ("raw", pa.binary()),
+        ("is_kept", pa.bool_()),
+        ("place", pa.string()),
+    ]
 )
 
 
@@ -43,6 +55,7 @@ class CodeCount(Contract):
     first_row: int
     excerpt: str = ""
     note: str = ""
+    place: str = ""
 
 
 class ImportReport(Contract):
@@ -54,23 +67,40 @@ class ImportReport(Contract):
     columns: dict[str, str] = Field(default_factory=dict, description="name to kind")
     problems: list[CodeCount] = Field(default_factory=list)
     detections: list[Detection] = Field(default_factory=list)
+    facts: dict[str, list[str]] = Field(default_factory=dict, description="to choose from: sheets, speakers")
     suggested_renames: dict[str, str] = Field(default_factory=dict)
     shapes: list[ColumnShape] = Field(default_factory=list, description="of at most 1,000 rows")
 
 
-def import_file(source: Path, filename: str, out_dir: Path, options: ReadOptions, tell: Tell) -> ImportReport:
+def import_file(
+    source: Path,
+    filename: str,
+    out_dir: Path,
+    options: ReadOptions,
+    tell: Tell,
+    password: str = "",
+    confine: Callable[[str, int], None] = lambda kind, size_bytes: None,
+) -> ImportReport:
     """Read `source` into `out_dir`. Raises Refused for what cannot be brought, and when not one row could be read.
 
-    `tell(rows read, 0)` is called about every thousand rows.
+    `tell(bytes read, bytes in all)` is called about every thousand rows, `confine(format, bytes)` before the first.
     """
     temporary = out_dir.with_name(f".tmp-{out_dir.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    # Left by an import that was killed.
+    for old in out_dir.parent.glob(".tmp-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    scratch = temporary / "scratch"
+    scratch.mkdir(parents=True)
     try:
-        sniffed = corrected(sniff(source, filename), options)
-        report = _into(source, sniffed, temporary, options, tell)
+        context = Context(filename, scratch, password)
+        source, sniffed = _opened(source, context)
+        sniffed = corrected(sniffed, options)
+        confine(sniffed.format, source.stat().st_size)
+        context.total_bytes = source.stat().st_size
+        report = _into(source, sniffed, temporary, options, context, tell)
         if not report.rows:
             raise Refused(_nothing_read(report), "file.no_rows")
+        shutil.rmtree(scratch)
         (temporary / "report.json").write_bytes(orjson.dumps(report.model_dump(mode="json")))
         shutil.rmtree(out_dir, ignore_errors=True)
         temporary.rename(out_dir)
@@ -79,20 +109,38 @@ def import_file(source: Path, filename: str, out_dir: Path, options: ReadOptions
     return report
 
 
+def _opened(source: Path, context: Context) -> tuple[Path, Sniffed]:
+    """The file, taken out of its packing, and what it is. Raises Refused for a packing inside a packing."""
+    sniffed = sniff(source, context.name)
+    if not sniffed.packing:
+        return source, sniffed
+    packing, context.name = sniffed.packing, inner_name(context.name)
+    target = context.scratch / "unpacked"
+    unpack(source, packing, target)
+    sniffed = sniff(target, context.name)
+    if sniffed.packing or sniffed.format == "zip":
+        raise Refused("This is packed twice. Unpack it once, then bring what was inside.", "packed.twice")
+    return target, sniffed.model_copy(update={"packing": packing})
+
+
 def _nothing_read(report: ImportReport) -> str:
     if report.problems and report.problems[0].out:
         first = report.problems[0]
+        reason = REASONS[first.code]
+        place = first.place or f"line {first.first_row}"
         return (
-            f"Not one row could be read from this file. The first problem is at line {first.first_row} "
-            f"({first.code}). Check that it is the file you meant, or correct how it is read."
+            f"Not one row could be read from this file. The first problem, at {place}: "
+            f"{reason.title[0].lower()}{reason.title[1:]}. {first.note or reason.advice}"
         )
     return "There are no rows in this file, only column names or empty lines. Bring one with rows."
 
 
-def _into(source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, tell: Tell) -> ImportReport:
+def _into(
+    source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, context: Context, tell: Tell
+) -> ImportReport:
     writer, ledger = RowWriter(folder), _Ledger(folder / "findings.parquet")
     sample, pick, known = _Sample(), 0, set[str]()
-    records = read(source, sniffed, options)
+    records = read(source, sniffed, options, context)
     for found in joined(records) if options.threads == "join" else records:
         if isinstance(found, Problem):
             ledger.add(found)
@@ -110,20 +158,31 @@ def _into(source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, te
         sample.add(found)
         pick += 1
         if pick % 1000 == 0:
-            tell(writer.rows, 0)
+            tell(min(context.done_bytes, context.total_bytes), context.total_bytes)
     writer.flush()
     ledger.close()
-    tell(writer.rows, 0)
+    tell(context.total_bytes, context.total_bytes)
     return ImportReport(
         sniffed=sniffed,
         rows=writer.rows,
         quarantined=ledger.out,
         columns=dict(list(writer.columns.items())[:COLUMN_LIMIT]),
         problems=ledger.counts(),
-        detections=detect(sample.rows()),
+        detections=detect([(row, _meant(values)) for row, values in sample.rows()]),
+        facts=context.facts,
         suggested_renames=ledger.renames,
         shapes=column_shapes([values for _row, values in sample.rows()], dict(list(writer.columns.items())[:60])),
     )
+
+
+def _meant(values: dict[str, Any]) -> dict[str, Any]:
+    """The columns that may be learned from: those that only say where a row comes from are left out."""
+    hidden = {"source", "sheet"}
+    if values.keys() >= {"document", "place", "heading", "text"}:
+        hidden |= {"document", "place", "heading"}
+    elif values.keys() >= {"messages", "speakers"}:
+        hidden |= {"speakers", "began"}
+    return {name: value for name, value in values.items() if name not in hidden}
 
 
 class _Sample:
@@ -173,7 +232,7 @@ class _Ledger:
         self._rows.append(
             {
                 "row": problem.row, "code": problem.code, "note": problem.note,
-                "raw": problem.raw[:RAW_LIMIT_BYTES], "is_kept": problem.is_kept,
+                "raw": problem.raw[:RAW_LIMIT_BYTES], "is_kept": problem.is_kept, "place": problem.place,
             }
         )  # fmt: skip
         if len(self._rows) >= 5000:
@@ -198,7 +257,13 @@ class _Ledger:
             excerpt = first.raw[:200].decode("utf-8", "replace")
             found.append(
                 CodeCount(
-                    code=code, count=number, out=self._out[code], first_row=first.row, excerpt=excerpt, note=first.note
+                    code=code,
+                    count=number,
+                    out=self._out[code],
+                    first_row=first.row,
+                    excerpt=excerpt,
+                    note=first.note,
+                    place=first.place,
                 )
             )
         return sorted(found, key=lambda c: -c.out)

@@ -18,6 +18,7 @@ class LedgerLine:
     raw: str
     note: str
     is_kept: bool
+    place: str = ""
 
 
 def lines(path: Path, code: str, offset: int) -> tuple[list[LedgerLine], int]:
@@ -33,6 +34,6 @@ def lines(path: Path, code: str, offset: int) -> tuple[list[LedgerLine], int]:
         start = max(0, offset - total)
         for row in table.slice(start, PER_PAGE - len(found)).to_pylist():
             raw = row["raw"].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
-            found.append(LedgerLine(row["row"], raw, row["note"], row["is_kept"]))
+            found.append(LedgerLine(row["row"], raw, row["note"], row["is_kept"], row.get("place") or ""))
         total += table.num_rows
     return found, total

@@ -48,6 +48,8 @@ class SourceFile(Base, LeasedWork):
     # Reading options that a person chose (app.datasets.options) and the folder of the rows that were read with them.
     options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     rows_key: Mapped[str] = mapped_column(String(40), default="")
+    # Of a locked document, encrypted with the installation's key.
+    sealed_password: Mapped[str] = mapped_column(Text, default="")
     mapping: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     is_mapping_confirmed: Mapped[bool] = mapped_column(default=False)
     rows: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -69,6 +71,7 @@ class Finding(Base):
     line: Mapped[int | None] = mapped_column(BigInteger)
     sentence: Mapped[str] = mapped_column(Text)
     excerpt: Mapped[str] = mapped_column(Text, default="")
+    place: Mapped[str] = mapped_column(String(300), default="")
     count: Mapped[int] = mapped_column(Integer, default=1)
     out_count: Mapped[int] = mapped_column(Integer, default=0)
     decision: Mapped[str] = mapped_column(String(20), default="")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.reading.formats import Format
+from app.datasets.reading.sniffed import Format
 
 
 class ReadOptions(Contract):
@@ -27,4 +27,7 @@ class ReadOptions(Contract):
     threads: Literal["keep", "join"] = Field(
         "keep", description="join: messages that name the one they answer become whole conversations"
     )
+    sheet: str = Field("", max_length=200, description="of a spreadsheet; empty: all")
+    assistant: str = Field("", max_length=80, description="the speaker of a chat log to learn from; empty: as detected")
+    gap_minutes: int = Field(30, ge=1, le=7 * 24 * 60, description="a silence that parts two conversations")
     renamed: dict[str, str] = Field(default_factory=dict, description="found by mistyped_columns: old name to new")

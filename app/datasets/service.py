@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
-from app.core import storage
+from app.core import security, storage
 from app.core.db import new_id, utcnow
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
@@ -178,6 +178,7 @@ def record_import(session: Session, file: SourceFile, report: ImportReport, rows
                 line=problem.first_row,
                 sentence=reason.title,
                 excerpt=problem.excerpt,
+                place=problem.place[:300],
                 count=problem.count,
                 out_count=problem.out,
             )
@@ -220,9 +221,13 @@ def _read_again(session: Session, file: SourceFile) -> None:
     ring(session, "datasets.import_file", file.id)
 
 
-def set_reading(session: Session, actor: Actor, file_id: str, changes: dict[str, Any]) -> SourceFile:
-    """Change reading options (a fix, an encoding, a delimiter) and read the file again."""
+def set_reading(
+    session: Session, actor: Actor, file_id: str, changes: dict[str, Any], password: str = ""
+) -> SourceFile:
+    """Change reading options (a fix, an encoding, a delimiter) or give the password, and read the file again."""
     file = get_file(session, actor, file_id, need="editor")
+    if password:
+        file.sealed_password = security.encrypt(password)
     options = ReadOptions.model_validate({**file.options, **changes})
     if options.mistyped_columns == "map":
         options = options.model_copy(update={"renamed": file.detected.get("suggested_renames", {}) | options.renamed})

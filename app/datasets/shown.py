@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.core.db import utcnow
 from app.core.numbers import number
+from app.core.work import LeasedWork
 from app.datasets.cleaning import STEPS
 from app.datasets.findings import REASONS, Reason
 from app.datasets.mapping import Mapping, column
@@ -49,6 +51,14 @@ class Rows:
     total: int = 0
     page: int = 1
     term: str = ""
+
+
+def left(work: LeasedWork) -> float | None:
+    """Seconds until the work is done at the speed so far; None before that can be told."""
+    if not work.done or not work.total or work.work_started_at is None:
+        return None
+    elapsed = (utcnow() - work.work_started_at).total_seconds()
+    return elapsed * (work.total - work.done) / work.done if elapsed >= 2 else None
 
 
 def _range(histogram: Histogram) -> str:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from app.core import storage
+from app.core import security, storage
 from app.core.config import ROOT
 from app.core.db import reading
 from app.core.errors import Invalid
@@ -50,6 +50,7 @@ def import_file(file_id: str) -> None:
             file = session.get(SourceFile, file_id)
             assert file is not None
             source, options = service.original_path(file), ReadOptions.model_validate(file.options)
+            password = security.decrypt(file.sealed_password) if file.sealed_password else ""
         rows_key = f"rows-{lease.fence}"
         folder = storage.sources_dir(file_id)
         order = ImportOrder(
@@ -57,6 +58,7 @@ def import_file(file_id: str) -> None:
             filename=file.filename,
             out_dir=str(folder / rows_key),
             options=options,
+            password=password,
             limits=_limits(file.size_bytes),
         )
         report = ImportReport.model_validate(_obeyed(lease, order, "reading"))

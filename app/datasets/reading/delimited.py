@@ -7,8 +7,9 @@ from pathlib import Path
 
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record
 from app.datasets.options import ReadOptions
-from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.context import Context
 from app.datasets.reading.lines import Line, read_lines
+from app.datasets.reading.sniffed import Sniffed
 
 RECORD_LIMIT_LINES = 500
 COLUMN_LIMIT = 512
@@ -16,21 +17,23 @@ _RETURN = "\ue00d"
 csv.field_size_limit(64 * 1024 * 1024)
 
 
-def read_delimited(path: Path, sniffed: Sniffed, options: ReadOptions) -> Iterator[Record | Problem]:
+def read_delimited(
+    path: Path, sniffed: Sniffed, options: ReadOptions, context: Context | None = None
+) -> Iterator[Record | Problem]:
     """Records with text values only (a postcode keeps its zero); a problem for each record that does not fit."""
     header: list[str] = []
-    for found in _assembled(read_lines(path, sniffed), sniffed.delimiter, options):
+    for found in _assembled(read_lines(path, sniffed, context), sniffed.delimiter, options):
         if isinstance(found, Problem):
             yield found
             continue
         line, cells = found
         if not header:
-            header = [_clean(cell) for cell in cells] if sniffed.has_header else []
+            header = [clean_name(cell) for cell in cells] if sniffed.has_header else []
             header = header or [f"column {i}" for i in range(1, len(cells) + 1)]
             if len(header) > COLUMN_LIMIT:
                 yield Problem(line.number, "columns.too_many", line.raw[:RAW_LIMIT_BYTES])
                 header = header[:COLUMN_LIMIT]
-            named = _numbered(header)
+            named = numbered(header)
             if named != header and sniffed.has_header:
                 yield Problem(line.number, "header.doubled", line.raw[:RAW_LIMIT_BYTES], is_kept=True)
             header = named
@@ -39,11 +42,12 @@ def read_delimited(path: Path, sniffed: Sniffed, options: ReadOptions) -> Iterat
         yield from _fitted(line, cells, header, sniffed.delimiter, options)
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
+    """A column name in one line of at most 200 characters."""
     return " ".join(name.split()).lstrip("\ufeff")[:200]
 
 
-def _numbered(header: list[str]) -> list[str]:
+def numbered(header: list[str]) -> list[str]:
     """Column names made whole and unique."""
     seen: set[str] = set()
     named = []

@@ -4,41 +4,33 @@ import codecs
 import csv
 import re
 from pathlib import Path
-from typing import Literal
 
 import orjson
 from charset_normalizer import from_bytes
-from pydantic import Field
 
-from app.contracts.base import Contract
 from app.datasets.findings import Refused
+from app.datasets.reading.chat_lines import dialect_of
+from app.datasets.reading.packages import member_bytes, open_package
+from app.datasets.reading.sniffed import Dialect, Format, Sniffed
+from app.datasets.reading.unpacking import packing_of
 
 SAMPLE_BYTES = 256 * 1024
-DELIMITERS = ",;\t|"
-Format = Literal["csv", "tsv", "json", "jsonl", "parquet", "txt"]
+DELIMITERS = ",;\t|^~"
 
 _REFUSED_STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\x7fELF", "This is a program, not text."),
     (b"MZ", "This is a Windows program, not text."),
     (b"\xcf\xfa\xed\xfe", "This is a program, not text."),
     (b"\xca\xfe\xba\xbe", "This is a program, not text."),
-    (
-        b"PK\x03\x04",
-        "This is a ZIP archive, or a Word or Excel file. Unpack it, or save the table as CSV, then bring that.",
-    ),
-    (b"PK\x05\x06", "This is an empty ZIP archive."),
-    (b"\x1f\x8b", "This is packed with gzip. Unpack it first, then bring the file that was inside."),
-    (b"BZh", "This is packed with bzip2. Unpack it first, then bring the file that was inside."),
-    (b"\xfd7zXZ\x00", "This is packed with xz. Unpack it first, then bring the file that was inside."),
-    (b"\x28\xb5\x2f\xfd", "This is packed with zstd. Unpack it first, then bring the file that was inside."),
     (b"7z\xbc\xaf\x27\x1c", "This is a 7-Zip archive. Unpack it first, then bring the files that were inside."),
     (b"Rar!", "This is a RAR archive. Unpack it first, then bring the files that were inside."),
-    (b"%PDF", "This is a PDF. Save its text as TXT, then bring that."),
-    (b"\xd0\xcf\x11\xe0", "This is an old Word or Excel file. Save the table as CSV, then bring that."),
+    (b"\xca\xfe\xd0\x0d", "This is a program, not text."),
+    (b"dex\n", "This is a program, not text."),
+    (b"\x00asm", "This is a program, not text."),
+    (b"{\\rtf", "This is an RTF document. Save it as DOCX, then bring that."),
     (b"SQLite format 3", "This is a database. Export the table as CSV, then bring that."),
     (b"\x89HDF", "This is an HDF5 file. Export the table as CSV or Parquet, then bring that."),
     (b"\x93NUMPY", "This is a NumPy file. Export the table as CSV or Parquet, then bring that."),
-    (b"ARROW1", "This is an Arrow file. Save it as Parquet, then bring that."),
     (b"\x89PNG", "This is a picture. We learn from text."),
     (b"\xff\xd8\xff", "This is a picture. We learn from text."),
     (b"GIF8", "This is a picture. We learn from text."),
@@ -46,7 +38,12 @@ _REFUSED_STARTS: tuple[tuple[bytes, str], ...] = (
     (b"ID3", "This is a sound recording. We learn from text."),
 )
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<svg|<\?xml)", re.IGNORECASE)
+_PROLOGUE = r"\s*(<\?xml[^>]{0,200}\?>\s*)?(<!--.{0,2000}?-->\s*)*"
+_DRAWING = re.compile(_PROLOGUE + "(<!doctype svg|<svg)", re.I | re.S)
+_WEB_PAGE = re.compile(_PROLOGUE + "(<!doctype html|<html|<head|<body)", re.I | re.S)
+_XML = re.compile(r"\s*<\?xml", re.I)
+_TAR = b"ustar"
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -54,17 +51,6 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-
-
-class Sniffed(Contract):
-    """How a file will be read. Everything here may be corrected by a person."""
-
-    format: Format
-    encoding: str = Field("utf-8", max_length=40)
-    bom_bytes: int = 0
-    delimiter: str = Field(",", min_length=1, max_length=1)
-    has_header: bool = True
-    is_old_mac: bool = Field(False, description="lines end with a carriage return alone")
 
 
 def _samples(path: Path) -> tuple[bytes, bytes]:
@@ -91,21 +77,96 @@ def sniff(path: Path, filename: str) -> Sniffed:
             raise Refused(sentence)
     if _PICKLE.match(head):
         raise Refused("This is a Python pickle. Opening one can run a program, so we never do. Save the rows as JSONL.")
-    if head.startswith(b"PAR1"):
-        return Sniffed(format="parquet")
+    if head[257:262] == _TAR:
+        raise Refused("This is a tar archive. Pack the files as ZIP, then bring that.", "file.tar")
+    if packing := packing_of(head):
+        return Sniffed(format="txt", packing=packing)
+    if (kind := _container(path, head)) is not None:
+        return Sniffed(format=kind)
     encoding, bom_bytes = _encoding(head, far)
     try:
         text = head[bom_bytes:].decode(encoding, "replace")
     except LookupError as error:
         raise Refused(f"The encoding {encoding} is not known here. Save the file as UTF-8.") from error
     if "\0" in text[:4096]:
-        raise Refused("This is not a text file. Bring CSV, TSV, JSON, JSONL, Parquet or TXT.")
-    if _WEB_PAGE.match(head[bom_bytes:]):
-        raise Refused("This is a web page or a drawing. Save its text as TXT, then bring that.")
-    is_old_mac = "\n" not in text and "\r" in text
+        raise Refused("This is not a text file, and none of the kinds that we read. Bring text, a table or a document.")
+    return _text_file(text, filename, encoding, bom_bytes)
+
+
+def _container(path: Path, head: bytes) -> Format | None:
+    """Formats that are told by their first bytes."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"FEA1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if head[:1024].lstrip().startswith(b"%PDF"):
+        return "pdf"
+    if head.startswith(_OLE):
+        return _ole(path)
+    if head.startswith(b"PK\x05\x06"):
+        raise Refused("This is an empty ZIP archive.")
+    return _package(path) if head.startswith(b"PK\x03\x04") else None
+
+
+def _ole(path: Path) -> Format:
+    """Old Office files, and new ones with a password: the name of their main stream stands in the directory."""
+    content = path.open("rb").read(64 * 1024 * 1024)
+    if "EncryptedPackage".encode("utf-16-le") in content:
+        raise Refused(
+            "This office file is locked with a password. Open it in your office program, save it without one, then "
+            "bring it again.",
+            "file.password",
+        )
+    if any(name.encode("utf-16-le") in content for name in ("Workbook", "Book")):
+        return "sheets"
+    raise Refused("This is an old Word or PowerPoint file. Save it as DOCX, then bring that.")
+
+
+def _package(path: Path) -> Format:
+    """What is in a ZIP container: an office document, a book, or other files."""
+    with open_package(path) as archive:
+        names = set(archive.namelist())
+        if "word/document.xml" in names:
+            return "docx"
+        if names & {"xl/workbook.xml", "xl/workbook.bin"}:
+            return "sheets"
+        if "ppt/presentation.xml" in names:
+            raise Refused("These are slides. Save them as PDF, then bring that.")
+        if "META-INF/container.xml" in names:
+            return "epub"
+        if "mimetype" in names:
+            kind = member_bytes(archive, "mimetype", 4096)
+            if b"opendocument.spreadsheet" in kind:
+                return "sheets"
+            if b"opendocument" in kind:
+                raise Refused("This is an OpenDocument text. Save it as DOCX, then bring that.")
+    return "zip"
+
+
+def _text_file(text: str, filename: str, encoding: str, bom_bytes: int) -> Sniffed:
+    """How decoded text is to be read. Raises Refused for drawings and other XML."""
     extension = filename.lower().rsplit(".", 1)[-1]
-    kind, delimiter = _text_format(text.replace("\r", "\n") if is_old_mac else text, extension)
-    return Sniffed(format=kind, encoding=encoding, bom_bytes=bom_bytes, delimiter=delimiter, is_old_mac=is_old_mac)
+    if _DRAWING.match(text):
+        raise Refused("This is a drawing. We learn from text.")
+    kind: Format
+    if _WEB_PAGE.match(text) or (extension in ("html", "htm", "xhtml") and "<" in text):
+        return Sniffed(format="html", encoding=encoding, bom_bytes=bom_bytes)
+    if _XML.match(text):
+        raise Refused("This is an XML file. Save its rows as CSV or JSON, then bring that.")
+    is_old_mac = "\n" not in text and "\r" in text
+    text = text.replace("\r", "\n") if is_old_mac else text
+    kind, delimiter = "txt", ","
+    dialect: Dialect = "" if extension in ("csv", "tsv", "md", "markdown", "jsonl") else dialect_of(text)
+    if dialect:
+        kind = "chat"
+    elif extension in ("md", "markdown"):
+        kind = "markdown"
+    else:
+        kind, delimiter = _text_format(text, extension)
+    return Sniffed(
+        format=kind, encoding=encoding, bom_bytes=bom_bytes, delimiter=delimiter, is_old_mac=is_old_mac,
+        dialect=dialect,
+    )  # fmt: skip
 
 
 def _encoding(head: bytes, far: bytes) -> tuple[str, int]:

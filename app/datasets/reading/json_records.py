@@ -13,8 +13,9 @@ import orjson
 
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
 from app.datasets.options import ReadOptions
-from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.context import Context
 from app.datasets.reading.lines import LINE_LIMIT_BYTES, read_lines
+from app.datasets.reading.sniffed import Sniffed
 
 DEPTH_LIMIT = 64
 OBJECT_LIMIT_BYTES = 256 * 1024 * 1024
@@ -22,9 +23,11 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _SPACE = b" \t\r\n"
 
 
-def read_json_lines(path: Path, sniffed: Sniffed, options: ReadOptions) -> Iterator[Record | Problem]:
+def read_json_lines(
+    path: Path, sniffed: Sniffed, options: ReadOptions, context: Context | None = None
+) -> Iterator[Record | Problem]:
     """One value a line."""
-    for line in read_lines(path, sniffed):
+    for line in read_lines(path, sniffed, context):
         if line.code == "line.too_long":
             yield Problem(line.number, line.code, line.raw)
         elif not line.text.strip():
@@ -37,9 +40,11 @@ def read_json_lines(path: Path, sniffed: Sniffed, options: ReadOptions) -> Itera
                 yield from _parsed(line.number, line.text.encode("utf-8", "surrogatepass"), options)
 
 
-def read_json(path: Path, sniffed: Sniffed, options: ReadOptions) -> Iterator[Record | Problem]:
+def read_json(
+    path: Path, sniffed: Sniffed, options: ReadOptions, context: Context | None = None
+) -> Iterator[Record | Problem]:
     """A list of rows (streamed), an object that holds one, or a single object. Raises Refused over 256 MiB."""
-    stream = _Bytes(path, sniffed)
+    stream = _Bytes(path, sniffed, context)
     start = stream.first()
     if start == b"[":
         yield from _elements(stream, options)
@@ -71,8 +76,8 @@ def _is_rows(values: list[Any]) -> bool:
 class _Bytes:
     """The file as UTF-8, handed out from a growing window; counts the lines that were passed."""
 
-    def __init__(self, path: Path, sniffed: Sniffed) -> None:
-        self._lines = read_lines(path, sniffed)
+    def __init__(self, path: Path, sniffed: Sniffed, context: Context | None) -> None:
+        self._lines = read_lines(path, sniffed, context)
         self.window = bytearray()
         self.line = 1
         self.is_ended = False

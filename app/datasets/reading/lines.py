@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.context import Context
+from app.datasets.reading.sniffed import Sniffed
 
 CHUNK_BYTES = 1 << 20
 LINE_LIMIT_BYTES = 32 * 1024 * 1024
@@ -20,10 +21,14 @@ class Line(NamedTuple):
     code: str = ""
 
 
-def read_lines(path: Path, sniffed: Sniffed) -> Iterator[Line]:
-    """Every line of the file, in order, numbered from 1; memory is bounded by 32 MiB a line."""
+def read_lines(path: Path, sniffed: Sniffed, context: Context | None = None) -> Iterator[Line]:
+    """Every line of the file, in order, numbered from 1; memory is bounded by 32 MiB a line.
+
+    The bytes that were read are counted in `context`.
+    """
     wide = sniffed.encoding.startswith(("utf-16", "utf-32"))
-    for number, (raw, is_cut) in enumerate(_wide_lines(path, sniffed) if wide else _byte_lines(path, sniffed), 1):
+    found = _wide_lines(path, sniffed, context) if wide else _byte_lines(path, sniffed, context)
+    for number, (raw, is_cut) in enumerate(found, 1):
         if is_cut:
             yield Line(number, "", raw, "line.too_long")
         elif wide:
@@ -46,23 +51,27 @@ def _decoded(number: int, raw: bytes, encoding: str) -> Line:
     return Line(number, raw.decode(encoding, "replace"), raw, "decode.replaced")
 
 
-def _byte_lines(path: Path, sniffed: Sniffed) -> Iterator[tuple[bytes, bool]]:
-    end = b"\r" if sniffed.is_old_mac else b"\n"
+def _chunks(path: Path, sniffed: Sniffed, context: Context | None) -> Iterator[bytes]:
     with path.open("rb") as stream:
         stream.seek(sniffed.bom_bytes)
-        yield from _cut(iter(lambda: stream.read(CHUNK_BYTES), b""), end)
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+            if context is not None:
+                context.done_bytes += len(chunk)
 
 
-def _wide_lines(path: Path, sniffed: Sniffed) -> Iterator[tuple[bytes, bool]]:
+def _byte_lines(path: Path, sniffed: Sniffed, context: Context | None) -> Iterator[tuple[bytes, bool]]:
+    yield from _cut(_chunks(path, sniffed, context), b"\r" if sniffed.is_old_mac else b"\n")
+
+
+def _wide_lines(path: Path, sniffed: Sniffed, context: Context | None) -> Iterator[tuple[bytes, bool]]:
     """UTF-16 and UTF-32 become UTF-8 on the way, so that one splitter serves all."""
     decoder = codecs.getincrementaldecoder(sniffed.encoding)("replace")
 
     def chunks() -> Iterator[bytes]:
-        with path.open("rb") as stream:
-            stream.seek(sniffed.bom_bytes)
-            while data := stream.read(CHUNK_BYTES):
-                yield decoder.decode(data).encode("utf-8", "surrogatepass")
-            yield decoder.decode(b"", True).encode("utf-8", "surrogatepass")
+        for data in _chunks(path, sniffed, context):
+            yield decoder.decode(data).encode("utf-8", "surrogatepass")
+        yield decoder.decode(b"", True).encode("utf-8", "surrogatepass")
 
     yield from _cut(chunks(), b"\r" if sniffed.is_old_mac else b"\n")
 

@@ -1,29 +1,29 @@
 """One door to every format: records and problems in the order of the file, in bounded memory."""
 
-import base64
-import datetime
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
 from app.datasets.options import ReadOptions
+from app.datasets.reading import epub, markdown, web_pages, word
+from app.datasets.reading.archives import read_archive
+from app.datasets.reading.blocks import records
+from app.datasets.reading.chats import read_chat
+from app.datasets.reading.columnar import read_arrow, read_parquet
+from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import read_delimited
-from app.datasets.reading.formats import Sniffed
+from app.datasets.reading.formats import sniff
 from app.datasets.reading.json_records import read_json, read_json_lines
-from app.datasets.reading.lines import read_lines
+from app.datasets.reading.lines import Line, read_lines
+from app.datasets.reading.pdf import read_pdf
+from app.datasets.reading.sheets import read_sheets
+from app.datasets.reading.sniffed import Sniffed
 
 BLOCK_CHARACTERS = 2000
-BATCH_ROWS = 2000
-
-
-# What Arrow raises on damaged files, damaged names and texts among them.
-_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 def corrected(sniffed: Sniffed, options: ReadOptions) -> Sniffed:
@@ -38,80 +38,105 @@ def corrected(sniffed: Sniffed, options: ReadOptions) -> Sniffed:
     return sniffed.model_copy(update=changes)
 
 
-def read(path: Path, sniffed: Sniffed, options: ReadOptions) -> Iterator[Record | Problem]:
+def read(
+    path: Path, sniffed: Sniffed, options: ReadOptions, context: Context | None = None
+) -> Iterator[Record | Problem]:
     """Every record of the file is yielded once, as a Record or as a Problem with `is_kept` false. Raises Refused."""
+    if context is not None:
+        yield from _read(path, sniffed, options, context)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield from _read(path, sniffed, options, Context(path.name, Path(scratch)))
+
+
+def _read(path: Path, sniffed: Sniffed, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
     sniffed = corrected(sniffed, options)
+    document = context.name
     match sniffed.format:
         case "csv" | "tsv":
-            found = read_delimited(path, sniffed, options)
+            yield from read_delimited(path, sniffed, options, context)
         case "jsonl":
-            found = read_json_lines(path, sniffed, options)
+            yield from _with_known_keys(read_json_lines(path, sniffed, options, context), options)
         case "json":
-            found = read_json(path, sniffed, options)
+            yield from _with_known_keys(read_json(path, sniffed, options, context), options)
         case "parquet":
-            found = _read_parquet(path)
-        case "txt":
-            found = _read_text(path, sniffed, options)
-    return _with_known_keys(found, options) if sniffed.format in ("json", "jsonl") else found
+            yield from read_parquet(path, context)
+        case "arrow":
+            yield from read_arrow(path, context)
+        case "sheets":
+            yield from read_sheets(path, options, context)
+        case "pdf":
+            yield from read_pdf(path, context)
+        case "docx":
+            yield from records(document, word.blocks(path))
+        case "epub":
+            yield from records(document, epub.blocks(path, context))
+        case "html":
+            yield from records(document, web_pages.blocks_of_page(_whole_text(path, sniffed)))
+        case "markdown":
+            yield from _read_markdown(path, sniffed, options, context)
+        case "chat":
+            yield from read_chat(path, sniffed, options, context)
+        case "zip":
+            yield from read_archive(
+                path, context, lambda member, name, inner: _read_member(member, name, inner, options)
+            )
+        case _:
+            yield from _read_text(path, sniffed, options, context)
 
 
-def _read_parquet(path: Path) -> Iterator[Record | Problem]:
-    try:
-        source = pq.ParquetFile(path)
-        names = source.schema_arrow.names
-    except _DAMAGE as error:
-        raise Refused("This Parquet file is damaged and cannot be opened. Export it again.") from error
-    if len(set(names)) != len(names):
-        raise Refused("Two columns of this Parquet file have the same name. Rename one, then bring it again.")
-    row = 0
-    batches = source.iter_batches(BATCH_ROWS)
-    while True:
-        try:
-            batch = next(batches, None)
-            rows = batch.to_pylist() if batch is not None else []
-        except _DAMAGE:
-            yield Problem(row + 1, "value.unreadable", note="the file is damaged from here on")
-            return
-        if batch is None:
-            return
-        for values in rows:
-            row += 1
-            try:
-                yield Record(row, {name: _plain(value) for name, value in values.items()})
-            except (ValueError, RecursionError):
-                yield Problem(row, "value.unreadable", repr(values)[:RAW_LIMIT_BYTES].encode())
+def _read_member(path: Path, name: str, context: Context, options: ReadOptions) -> Iterator[Record | Problem]:
+    """A file of an archive: told by its own bytes; an archive inside is not opened."""
+    sniffed = sniff(path, name)
+    if sniffed.format == "zip" or sniffed.packing:
+        yield Problem(1, "member.packed")
+        return
+    own = options.model_copy(update={"format": "", "encoding": "", "delimiter": "", "sheet": ""})
+    yield from _read(path, sniffed, own, context)
 
 
-def _plain(value: Any) -> Any:
-    """Arrow's values as JSON has them: dates as ISO text, bytes as UTF-8 or base64, exact decimals as text."""
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return base64.b64encode(value).decode("ascii")
-    if isinstance(value, datetime.date | datetime.datetime | datetime.time):
-        return value.isoformat()
-    return str(value)
+def _whole_text(path: Path, sniffed: Sniffed) -> str:
+    if path.stat().st_size > web_pages.PAGE_LIMIT_BYTES:
+        raise Refused("This web page is over 16 MB. Save its text as TXT, then bring that.")
+    return path.read_bytes()[sniffed.bom_bytes :].decode(sniffed.encoding, "replace")
 
 
-def _read_text(path: Path, sniffed: Sniffed, options: ReadOptions) -> Iterator[Record | Problem]:
-    """Plain text in units: a line, a paragraph, blocks of whole paragraphs (about 2,000 characters), everything."""
-    parts: list[str] = []
-    start, size = 1, 0
-    for line in read_lines(path, sniffed):
+def _good_lines(path: Path, sniffed: Sniffed, options: ReadOptions, context: Context) -> Iterator[Line | Problem]:
+    """Lines that may be used; a problem for each that was damaged."""
+    for line in read_lines(path, sniffed, context):
         if line.code:
             keep = line.code != "line.too_long" and options.wrong_encoding == "repair"
             yield Problem(line.number, line.code, line.raw[:RAW_LIMIT_BYTES], is_kept=keep)
             if not keep:
                 continue
+        yield line
+
+
+def _read_markdown(path: Path, sniffed: Sniffed, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
+    problems: list[Problem] = []
+
+    def lines() -> Iterator[tuple[int, str]]:
+        for found in _good_lines(path, sniffed, options, context):
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                yield found.number, found.text
+
+    for record in records(context.name, markdown.blocks(lines())):
+        yield from problems
+        problems.clear()
+        yield record
+    yield from problems
+
+
+def _read_text(path: Path, sniffed: Sniffed, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
+    """Plain text in units: a line, a paragraph, blocks of whole paragraphs (about 2,000 characters), everything."""
+    parts: list[str] = []
+    start, size = 1, 0
+    for line in _good_lines(path, sniffed, options, context):
+        if isinstance(line, Problem):
+            yield line
+            continue
         is_blank = not line.text.strip()
         if parts and _is_unit_full(options.text_unit, size, is_blank):
             yield Record(start, {"text": "\n".join(parts).strip("\n")})

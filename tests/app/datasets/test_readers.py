@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -137,10 +136,9 @@ def test_json_suite(path):
         ("rows.csv", pickle.dumps([1], protocol=2), "pickle"),
         ("rows.csv", b"\x7fELF\x02\x01\x01\0\0\0", "program"),
         ("rows.csv", b"MZ\x90\0\x03\0\0\0", "Windows program"),
-        ("rows.txt", b"%PDF-1.7\n", "PDF"),
-        ("rows.json", b"\x1f\x8b\x08\0rest", "gzip"),
-        ("rows.jsonl", b"<!DOCTYPE html><script>alert(1)</script>", "web page"),
-        ("rows.csv", b"<svg onload=alert(1)>", "web page"),
+        ("rows.csv", b"<svg onload=alert(1)>", "drawing"),
+        ("rows.html", b"<?xml version='1.0'?><svg onload=alert(1)>", "drawing"),
+        ("rows.csv", bytes(257) + b"ustar\0", "tar archive"),
         ("rows.csv", b"abc\0\0\0def\0ghi\x01\x02", "not a text file"),
         ("rows.csv", b"", "empty"),
     ],
@@ -150,14 +148,6 @@ def test_refused_by_content_not_by_name(tmp_path, name, content, word):
     path.write_bytes(content)
     with pytest.raises(Refused, match=word):
         sniff(path, name)
-
-
-def test_zip_is_refused(tmp_path):
-    path = tmp_path / "rows.csv"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.csv", "a,b\n1,2\n")
-    with pytest.raises(Refused, match="ZIP"):
-        sniff(path, "rows.csv")
 
 
 def test_parquet_values_are_kept(tmp_path):

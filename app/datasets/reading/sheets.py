@@ -1,0 +1,104 @@
+"""Spreadsheets (XLSX, XLS, XLSB, ODS): the rows of one sheet or of all, under the names of the first row."""
+
+import datetime
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app.datasets.findings import Problem, Record, Refused
+from app.datasets.options import ReadOptions
+from app.datasets.reading.context import Context
+from app.datasets.reading.delimited import COLUMN_LIMIT, clean_name, numbered
+from app.datasets.reading.packages import open_package, refuse_entities
+
+DAMAGED = "This spreadsheet is damaged and cannot be opened. Open it in your office program and save it again."
+LOCKED = (
+    "This spreadsheet is locked with a password. Open it in your office program, save it without one, then bring it "
+    "again."
+)
+_ERRORS = ("#REF!", "#N/A", "#DIV/0!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!")
+
+
+def read_sheets(path: Path, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
+    """Records of the sheet that was chosen, else of every sheet with the column `sheet`. Raises Refused."""
+    if zipfile.is_zipfile(path):
+        with open_package(path) as archive:
+            refuse_entities(archive)
+    import python_calamine as calamine
+
+    try:
+        book = calamine.CalamineWorkbook.from_path(str(path))
+        names = book.sheet_names
+    except calamine.PasswordError as error:
+        raise Refused(LOCKED, "file.password") from error
+    except (calamine.CalamineError, ValueError, OSError) as error:
+        raise Refused(DAMAGED) from error
+    context.facts["sheets"] = names[:200]
+    if options.sheet and options.sheet not in names:
+        raise Refused(f"This file has no sheet “{options.sheet}”. Choose one of its sheets.")
+    wanted = [options.sheet] if options.sheet else names
+    number = 0
+    for index, name in enumerate(wanted, 1):
+        try:
+            sheet = book.get_sheet_by_name(name)
+            rows = sheet.iter_rows()
+            start = (sheet.start or (0, 0))[0]
+        except (calamine.CalamineError, ValueError, OSError):
+            yield Problem(number + 1, "value.unreadable", note="this sheet is damaged", place=f"sheet {name}")
+            continue
+        kept = 0
+        for found in _rows(rows, start, name, number, options, is_named=len(wanted) > 1):
+            kept += isinstance(found, Record)
+            number = max(number, found.row)
+            yield found
+        if not kept:
+            yield Problem(number + 1, "sheet.empty", is_kept=True, place=f"sheet {name}")
+        context.done_bytes = context.total_bytes * index // len(wanted)
+
+
+def _rows(
+    rows: Iterator[list[Any]], start: int, sheet: str, before: int, options: ReadOptions, *, is_named: bool
+) -> Iterator[Record | Problem]:
+    header: list[str] = []
+    for line, raw in enumerate(rows, start + 1):
+        row, place = before + line, f"sheet {sheet}, row {line}"
+        cells = [_plain(cell) for cell in raw]
+        if not any(cell not in (None, "") for cell in cells):
+            continue
+        if not header:
+            names = [clean_name(str(cell or "")) for cell in cells] if options.has_header else [""] * len(cells)
+            while names and not names[-1] and options.has_header:
+                names.pop()
+            header = numbered(names[:COLUMN_LIMIT])
+            if len(names) > COLUMN_LIMIT:
+                yield Problem(row, "columns.too_many", place=place)
+            if options.has_header:
+                continue
+        errors = [cell for cell in cells if cell in _ERRORS]
+        if errors:
+            yield Problem(row, "cell.error", note=", ".join(errors[:5]), is_kept=True, place=place)
+            cells = [None if cell in _ERRORS else cell for cell in cells]
+        over = [cell for cell in cells[len(header) :] if cell not in (None, "")]
+        if over:
+            yield Problem(row, "row.long", repr(over).encode()[:4096], is_kept=options.long_rows != "skip", place=place)
+            if options.long_rows == "skip":
+                continue
+            if options.long_rows == "join":
+                cells[len(header) - 1] = " ".join(str(c) for c in [cells[len(header) - 1], *over] if c is not None)
+        values = dict(zip(header, cells, strict=False))
+        yield Record(row, {"sheet": sheet, **values} if is_named and "sheet" not in values else values, place)
+
+
+def _plain(cell: Any) -> Any:
+    """Whole numbers without a comma, dates as ISO text, everything else as the sheet has it."""
+    if isinstance(cell, bool) or cell is None or isinstance(cell, str | int):
+        return cell
+    if isinstance(cell, float):
+        return int(cell) if cell.is_integer() and abs(cell) < 2**53 else cell if cell - cell == 0 else None
+    if isinstance(cell, datetime.datetime):
+        midnight = cell.time() == datetime.time()
+        return cell.date().isoformat() if midnight else cell.isoformat(" ")
+    if isinstance(cell, datetime.date | datetime.time):
+        return cell.isoformat()
+    return str(cell)
