@@ -115,9 +115,14 @@ def _blocks(texts: pa.Array) -> Iterator[tuple[int, int]]:
 def row_keys(texts: pa.Array) -> Words:
     """64 bits for each text without case, punctuation and spacing: equal for the same tokens in the same order, on
     every machine and for ever. A text without tokens is its characters; an empty one is 0."""
+    return keys_and_counts(texts)[0]
+
+
+def keys_and_counts(texts: pa.Array) -> tuple[Words, npt.NDArray[np.uint32]]:
+    """(row_keys, number of tokens) of every text."""
     raw = texts.cast(pa.large_string())
     ready = tokenised(raw)
-    found = np.zeros(len(texts), np.uint64)
+    found, tokens = np.zeros(len(texts), np.uint64), np.zeros(len(texts), np.uint32)
     for start, stop in _blocks(ready):
         hashes, rows = _row_tokens(ready.slice(start, stop - start))
         counts = np.bincount(rows, minlength=stop - start)
@@ -127,8 +132,8 @@ def row_keys(texts: pa.Array) -> Words:
         keys = mixed(sums[starts + counts] - sums[starts] + counts.astype(np.uint64))
         for index in np.flatnonzero(counts == 0):
             keys[index] = _whole(raw[start + int(index)].as_py())
-        found[start:stop] = keys
-    return found
+        found[start:stop], tokens[start:stop] = keys, counts
+    return found, tokens
 
 
 def _whole(text: str | None) -> int:

@@ -63,13 +63,17 @@ def _lengths(turns: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _joined(turns: pa.Array, is_in: npt.NDArray[np.bool_] | None) -> pa.Array:
-    """The turns of each row that are in, in one text."""
-    lengths, contents = _lengths(turns), turns.flatten().field("content")
-    if is_in is not None and not is_in.all():
-        lengths = np.bincount(np.repeat(np.arange(len(turns)), lengths)[is_in], minlength=len(turns))
-        contents = contents.filter(pa.array(is_in))
+    contents = turns.flatten().field("content")
+    owners = np.repeat(np.arange(len(turns)), _lengths(turns))
+    return joined(contents, owners, np.ones(len(owners), np.bool_) if is_in is None else is_in, len(turns))
+
+
+def joined(contents: pa.Array, owners: npt.NDArray[np.integer], is_in: npt.NDArray[np.bool_], rows: int) -> pa.Array:
+    """The turns of each row that are in, in one text. `owners`: the row of each turn, ascending."""
+    lengths = np.bincount(owners[is_in], minlength=rows)
+    chosen = contents if is_in.all() else contents.filter(pa.array(is_in))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    lists = pa.ListArray.from_arrays(offsets, pc.fill_null(contents.cast(pa.string()), ""))
+    lists = pa.ListArray.from_arrays(offsets, pc.fill_null(chosen.cast(pa.string()), ""))
     return pc.fill_null(pc.binary_join(lists, "\n"), "")
 
 
