@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     hub_endpoint: str = Field("", description="empty: the Hugging Face hub")
     model_folders: list[Path] = Field(default_factory=list, description="where local base models may lie")
     threads: int | None = None
+    data_processes: int | None = Field(None, ge=1, description="that prepare data; empty: two where there are cores")
 
     @property
     def home_dir(self) -> Path:

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter
 from app.contracts.base import Contract
 from app.datasets import confinement
 from app.datasets.options import ReadOptions
-from app.datasets.preparing import Plan
+from app.datasets.plan import Plan
 
 TELL_EVERY_S = 0.2
 # An honest document needs a fraction of this; a small hostile one could work for hours.
@@ -49,6 +49,7 @@ class PrepareOrder(Contract):
     verb: Literal["prepare"] = "prepare"
     plan: Plan
     out_dir: str
+    processes: int = 1
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -109,7 +110,9 @@ def main() -> int:
         elif isinstance(order, PrepareOrder):
             from app.datasets.preparing import prepare
 
-            report = prepare(order.plan, Path(order.out_dir), _teller()).model_dump(mode="json")
+            report = prepare(order.plan, Path(order.out_dir), _teller(), processes=order.processes).model_dump(
+                mode="json"
+            )
         else:
             from app.datasets.freezing import freeze
 

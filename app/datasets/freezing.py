@@ -20,9 +20,11 @@ from app.core.storage import file_sha256, fsync_tree
 from app.datasets.cleaning import STEPS, in_order
 from app.datasets.dividing import divide, save_sides
 from app.datasets.findings import Refused
-from app.datasets.preparing import Plan, PrepareReport, prepare
+from app.datasets.plan import Plan
+from app.datasets.preparing import prepare
+from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SPLITS, Split
-from app.datasets.tables import MESSAGES, ExampleWriter, iterate
+from app.datasets.tables import MESSAGES, ExampleWriter, iterate, parts
 
 Tell = Callable[[int, int], None]
 SHARD_ROWS = 50_000
@@ -112,7 +114,7 @@ def _write(
     known: Path | None,
     evaluation: Sequence[str],
 ) -> dict[str, Any]:
-    source = [work / "examples.parquet"]
+    source = parts(work, "data-")
     total = report.rows
     divided = divide(
         source, plan.split, work / "split", known=known, evaluation=evaluation,

@@ -89,6 +89,8 @@ class CleaningPlan(Base, LeasedWork):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), unique=True)
     steps: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     split: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Rows and reasons that a person told a step to leave alone (app.datasets.plan.Override).
+    overrides: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     # Earlier states of `steps`, newest last, so that every change can be undone.
     history: Mapped[list[Any]] = mapped_column(JSON, default=list)
     revision: Mapped[int] = mapped_column(Integer, default=0)

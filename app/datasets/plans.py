@@ -17,8 +17,10 @@ from app.datasets.cleaning import STEPS, ChosenStep, in_order
 from app.datasets.mapping import Mapping
 from app.datasets.models import CleaningPlan, SourceFile
 from app.datasets.options import ReadOptions
-from app.datasets.preparing import Plan, PlannedFile, PrepareReport
+from app.datasets.plan import Override, Plan, PlannedFile
+from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SplitSettings
+from app.datasets.tables import parts
 from app.projects import service as projects
 
 HISTORY_LIMIT = 50
@@ -53,6 +55,11 @@ def change(session: Session, project_id: str) -> CleaningPlan:
 def chosen(plan: CleaningPlan | None) -> list[ChosenStep]:
     """The steps of a plan, in order."""
     return in_order(ChosenStep.model_validate(step) for step in (plan.steps if plan else []))
+
+
+def overrides_of(plan: CleaningPlan | None) -> list[Override]:
+    """What a person told the steps to leave alone."""
+    return [Override.model_validate(override) for override in (plan.overrides if plan else [])]
 
 
 def split_of(plan: CleaningPlan | None) -> SplitSettings:
@@ -150,6 +157,7 @@ def planned(session: Session, project_id: str) -> Plan:
             for file in files
         ],
         steps=chosen(plan),
+        overrides=overrides_of(plan),
         split=split_of(plan),
         edits=row_changes.planned(session, plan),
     )
@@ -162,8 +170,7 @@ def set_dir(plan: CleaningPlan) -> Path:
 
 def examples_path(plan: CleaningPlan | None) -> list[Path]:
     """The working set's examples as a list of parts; empty before the first one was made."""
-    path = set_dir(plan) / "examples.parquet" if plan and plan.set_key else None
-    return [path] if path and path.exists() else []
+    return parts(set_dir(plan), "data-") if plan and plan.set_key else []
 
 
 def report_of(plan: CleaningPlan | None) -> PrepareReport | None:

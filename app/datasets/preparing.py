@@ -1,251 +1,221 @@
 """Mapped and cleaned rows from source files: the working set that a person looks at before freezing.
 
-Every input row ends as kept, out (with step and code) or unmapped (with code), and the trace says which.
+Two passes over shards in a few processes, with the decisions of the set steps between. Every input row ends as kept,
+out (with step and code) or unmapped (with code), and the trace says which. Finished shards outlive a kill.
 """
 
-import random
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
-from pydantic import Field
+import pyarrow.parquet as pq
 
-from app.contracts.base import Contract
-from app.datasets.cleaning import STEPS, ChosenStep, Example, Outcome, in_order, run, texts_of
-from app.datasets.edits import EditLayer, apply_edits, row_keys
-from app.datasets.mapping import Mapping, apply
-from app.datasets.options import ReadOptions
-from app.datasets.splitting import SplitSettings
-from app.datasets.statistics import Counting, Statistics
-from app.datasets.tables import ExampleWriter, iterate, parts
+from app.datasets import crew
+from app.datasets.deciding import Decisions, decide, drawn
+from app.datasets.looking import (
+    EXCERPT_CHARACTERS,
+    SAMPLE_ROWS,
+    SHOWN_EXAMPLES,
+    Look,
+    Shard,
+    draws,
+    excerpt,
+    layout,
+    look,
+)
+from app.datasets.plan import Plan
+from app.datasets.reports import PrepareReport, Shown, StepReport
+from app.datasets.statistics import Counting
+from app.datasets.steps.catalogue import STEPS
+from app.datasets.steps.contract import BATCH_ROWS
+from app.datasets.tables import EXAMPLES
+from app.datasets.trying import trials
+from app.datasets.writing import TRACE, Write, write
 
 Tell = Callable[[int, int], None]
-SHOWN_EXAMPLES = 50
-EXCERPT_CHARACTERS = 400
-TRACE = pa.schema(
-    [
-        ("_rid", pa.int64()),
-        ("status", pa.string()),
-        ("step", pa.string()),
-        ("codes", pa.string()),
-        ("changed", pa.uint32()),
-        ("of", pa.int64()),
-    ]
-)
+# Below this, starting a process costs more than it brings.
+ALONE_ROWS = 40_000
+DRAWN_OF = 2**64
 
 
-class PlannedFile(Contract):
-    """A source file in a plan. `file_id` and `rows_dir` are where it lies; the rest is what it is."""
-
-    file_id: str
-    filename: str
-    sha256: str
-    rows: int
-    rows_dir: str
-    mapping: Mapping
-    options: ReadOptions = Field(default_factory=ReadOptions)
+def prepared_digest(folder: Path) -> str:
+    """Of which plan the working set in `folder` was made; empty when it is none."""
+    path = folder / "digest"
+    return path.read_text() if path.exists() else ""
 
 
-class PlannedEdits(Contract):
-    """Changes by hand (`edits.EditLayer`): where the file lies, and what it is."""
+def prepare(
+    plan: Plan, out_dir: Path, tell: Tell, *, processes: int = 1, batch_rows: int = BATCH_ROWS
+) -> PrepareReport:
+    """Write data-*.parquet, trace.parquet, sample.parquet and report.json into `out_dir`, whole or not at all.
 
-    path: str
-    sha256: str
-
-
-class Plan(Contract):
-    """Everything that makes a version again."""
-
-    files: list[PlannedFile] = Field(default_factory=list)
-    steps: list[ChosenStep] = Field(default_factory=list)
-    split: SplitSettings = Field(default_factory=SplitSettings)
-    edits: PlannedEdits | None = None
-
-
-class Shown(Contract):
-    """One row that a step touched: the text around the first difference, before and after."""
-
-    rid: int
-    code: str
-    before: str
-    after: str | None = None
-    of: int | None = None
-    twin: str = ""
-
-
-class StepReport(Contract):
-    """What a step did, or would do if it was applied now. `examples` is a seeded sample of at most 50."""
-
-    name: str
-    is_applied: bool
-    changed: int = 0
-    removed: int = 0
-    codes: dict[str, int] = Field(default_factory=dict)
-    examples: list[Shown] = Field(default_factory=list)
-
-
-class PrepareReport(Contract):
-    """`rows_in` = `rows` kept + `out` + the sum of `unmapped` rows."""
-
-    rows_in: int
-    rows: int
-    out: int
-    unmapped: int
-    mapping_codes: dict[str, int] = Field(default_factory=dict)
-    steps: list[StepReport] = Field(default_factory=list)
-    statistics: Statistics
-
-
-class _Watched:
-    """A step with its counts and a sample of what it touched."""
-
-    def __init__(self, chosen: ChosenStep, is_applied: bool) -> None:
-        self.name, self.is_applied, self._chosen = chosen.name, is_applied, chosen
-        self.bit = STEPS[chosen.name].bit
-        self._codes: Counter[str] = Counter()
-        self._changed = self._removed = self._touched = 0
-        self._shown: list[Shown] = []
-        self._random = random.Random(chosen.name)
-
-    def run(self, rids: list[int], examples: list[Example]) -> list[Outcome]:
-        outcomes = run(self._chosen, examples, rids)
-        for rid, example, outcome in zip(rids, examples, outcomes, strict=True):
-            if outcome.codes:
-                self._codes.update(outcome.codes)
-                self._removed += outcome.example is None
-                self._changed += outcome.example is not None
-                self._sample(rid, example, outcome)
-        return outcomes
-
-    def _sample(self, rid: int, example: Example, outcome: Outcome) -> None:
-        self._touched += 1
-        if len(self._shown) < SHOWN_EXAMPLES:
-            self._shown.append(_shown(rid, example, outcome))
-        elif (place := self._random.randrange(self._touched)) < SHOWN_EXAMPLES:
-            self._shown[place] = _shown(rid, example, outcome)
-
-    def report(self) -> StepReport:
-        return StepReport(
-            name=self.name, is_applied=self.is_applied, changed=self._changed, removed=self._removed,
-            codes=dict(self._codes), examples=self._shown,
-        )  # fmt: skip
-
-
-def _shown(rid: int, example: Example, outcome: Outcome) -> Shown:
-    before = texts_of(example)
-    if outcome.example is None:
-        text = "\n".join(before)
-        return Shown(rid=rid, code=outcome.codes[0], before=text[:EXCERPT_CHARACTERS], of=outcome.of)
-    after = texts_of(outcome.example)
-    index = next((i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b), 0)
-    old, new = before[index], after[index]
-    place = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-    begin = max(0, place - 60)
-    return Shown(
-        rid=rid, code=outcome.codes[0],
-        before=old[begin : begin + EXCERPT_CHARACTERS], after=new[begin : begin + EXCERPT_CHARACTERS],
-    )  # fmt: skip
-
-
-def prepare(plan: Plan, out_dir: Path, tell: Tell) -> PrepareReport:
-    """Write examples.parquet, trace.parquet and report.json into `out_dir`, whole or not at all.
-
-    Steps that are not in the plan are tried on the result, each alone, so that the page can say what they would do.
+    Work in progress lies beside it, named by the plan: a second call after a kill goes on from the last shard. Steps
+    that are not in the plan are tried, each alone, so that the page can say what they would do. `tell(rows, of)`
+    counts each row twice, once for each pass.
     """
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    digest = plan.digest()
+    work = out_dir.parent / f".work-{digest}"
+    for stale in out_dir.parent.glob(".work-*"):
+        if stale.name != work.name:
+            shutil.rmtree(stale, ignore_errors=True)
+    shards = layout(plan)
+    total = sum(shard.rows for shard in shards)
+    count = 1 if total < ALONE_ROWS else processes
+    _look(plan, shards, work, count, batch_rows, lambda done: tell(done, 2 * total))
+    results, reports = _write(plan, shards, work, count, lambda done: tell(total + done, 2 * total))
+    report = _report(plan, results, reports)
     temporary = out_dir.with_name(f".tmp-{out_dir.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
-        report = _into(plan, temporary, tell)
+        _gather(work, shards, temporary)
+        report.steps = _with_trials(plan, report, temporary)
         (temporary / "report.json").write_bytes(orjson.dumps(report.model_dump(mode="json")))
+        (temporary / "digest").write_text(digest)
         shutil.rmtree(out_dir, ignore_errors=True)
         temporary.rename(out_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     return report
 
 
-def _rows(plan: Plan) -> Iterator[tuple[PlannedFile, int, dict[str, Any]]]:
-    for file in plan.files:
-        for batch in iterate(parts(Path(file.rows_dir))):
-            for values in batch:
-                yield file, values.pop("_row"), values
+def _look(
+    plan: Plan, shards: list[Shard], work: Path, processes: int, batch_rows: int, tell: Callable[[int], None]
+) -> None:
+    looked = work / "looked"
+    looked.mkdir(parents=True, exist_ok=True)
+    total = sum(shard.rows for shard in shards)
+    below = min(DRAWN_OF - 1, int(DRAWN_OF * 1.2 * SAMPLE_ROWS / max(1, total)))
+    # Enough from each shard that the fifty of the whole set are among them.
+    shown = min(SHOWN_EXAMPLES, 10 + 200 // max(1, len(shards)))
+    orders = [Look(plan, shard, str(looked), below, shown, batch_rows) for shard in shards]
+    done = 0
+    for _number, rows in crew.each(look, orders, processes):
+        done += rows
+        tell(done)
 
 
-def _into(plan: Plan, folder: Path, tell: Tell) -> PrepareReport:
-    chosen = in_order(plan.steps)
-    applied = [_Watched(step, True) for step in chosen]
-    names = {step.name for step in chosen}
-    suggested = [_Watched(ChosenStep(name=n, version=s.version), False) for n, s in STEPS.items() if n not in names]
-    examples, trace = ExampleWriter(folder / "examples.parquet"), ExampleWriter(folder / "trace.parquet", TRACE)
-    counting, codes = Counting(), Counter[str]()
-    total = sum(file.rows for file in plan.files)
-    rows: dict[int, tuple[Example, PlannedFile, int]] = {}
-    lines: dict[int, dict[str, Any]] = {}
-    for rid, (file, row, values) in enumerate(_rows(plan)):
-        if rid % 1000 == 0:
-            tell(rid, total)
-        mapped = apply(values, file.mapping)
-        codes.update(mapped.codes)
-        if mapped.example is None:
-            lines[rid] = _trace(rid, "unmapped", "map", mapped.codes, 0, None)
-        else:
-            rows[rid] = (mapped.example, file, row)
-            lines[rid] = _trace(rid, "kept", "", mapped.codes, 0, None)
-    unmapped = len(lines) - len(rows)
-    by_hand = _edited(plan, rows, lines)
-    for step in applied:
-        rids = list(rows)
-        for rid, outcome in zip(rids, step.run(rids, [rows[rid][0] for rid in rids]), strict=True):
-            if outcome.example is None and by_hand.get(rid) != "kept":
-                lines[rid] = _trace(rid, "out", step.name, outcome.codes, lines[rid]["changed"], outcome.of)
-                del rows[rid]
-            elif outcome.example is not None and outcome.codes:
-                lines[rid]["changed"] |= step.bit
-                rows[rid] = (outcome.example, *rows[rid][1:])
-    for step in suggested:
-        step.run(list(rows), [example for example, _file, _row in rows.values()])
-    kept, out = len(rows), len(lines) - len(rows) - unmapped
-    for rid, (example, file, row) in rows.items():
-        counting.add(example)
-        meta = orjson.dumps(example["meta"]).decode()
-        examples.add({**example, "meta": meta, "_rid": rid, "_file": file.file_id, "_row": row})
-    for line in lines.values():
-        trace.add(line)
-    examples.close()
-    trace.close()
-    tell(total, total)
-    order = list(STEPS)
-    reports = sorted((step.report() for step in [*applied, *suggested]), key=lambda r: order.index(r.name))
+def _write(
+    plan: Plan, shards: list[Shard], work: Path, processes: int, tell: Callable[[int], None]
+) -> tuple[list[dict[str, Any]], dict[str, list[Shown]]]:
+    """(what each shard counted, in order; examples by step)."""
+    looked, decided, out = work / "looked", work / "decided", work / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    decisions = decide(plan, shards, looked, work)
+    decisions.save(decided)
+    chosen = drawn(decisions, plan)
+    picked = _picked(decisions, sorted({rid for rids in chosen.values() for rid in rids}))
+    wanted = set(picked) | {twin for _code, twin in picked.values() if twin >= 0}
+    names = tuple(step.name for step in plan.applied())
+    orders = [
+        Write(
+            shard, names, str(looked), str(decided), str(out),
+            tuple(rid for rid in sorted(wanted) if shard.first <= rid < shard.first + shard.rows),
+        )
+        for shard in shards
+    ]  # fmt: skip
+    results: list[dict[str, Any]] = [{}] * len(shards)
+    done = 0
+    for number, counted in crew.each(write, orders, processes):
+        results[number] = counted
+        done += shards[number].rows
+        tell(done)
+    texts = {int(rid): turns for result in results for rid, turns in result["texts"].items()}
+    shown = _shown_of_rows(shards, looked)
+    for position, rids in chosen.items():
+        found = shown[names[position]] = []
+        for rid in rids:
+            code, twin = picked[rid]
+            if rid in texts:
+                other = "\n".join(texts.get(twin, []))[:EXCERPT_CHARACTERS]
+                parts = excerpt(rid, code, texts[rid], None)
+                found.append(Shown(**parts, of=twin if twin >= 0 else None, twin=other))
+    return results, shown
+
+
+def _picked(decisions: Decisions, rids: list[int]) -> dict[int, tuple[str, int]]:
+    """(code, twin or -1) of some rows that go."""
+    places = decisions.rids.searchsorted(rids).tolist()
+    return {
+        rid: (decisions.codes[int(decisions.code_ids[place])], int(decisions.of[place]))
+        for rid, place in zip(rids, places, strict=True)
+    }
+
+
+def _shown_of_rows(shards: list[Shard], looked: Path) -> dict[str, list[Shown]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for shard in shards:
+        info = orjson.loads((looked / shard.name / "notes.json").read_bytes())
+        for name, items in info["shown"].items():
+            found.setdefault(name, []).extend(items)
+    return {
+        name: [
+            Shown.model_validate({key: value for key, value in item.items() if key != "draw"})
+            for item in sorted(items, key=lambda item: int(item["draw"]))[:SHOWN_EXAMPLES]
+        ]
+        for name, items in found.items()
+    }
+
+
+def _report(plan: Plan, results: list[dict[str, Any]], shown: dict[str, list[Shown]]) -> PrepareReport:
+    counting, mapping = Counting(), Counter[str]()
+    steps = [StepReport(name=step.name, is_applied=True) for step in plan.applied()]
+    codes: list[Counter[str]] = [Counter() for _ in steps]
+    rows_in = unmapped = kept = by_hand = 0
+    for result in results:
+        counting.join(result["statistics"])
+        counts = result["counts"]
+        rows_in, unmapped, kept = rows_in + counts["rows_in"], unmapped + counts["unmapped"], kept + result["kept"]
+        by_hand += counts["by_hand"]
+        mapping.update(counts["mapping_codes"])
+        for step, own, counted in zip(steps, codes, counts["steps"], strict=True):
+            own.update(counted["codes"])
+            for name in ("rows_in", "changed", "removed", "marked"):
+                setattr(step, name, getattr(step, name) + counted[name])
+    for step, own in zip(steps, codes, strict=True):
+        step.codes = dict(sorted(own.items()))
+        step.examples = shown.get(step.name, [])
     return PrepareReport(
-        rows_in=kept + out + unmapped, rows=kept, out=out, unmapped=unmapped, mapping_codes=dict(codes),
-        steps=reports, statistics=counting.result(),
+        rows_in=rows_in, rows=kept, out=by_hand + sum(step.removed for step in steps), unmapped=unmapped,
+        mapping_codes=dict(sorted(mapping.items())), steps=steps, statistics=counting.result(),
     )  # fmt: skip
 
 
-def _edited(
-    plan: Plan, rows: dict[int, tuple[Example, PlannedFile, int]], lines: dict[int, dict[str, Any]]
-) -> dict[int, str]:
-    """Apply the changes by hand before anything is cleaned; what was done to which row."""
-    if plan.edits is None or not rows:
-        return {}
-    rids = list(rows)
-    keys = row_keys([rows[rid][1].file_id for rid in rids], np.array([rows[rid][2] for rid in rids]))
-    words = apply_edits([rows[rid][0] for rid in rids], keys, EditLayer.load(plan.edits.path))
-    found = {rid: word for rid, word in zip(rids, words, strict=True) if word}
-    for rid, word in found.items():
-        if word in ("deleted", "excluded"):
-            lines[rid] = _trace(rid, "out", "hand", (f"hand.{word}",), 0, None)
-            del rows[rid]
-        else:
-            lines[rid]["codes"] = f"{lines[rid]['codes']} hand.{word}".strip()
-    return found
+def _gather(work: Path, shards: list[Shard], folder: Path) -> None:
+    """The parts of all shards in `folder`: data renumbered without gaps, one trace, one sample, what steps keep."""
+    number = 0
+    with pq.ParquetWriter(folder / "trace.parquet", TRACE, compression="zstd", store_schema=False) as trace:
+        for shard in shards:
+            path = work / "out" / f"data-{shard.name}.parquet"
+            if path.exists():
+                _link(path, folder / f"data-{number:05d}.parquet")
+                number += 1
+            trace.write_table(pq.read_table(work / "out" / f"trace-{shard.name}.parquet"), row_group_size=50_000)
+    samples = [pq.read_table(work / "looked" / shard.name / "sample.parquet") for shard in shards]
+    sample = pa.concat_tables(samples) if samples else EXAMPLES.empty_table()
+    order = draws(sample.column("_rid").to_numpy(), 0).argsort(kind="stable")[:SAMPLE_ROWS]
+    order.sort()
+    pq.write_table(sample.take(pa.array(order)), folder / "sample.parquet", compression="zstd", store_schema=False)
+    for keep in work.glob("set-*/keep"):
+        shutil.copytree(keep, folder / "steps" / keep.parent.name)
 
 
-def _trace(rid: int, status: str, step: str, codes: tuple[str, ...], changed: int, of: int | None) -> dict[str, Any]:
-    return {"_rid": rid, "status": status, "step": step, "codes": " ".join(codes), "changed": changed, "of": of}
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _with_trials(plan: Plan, report: PrepareReport, folder: Path) -> list[StepReport]:
+    chosen = {step.name for step in plan.steps}
+    found = [*report.steps, *trials(plan, folder, report.rows, [name for name in STEPS if name not in chosen])]
+    order = list(STEPS)
+    return sorted(found, key=lambda step: order.index(step.name))

@@ -19,7 +19,7 @@ from app.core.db import utcnow
 from app.core.errors import Conflict, Invalid, NotFound
 from app.datasets.edits import DELETED, EXCLUDED, KEPT, EditLayer, RowEdit
 from app.datasets.models import CleaningPlan, RowChange
-from app.datasets.preparing import PlannedEdits
+from app.datasets.plan import PlannedEdits
 from app.projects import service as projects
 
 Kind = Literal["edit", "delete", "restore", "exclude", "include", "keep", "tag", "untag", "label"]

@@ -13,7 +13,8 @@ from app.datasets.cleaning import STEPS
 from app.datasets.findings import REASONS, Reason
 from app.datasets.mapping import Mapping, column
 from app.datasets.models import CleaningPlan, SourceFile
-from app.datasets.preparing import Plan, PrepareReport, Shown, StepReport
+from app.datasets.plan import Plan
+from app.datasets.reports import PrepareReport, Shown, StepReport
 from app.datasets.statistics import Histogram, Statistics
 from app.datasets.steps.contract import Step
 from app.datasets.tables import count, page, search

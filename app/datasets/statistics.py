@@ -4,9 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 from pydantic import Field
 
 from app.contracts.base import Contract
+from app.datasets.steps.batches import strings
+from app.datasets.steps.contract import ASSISTANT, MAIN, ROLES, SYSTEM, TEXT, USER, Batch
 from app.datasets.turns import text_of
 
 BARS = 12
@@ -46,6 +51,11 @@ class Statistics(Contract):
     answers: Histogram = Field(default_factory=Histogram)
     labels: list[tuple[str, int]] = Field(default_factory=list, description="the 50 most frequent")
     distinct_labels: int = 0
+    languages: list[tuple[str, int]] = Field(default_factory=list, description="where a step found them")
+    roles: list[tuple[str, int]] = Field(default_factory=list)
+    turns_per_row: Histogram = Field(default_factory=Histogram)
+    quality: list[tuple[int, int]] = Field(default_factory=list, description="lower end of ten points, rows")
+    tokens: Histogram = Field(default_factory=Histogram)
 
 
 def histogram(values: Sequence[float], unit: str = "") -> Histogram:
@@ -92,60 +102,128 @@ def _is_number(cell: Any) -> bool:
     return cell.removeprefix("-").replace(".", "", 1).isdecimal() and cell.isascii()
 
 
+# Lengths above this are counted in bins of one sixteenth of a doubling.
+EXACT_BELOW = 4096
+LABELS_COUNTED = 65_536
+_SPACES = np.zeros(256, np.bool_)
+_SPACES[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
+_OTHER_SPACES = r"[\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+
+
+def word_counts(texts: pl.Series) -> npt.NDArray[np.int64]:
+    """How many words each text has, as `len(text.split())`."""
+    array = strings(texts)
+    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    if not len(array) or offsets[-1] == offsets[0]:
+        return np.zeros(len(array), np.int64)
+    is_space = _SPACES[np.frombuffer(array.buffers()[2], np.uint8, offsets[-1] - offsets[0], int(offsets[0]))]
+    begins = offsets[:-1] - offsets[0]
+    is_start = ~is_space
+    is_start[1:] &= is_space[:-1]
+    # The first letter of a text begins a word, whatever the text before it ended with.
+    firsts = begins[(offsets[1:] > offsets[:-1])]
+    is_start[firsts] = ~is_space[firsts]
+    places = np.flatnonzero(is_start)
+    counts = np.diff(np.searchsorted(places, offsets - offsets[0])).astype(np.int64)
+    for index in np.flatnonzero(texts.str.contains(_OTHER_SPACES).to_numpy()):
+        counts[index] = len(texts[int(index)].split())
+    return counts
+
+
+def binned(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Values up to 4,096 as they are, larger ones rounded to a sixteenth of a doubling."""
+    large = values > EXACT_BELOW
+    if not large.any():
+        return values
+    found = values.copy()
+    found[large] = np.round(2 ** (np.round(np.log2(values[large]) * 16) / 16)).astype(np.int64)
+    return found
+
+
 class Counting:
-    """Feed it examples one by one, then ask for the statistics. Memory: 8 bytes a row and a length."""
+    """Feed it batches, join the states of several, ask for the statistics. Memory: 8 bytes a row, and the counts."""
 
     def __init__(self) -> None:
-        self._statistics = Statistics()
-        self._questions: Counter[int] = Counter()
-        self._answers: Counter[int] = Counter()
-        self._labels: Counter[str] = Counter()
-        self._distinct: set[int] = set()
+        self._sums: Counter[str] = Counter()
+        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in _COUNTED}
+        self._first_questions: list[npt.NDArray[np.uint64]] = []
 
-    def add(self, example: dict[str, Any]) -> None:
-        """Count one example."""
-        found = self._statistics
-        found.rows += 1
-        if example["kind"] == "text":
-            found.text_rows += 1
-            self._count_text(example["text"], self._answers)
-        else:
-            found.chat_rows += 1
-            for message in example["messages"]:
-                if message["role"] == "system":
-                    found.with_system += 1
-                    continue
-                found.turns += 1
-                is_answer = message["role"] == "assistant"
-                self._count_text(message["content"], self._answers if is_answer else self._questions)
-            first = next((m["content"] for m in example["messages"] if m["role"] == "user"), "")
-            self._distinct.add(hash(first))
-        if example["label"] and len(self._labels) < 65_536:
-            self._labels[example["label"]] += 1
+    def add_batch(self, batch: Batch, marks: dict[str, npt.NDArray[Any]] | None = None) -> None:
+        """Count the rows of a batch; `marks` are those of the trace (language, quality, tokens)."""
+        is_main = batch.sides == MAIN
+        words = word_counts(batch.texts)
+        is_system, is_answer = batch.roles == SYSTEM, (batch.roles == ASSISTANT) | (batch.roles == TEXT)
+        is_counted = is_main & ~is_system
+        lengths = batch.texts.str.len_chars().to_numpy()
+        self._sums.update(
+            rows=len(batch), chat_rows=int(batch.is_chat.sum()), text_rows=int((~batch.is_chat).sum()),
+            turns=int((is_counted & (batch.roles != TEXT)).sum()), with_system=int((is_main & is_system).sum()),
+            words=int(words[is_counted].sum()), characters=int(lengths[is_counted].sum()),
+        )  # fmt: skip
+        self._count("answers", binned(words[is_counted & is_answer]))
+        self._count("questions", binned(words[is_counted & ~is_answer]))
+        self._count("roles", batch.roles[is_main])
+        self._count("turns", np.bincount(batch.owners[is_counted], minlength=len(batch))[batch.is_chat])
+        if len(self._counts["labels"]) < LABELS_COUNTED:
+            self._counts["labels"].update(label for label in batch.labels.to_list() if label)
+        first = np.zeros(len(batch), np.uint64)
+        users = np.flatnonzero((batch.roles == USER) & is_main)
+        # Written backwards, so that the first question of a row is the one that stays.
+        first[batch.owners[users[::-1]]] = batch.texts.gather(users[::-1]).hash().to_numpy()
+        self._first_questions.append(np.unique(first[batch.is_chat]))
+        for name, values in (marks or {}).items():
+            if name == "language":
+                self._counts["languages"].update(value for value in values.tolist() if value)
+            elif name == "quality":
+                self._count("quality", (values[~np.isnan(values)] // 10 * 10).astype(np.int64))
+            elif name == "tokens":
+                self._count("tokens", binned(values.astype(np.int64)))
 
-    def _count_text(self, text: str, lengths: Counter[int]) -> None:
-        words = len(text.split())
-        lengths[words] += 1
-        self._statistics.words += words
-        self._statistics.characters += len(text)
+    def _count(self, name: str, values: npt.NDArray[Any]) -> None:
+        found, numbers = np.unique(values, return_counts=True)
+        self._counts[name].update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+
+    def state(self) -> dict[str, Any]:
+        """All of it as plain values, for `join` in another process."""
+        first = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._first_questions]))
+        return {
+            "sums": dict(self._sums), "first": first.tobytes().hex(),
+            "counts": {name: list(counter.items()) for name, counter in self._counts.items()},
+        }  # fmt: skip
+
+    def join(self, state: dict[str, Any]) -> None:
+        """Add what another one counted."""
+        self._sums.update(state["sums"])
+        self._first_questions.append(np.frombuffer(bytes.fromhex(state["first"]), np.uint64))
+        for name, items in state["counts"].items():
+            self._counts[name].update(dict(items))
 
     def result(self) -> Statistics:
         """What was counted so far."""
-        return self._statistics.model_copy(
-            update={
-                "distinct_questions": len(self._distinct),
-                "questions": _weighted(self._questions),
-                "answers": _weighted(self._answers),
-                "labels": self._labels.most_common(50),
-                "distinct_labels": len(self._labels),
-            }
+        first = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._first_questions]))
+        labels, languages = self._counts["labels"], self._counts["languages"]
+        return Statistics(
+            **self._sums,
+            distinct_questions=len(first),
+            questions=_weighted(self._counts["questions"]),
+            answers=_weighted(self._counts["answers"]),
+            labels=sorted(labels.items(), key=lambda item: (-item[1], item[0]))[:50],
+            distinct_labels=len(labels),
+            languages=sorted(languages.items(), key=lambda item: (-item[1], item[0]))[:50],
+            roles=[(ROLES[role], number) for role, number in sorted(self._counts["roles"].items())],
+            turns_per_row=_weighted(self._counts["turns"], "turns"),
+            quality=sorted(self._counts["quality"].items()),
+            tokens=_weighted(self._counts["tokens"], "tokens"),
         )
 
 
-def _weighted(lengths: Counter[int]) -> Histogram:
+_COUNTED = ("questions", "answers", "labels", "languages", "roles", "turns", "quality", "tokens")
+
+
+def _weighted(lengths: Counter[int], unit: str = "words") -> Histogram:
     """The histogram of counted lengths."""
     if not lengths:
-        return Histogram(unit="words")
+        return Histogram(unit=unit)
     total, seen = lengths.total(), 0
     high = low = min(lengths)
     for value in sorted(lengths):
@@ -158,4 +236,4 @@ def _weighted(lengths: Counter[int]) -> Histogram:
     bars = [0] * bins
     for value, number in lengths.items():
         bars[min(bins - 1, int((value - low) / width))] += number
-    return Histogram(low=low, high=max(lengths), unit="words", bars=bars)
+    return Histogram(low=low, high=max(lengths), unit=unit, bars=bars)

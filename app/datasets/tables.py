@@ -165,7 +165,7 @@ def count(paths: Sequence[Path]) -> int:
     return sum(sum(_group_counts(path)) for path in paths)
 
 
-def _decoded(table: pa.Table) -> list[dict[str, Any]]:
+def decoded(table: pa.Table) -> list[dict[str, Any]]:
     """Rows of one part with their own names; JSON cells become values again."""
     schema = table.schema
     if ROW not in schema.names or "kind" in schema.names:
@@ -196,7 +196,7 @@ def page(paths: Sequence[Path], offset: int, limit: int) -> list[dict[str, Any]]
                 source = source or pq.ParquetFile(path)
                 table = source.read_row_group(group)
                 first = max(0, offset - start)
-                found += _decoded(table.slice(first, limit - len(found)))
+                found += decoded(table.slice(first, limit - len(found)))
             start += rows
             if len(found) >= limit:
                 return found
@@ -210,7 +210,7 @@ def iterate(paths: Sequence[Path], batch_rows: int = GROUP_ROWS) -> Iterator[lis
         for group in range(source.metadata.num_row_groups):
             table = source.read_row_group(group)
             for first in range(0, table.num_rows, batch_rows):
-                yield _decoded(table.slice(first, batch_rows))
+                yield decoded(table.slice(first, batch_rows))
 
 
 def search(paths: Sequence[Path], term: str, offset: int, limit: int) -> tuple[list[tuple[int, dict[str, Any]]], int]:
@@ -228,7 +228,7 @@ def search(paths: Sequence[Path], term: str, offset: int, limit: int) -> tuple[l
             indexes = pc.indices_nonzero(mask).to_pylist() if mask is not None else []
             wanted = [i for n, i in enumerate(indexes, total) if offset <= n < offset + limit]
             if wanted:
-                hits += zip((start + i for i in wanted), _decoded(table.take(wanted)), strict=True)
+                hits += zip((start + i for i in wanted), decoded(table.take(wanted)), strict=True)
             total += len(indexes)
             start += table.num_rows
     return hits, total

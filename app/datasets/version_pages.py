@@ -14,7 +14,7 @@ from app.datasets import shown, versions
 from app.datasets.browsing import pages as rows_pages
 from app.datasets.browsing.questions import Question
 from app.datasets.browsing.sets import frozen_set
-from app.datasets.preparing import Plan
+from app.datasets.plan import Plan
 from app.projects import service as projects
 
 router = APIRouter()

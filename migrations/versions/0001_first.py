@@ -296,6 +296,7 @@ def upgrade() -> None:
         sa.Column("project_id", sa.String(length=20), nullable=False),
         sa.Column("steps", sa.JSON(), nullable=False),
         sa.Column("split", sa.JSON(), nullable=False),
+        sa.Column("overrides", sa.JSON(), nullable=False),
         sa.Column("history", sa.JSON(), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("prepared_revision", sa.Integer(), nullable=False),

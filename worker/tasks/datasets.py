@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.core import security, storage
-from app.core.config import ROOT
+from app.core.config import ROOT, get_settings
 from app.core.db import reading
 from app.core.errors import Invalid
 from app.core.queue import ring
@@ -26,7 +26,8 @@ from app.datasets.child import FreezeOrder, ImportOrder, Limits, PrepareOrder
 from app.datasets.importing import ImportReport
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.datasets.options import ReadOptions
-from app.datasets.preparing import Plan, PrepareReport
+from app.datasets.plan import Plan
+from app.datasets.reports import PrepareReport
 from worker.celery_app import celery_app, draining
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,10 @@ def prepare(plan_id: str) -> None:
             plan = plans.planned(session, row.project_id)
         set_key = f"set-{lease.fence}"
         folder = storage.working_dir(plan_id)
-        order = PrepareOrder(plan=plan, out_dir=str(folder / set_key), limits=_limits(_bytes(plan)))
+        storage.require_space(3 * _bytes(plan))
+        order = PrepareOrder(
+            plan=plan, out_dir=str(folder / set_key), processes=_processes(), limits=_limits(_bytes(plan))
+        )  # fmt: skip
         report = PrepareReport.model_validate(_obeyed(lease, order, "preparing"))
         changes = {
             "report": report.model_dump(mode="json") if plan.files else {},
@@ -128,6 +132,10 @@ def _bytes(plan: Plan) -> int:
     return sum(path.stat().st_size for file in plan.files for path in Path(file.rows_dir).glob("*.parquet"))
 
 
+def _processes() -> int:
+    return get_settings().data_processes or min(2, os.cpu_count() or 1)
+
+
 def _keep_only(folder: Path, prefix: str, name: str) -> None:
     """Delete older results, but for the one before: a page may be reading it."""
     old = sorted((p for p in folder.glob(f"{prefix}*") if p.name != name), key=lambda p: p.stat().st_mtime)
@@ -139,7 +147,7 @@ def _obeyed(lease: Lease, order: ImportOrder | PrepareOrder | FreezeOrder, phase
     """Run the child on `order` and return its result. Raises Invalid with the child's or the crash's sentence."""
     environment = {
         "PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8",
-        "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1",
+        "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1",
     }  # fmt: skip
     lease.progress(0, 0, phase)
     with tempfile.TemporaryFile() as log_file:

@@ -14,7 +14,8 @@ from app.datasets.findings import Refused
 from app.datasets.freezing import freeze, is_intact, manifest_id
 from app.datasets.importing import import_file
 from app.datasets.options import ReadOptions
-from app.datasets.preparing import Plan, PlannedFile, prepare
+from app.datasets.plan import Plan, PlannedFile
+from app.datasets.preparing import prepare
 from app.datasets.tables import count, page, parts, search
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
