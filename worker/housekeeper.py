@@ -20,7 +20,7 @@ from app.core.db import transaction
 from app.core.leader import Leader
 from app.core.work import Watcher
 from app.datasets import uploads
-from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, VersionComparison
 from app.evaluations.models import Evaluation
 from app.overview import demos
 from app.recipes.models import BaseModelEntry
@@ -34,6 +34,7 @@ LONG_WORK = (
     (SourceFile, "datasets.import_file"),
     (CleaningPlan, "datasets.prepare"),
     (DatasetVersion, "datasets.freeze"),
+    (VersionComparison, "datasets.compare"),
     (BaseModelEntry, "recipes.bring"),
     (Evaluation, "evaluations.run"),
 )

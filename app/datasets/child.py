@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from app.contracts.base import Contract
 from app.datasets import confinement
+from app.datasets.combining.contract import Combination
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan
 
@@ -62,7 +63,27 @@ class FreezeOrder(Contract):
     limits: Limits = Field(default_factory=Limits)
 
 
-Order = Annotated[ImportOrder | PrepareOrder | FreezeOrder, Field(discriminator="verb")]
+class CombineOrder(Contract):
+    """Build a version of other versions."""
+
+    verb: Literal["combine"] = "combine"
+    combination: Combination
+    out_dir: str
+    limits: Limits = Field(default_factory=Limits)
+
+
+class CompareOrder(Contract):
+    """Compare two versions of `rows` rows each."""
+
+    verb: Literal["compare"] = "compare"
+    old_dir: str
+    new_dir: str
+    rows: tuple[int, int]
+    out_dir: str
+    limits: Limits = Field(default_factory=Limits)
+
+
+Order = Annotated[ImportOrder | PrepareOrder | FreezeOrder | CombineOrder | CompareOrder, Field(discriminator="verb")]
 order_adapter: TypeAdapter[Order] = TypeAdapter(Order)
 
 
@@ -113,6 +134,16 @@ def main() -> int:
             report = prepare(order.plan, Path(order.out_dir), _teller(), processes=order.processes).model_dump(
                 mode="json"
             )
+        elif isinstance(order, CombineOrder):
+            from app.datasets.combining.writing import combine
+
+            report = combine(order.combination, Path(order.out_dir), _teller())
+        elif isinstance(order, CompareOrder):
+            from app.datasets.combining.comparing import compare
+
+            report = compare(
+                Path(order.old_dir), Path(order.new_dir), Path(order.out_dir), order.rows, _teller()
+            ).model_dump(mode="json")
         else:
             from app.datasets.freezing import freeze
 

@@ -124,8 +124,8 @@ def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {
         "keys": row_keys(texts),
         "prompts": row_keys(of_table(table, "prompt")),
-        "labels": _hashed(table.column("label")),
-        "files": _hashed(table.column("_file")),
+        "labels": _hashed(_texts(table, "label")),
+        "files": _hashed(_texts(table, "_file")),
         "scripts": _scripts(texts),
     }
     if order.group_columns or order.time_column:
@@ -141,6 +141,11 @@ def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
         hits[np.searchsorted(runs.offsets, places, side="right") - 1] = True
         found |= {"hits": hits, "touched": np.unique(runs.values[places])}
     return found
+
+
+def _texts(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of texts; empty ones where there is none (the shards of a frozen version)."""
+    return table.column(name) if name in table.schema.names else pa.chunked_array([pa.array([""] * table.num_rows)])
 
 
 def _hashed(column: pa.ChunkedArray) -> Words:

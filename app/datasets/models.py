@@ -139,10 +139,27 @@ class DatasetVersion(Base, LeasedWork):
     content_hash: Mapped[str] = mapped_column(String(64), default="")
     # Files, mappings, steps, split, seed: everything that makes it again.
     plan: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Where it was made of other versions: app.datasets.combining.contract.Combination. Else empty.
+    combination: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     statistics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     kind: Mapped[str] = mapped_column(String(10), default="chat")
     train_rows: Mapped[int] = mapped_column(BigInteger, default=0)
     validation_rows: Mapped[int] = mapped_column(BigInteger, default=0)
     test_rows: Mapped[int] = mapped_column(BigInteger, default=0)
     created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class VersionComparison(Base, LeasedWork):
+    """Two versions compared row by row; its work is to find which rows were added, removed, changed or moved."""
+
+    __tablename__ = "version_comparisons"
+    __table_args__ = (UniqueConstraint("old_id", "new_id"),)
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    old_id: Mapped[str] = mapped_column(ForeignKey("dataset_versions.id", ondelete="CASCADE"))
+    new_id: Mapped[str] = mapped_column(ForeignKey("dataset_versions.id", ondelete="CASCADE"))
+    # app.datasets.combining.comparing.Comparison once it is done.
+    report: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

@@ -17,11 +17,12 @@ from app.core.web import SessionDep
 from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
 from app.datasets.browsing import pages as rows_pages
 from app.datasets.browsing.questions import Question
+from app.datasets.combining import pages as combining_pages
 from app.datasets.forms import PasteForm
 from app.projects import service as projects
 
 router = APIRouter()
-for part in (upload_pages, file_pages, clean_pages, version_pages, rows_pages):
+for part in (upload_pages, file_pages, clean_pages, version_pages, rows_pages, combining_pages):
     router.include_router(part.router)
 
 Page = Annotated[int, Query(ge=1, le=1_000_000)]

@@ -19,7 +19,7 @@ from app.datasets.findings import REASONS
 from app.datasets.fitting import Fit, fit
 from app.datasets.importing import ImportReport
 from app.datasets.mapping import REPAIRS, Mapped, Mapping, Repair, apply, columns_of
-from app.datasets.models import CleaningPlan, DatasetVersion, Finding, SourceFile
+from app.datasets.models import CleaningPlan, DatasetVersion, Finding, SourceFile, VersionComparison
 from app.datasets.options import ReadOptions
 from app.datasets.tables import page, parts
 from app.projects import service as projects
@@ -32,6 +32,7 @@ WATCHED = (
     (SourceFile, "datasets.import_file"),
     (CleaningPlan, "datasets.prepare"),
     (DatasetVersion, "datasets.freeze"),
+    (VersionComparison, "datasets.compare"),
 )
 
 

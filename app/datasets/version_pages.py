@@ -14,6 +14,7 @@ from app.datasets import shown, versions
 from app.datasets.browsing import pages as rows_pages
 from app.datasets.browsing.questions import Question
 from app.datasets.browsing.sets import frozen_set
+from app.datasets.combining import downloads, made
 from app.datasets.plan import Plan
 from app.projects import service as projects
 
@@ -44,7 +45,11 @@ def version_page(
         **table,
         "may_edit": False,
         "manifest": versions.manifest_of(version) if is_done else {},
-        "facts": shown.plan_facts(Plan.model_validate(version.plan)),
+        "facts": made.facts(session, version) or shown.plan_facts(Plan.model_validate(version.plan)),
+        "parents": made.parents(session, version),
+        "children": made.children(session, version),
+        "others": made.others(session, actor, version) if is_done else [],
+        "may_combine": actor.may(project.workspace_id, "editor"),
         "is_live": version.state in shown.LIVE,
         "missing": missing,
     }
@@ -72,13 +77,20 @@ def manifest(session: SessionDep, actor: ActorDep, version_id: str) -> Response:
 
 @router.get("/versions/{version_id}/download")
 def download(
-    session: SessionDep, actor: ActorDep, version_id: str, format: Literal["jsonl", "csv", "spreadsheet"] = "jsonl"
+    session: SessionDep,
+    actor: ActorDep,
+    version_id: str,
+    format: Literal["jsonl", "csv", "spreadsheet", "parquet"] = "jsonl",
 ) -> Response:
     """All rows. The files are immutable, so nothing of the session is needed while they stream."""
     version = versions.get(session, actor, version_id)
     versions.folder(version)
-    headers = _attachment(f"version-{version.number}.{'jsonl' if format == 'jsonl' else 'csv'}")
-    if format == "jsonl":
-        return StreamingResponse(versions.jsonl(version), media_type="application/x-ndjson", headers=headers)
-    body = versions.csv_rows(version, is_spreadsheet=format == "spreadsheet")
-    return StreamingResponse(body, media_type="text/csv; charset=utf-8", headers=headers)
+    name = f"version-{version.number}.{'csv' if format == 'spreadsheet' else format}"
+    match format:
+        case "jsonl":
+            body, kind = downloads.jsonl(version), "application/x-ndjson"
+        case "parquet":
+            body, kind = downloads.parquet(version), "application/vnd.apache.parquet"
+        case _:
+            body, kind = downloads.csv_rows(version, is_spreadsheet=format == "spreadsheet"), "text/csv; charset=utf-8"
+    return StreamingResponse(body, media_type=kind, headers=_attachment(name))

@@ -1,9 +1,6 @@
 """Frozen versions: begun from the plan, built by the worker, listed, opened and downloaded."""
 
-import csv
-import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from app.core.queue import ring
 from app.datasets import plans, service
 from app.datasets.freezing import is_intact, manifest_id
 from app.datasets.models import DatasetVersion
-from app.datasets.tables import iterate, parts
 from app.projects import service as projects
 
 
@@ -116,66 +112,3 @@ def manifest_of(version: DatasetVersion) -> dict[str, Any]:
     """The manifest as it was written."""
     found: dict[str, Any] = orjson.loads((folder(version) / "manifest.json").read_bytes())
     return found
-
-
-def jsonl(version: DatasetVersion) -> Iterator[bytes]:
-    """Every row as a line of JSON: split, then messages or text, then the other columns."""
-    for batch in iterate(parts(folder(version), "data-")):
-        lines = []
-        for row in batch:
-            body = (
-                {"messages": [_plain(m) for m in row["messages"]]} if row["kind"] == "chat" else {"text": row["text"]}
-            )
-            for key in ("chosen", "rejected"):
-                if row.get(key):
-                    body[key] = [_plain(m) for m in row[key]]
-            lines.append(orjson.dumps({"split": row["split"], **body, "meta": orjson.loads(row["meta"])}))
-        yield b"\n".join(lines) + b"\n"
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A turn as OpenAI writes it; `train` only where it is not learned."""
-    turn: dict[str, Any] = {"role": message["role"], "content": message["content"]}
-    for key in ("name", "tool_call_id"):
-        if message.get(key):
-            turn[key] = message[key]
-    if message.get("weight") is not None:
-        turn["weight"] = message["weight"]
-    if message.get("tool_calls"):
-        turn["tool_calls"] = orjson.loads(message["tool_calls"])
-        if turn["content"] == message["tool_calls"]:
-            turn["content"] = None
-    return turn if message["train"] else {**turn, "train": False}
-
-
-def csv_rows(version: DatasetVersion, *, is_spreadsheet: bool = False) -> Iterator[bytes]:
-    """Every row as CSV: split, system, question, answer, text. `is_spreadsheet`: no cell starts a formula."""
-    yield _csv([("split", "system", "question", "answer", "text", "source", "row")], False)
-    for batch in iterate(parts(folder(version), "data-")):
-        rows = []
-        for row in batch:
-            meta = orjson.loads(row["meta"])
-            rows.append((row["split"], *_turns(row["messages"]), row["text"], meta["source"], meta["row"]))
-        yield _csv(rows, is_spreadsheet)
-
-
-def _turns(messages: list[dict[str, Any]]) -> tuple[str, str, str]:
-    """(system, everything before the last answer, the last answer)."""
-    system = "\n".join(m["content"] for m in messages if m["role"] == "system")
-    turns = [m for m in messages if m["role"] != "system"]
-    last = max((i for i, m in enumerate(turns) if m["role"] == "assistant"), default=len(turns))
-    before = turns[:last]
-    question = before[0]["content"] if len(before) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in before)
-    return system, question, turns[last]["content"] if last < len(turns) else ""
-
-
-def _csv(rows: list[tuple[Any, ...]], is_spreadsheet: bool) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    for row in rows:
-        writer.writerow([_safe(cell) for cell in row] if is_spreadsheet else row)
-    return out.getvalue().encode("utf-8")
-
-
-def _safe(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

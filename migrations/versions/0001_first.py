@@ -335,6 +335,7 @@ def upgrade() -> None:
         sa.Column("manifest_sha256", sa.String(length=64), nullable=False),
         sa.Column("content_hash", sa.String(length=64), nullable=False),
         sa.Column("plan", sa.JSON(), nullable=False),
+        sa.Column("combination", sa.JSON(), nullable=False),
         sa.Column("statistics", sa.JSON(), nullable=False),
         sa.Column("kind", sa.String(length=10), nullable=False),
         sa.Column("train_rows", sa.BigInteger(), nullable=False),
@@ -629,6 +630,42 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_uploads_project_id"), ["project_id"], unique=False)
 
     op.create_table(
+        "version_comparisons",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("old_id", sa.String(length=20), nullable=False),
+        sa.Column("new_id", sa.String(length=20), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["new_id"], ["dataset_versions.id"], name=op.f("fk_version_comparisons_new_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["old_id"], ["dataset_versions.id"], name=op.f("fk_version_comparisons_old_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_version_comparisons_project_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_version_comparisons")),
+        sa.UniqueConstraint("old_id", "new_id", name=op.f("uq_version_comparisons_old_id_new_id")),
+    )
+    with op.batch_alter_table("version_comparisons", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_version_comparisons_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_version_comparisons_state"), ["state"], unique=False)
+
+    op.create_table(
         "attempts",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("run_id", sa.String(length=20), nullable=False),
@@ -857,6 +894,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_attempts_run_id"))
 
     op.drop_table("attempts")
+    with op.batch_alter_table("version_comparisons", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_version_comparisons_state"))
+        batch_op.drop_index(batch_op.f("ix_version_comparisons_project_id"))
+
+    op.drop_table("version_comparisons")
     with op.batch_alter_table("uploads", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_uploads_project_id"))
 

@@ -212,6 +212,14 @@ TABLE: dict[str, Rule] = {
     "GET /versions/{version_id}/live": viewer(),
     "GET /versions/{version_id}/manifest.json": viewer(),
     "GET /versions/{version_id}/download": viewer(),
+    "GET /versions/{version_id}/card": viewer(),
+    "GET /versions/{version_id}/card.md": viewer(),
+    "POST /versions/{version_id}/combinations": editor(form={"operation": "sample", "rows": "2"}),
+    "POST /versions/{version_id}/comparisons": viewer(
+        form={"other": "{earlier_version_id}"}, body_ids=("earlier_version_id",)
+    ),
+    "GET /comparisons/{comparison_id}": viewer(),
+    "GET /comparisons/{comparison_id}/live": viewer(),
 }
 
 

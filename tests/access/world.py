@@ -10,7 +10,7 @@ from app.accounts.models import Invitation, Member
 from app.chat.models import Chat, ChatMessage
 from app.core.db import new_id, transaction, utcnow
 from app.core.security import token_sha256
-from app.datasets.models import DatasetVersion, Finding, SourceFile, Upload
+from app.datasets.models import DatasetVersion, Finding, SourceFile, Upload, VersionComparison
 from app.deployments import names
 from app.deployments.models import ApiKey
 from app.evaluations.models import CaseResult, Evaluation
@@ -59,6 +59,11 @@ def make_world(name: str) -> World:
         )
         session.add_all([file, upload, version, base])
         session.flush()
+        earlier = DatasetVersion(project_id=project_id, number=2, state="succeeded", train_rows=10)
+        session.add(earlier)
+        session.flush()
+        comparison = VersionComparison(project_id=project_id, old_id=earlier.id, new_id=version.id)
+        session.add(comparison)
         finding = Finding(file_id=file.id, code="empty", sentence="Row 3 is empty.")
         run = Run(
             project_id=project_id,
@@ -120,6 +125,8 @@ def make_world(name: str) -> World:
             "file_id": file.id,
             "upload_id": upload.id,
             "version_id": version.id,
+            "earlier_version_id": earlier.id,
+            "comparison_id": comparison.id,
             "finding_id": str(finding.id),
             "base_id": base.id,
             "entry_id": base.id,

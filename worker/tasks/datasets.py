@@ -22,9 +22,10 @@ from app.core.errors import Invalid
 from app.core.queue import ring
 from app.core.work import Lease, LostLease, claim, working
 from app.datasets import plans, service, versions
-from app.datasets.child import FreezeOrder, ImportOrder, Limits, PrepareOrder
+from app.datasets.child import CombineOrder, CompareOrder, FreezeOrder, ImportOrder, Limits, Order, PrepareOrder
+from app.datasets.combining import service as combining
 from app.datasets.importing import ImportReport
-from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, VersionComparison
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan
 from app.datasets.reports import PrepareReport
@@ -111,14 +112,21 @@ def freeze(version_id: str) -> None:
             version = session.get(DatasetVersion, version_id)
             assert version is not None
             plan = Plan.model_validate(version.plan)
+            combination = combining.order_of(session, version)
         missing = next((file for file in plan.files if not Path(file.rows_dir).exists()), None)
         if missing is not None:
             raise Invalid(f"The file {missing.filename} was read again in the meantime. Freeze once more.")
         target = storage.version_dir(version_id)
         # Left by a worker that died between the rename and its last write: only a recorded version may stay.
         shutil.rmtree(target, ignore_errors=True)
-        storage.require_space(3 * _bytes(plan))
-        order = FreezeOrder(plan=plan, out_dir=str(target), limits=_limits(_bytes(plan)))
+        order: FreezeOrder | CombineOrder
+        if combination is not None:
+            size = sum(_folder_bytes(Path(parent.folder)) for parent in combination.parents)
+            order = CombineOrder(combination=combination, out_dir=str(target), limits=_limits(size))
+        else:
+            size = 3 * _bytes(plan)
+            order = FreezeOrder(plan=plan, out_dir=str(target), limits=_limits(_bytes(plan)))
+        storage.require_space(size)
         manifest = _obeyed(lease, order, "freezing")
         lease.progress(0, 0, "publishing")
         storage.publish_artefact(target, f"versions/{version_id}")
@@ -126,6 +134,33 @@ def freeze(version_id: str) -> None:
             row = session.get(DatasetVersion, version_id)
             assert row is not None
             versions.record(session, row, manifest)
+
+
+@celery_app.task(name="datasets.compare")
+def compare(comparison_id: str) -> None:
+    """Find what two versions do not have in common."""
+    lease = claim(VersionComparison, comparison_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            old, new = combining.compared(session, comparison_id)
+            folders = [versions.folder(version) for version in (old, new)]
+            rows = (combining.rows_in(old), combining.rows_in(new))
+        order = CompareOrder(
+            old_dir=str(folders[0]),
+            new_dir=str(folders[1]),
+            rows=rows,
+            out_dir=str(combining.comparison_dir(comparison_id)),
+            limits=_limits(sum(map(_folder_bytes, folders))),
+        )
+        report = _obeyed(lease, order, "comparing")
+        with lease.write(report=report):
+            pass
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.parquet"))
 
 
 def _bytes(plan: Plan) -> int:
@@ -143,7 +178,7 @@ def _keep_only(folder: Path, prefix: str, name: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _obeyed(lease: Lease, order: ImportOrder | PrepareOrder | FreezeOrder, phase: str) -> Any:
+def _obeyed(lease: Lease, order: Order, phase: str) -> Any:
     """Run the child on `order` and return its result. Raises Invalid with the child's or the crash's sentence."""
     environment = {
         "PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8",

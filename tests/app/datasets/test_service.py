@@ -15,6 +15,7 @@ from app.core.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from app.core.outbox import Outbox
 from app.datasets import plans, service, versions
 from app.datasets.cleaning import STEPS
+from app.datasets.combining import downloads
 from app.datasets.freezing import is_intact
 from app.datasets.mapping import Mapping
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
@@ -80,7 +81,7 @@ def test_from_file_to_version(place):
         110,
     )
     assert is_intact(versions.folder(version))
-    lines = b"".join(versions.jsonl(version)).splitlines()
+    lines = b"".join(downloads.jsonl(version)).splitlines()
     assert len(lines) == 110
     assert {m["role"] for m in json.loads(lines[0])["messages"]} == {"user", "assistant"}
     shutil.rmtree(storage.version_dir(version.id))
