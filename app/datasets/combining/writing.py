@@ -24,10 +24,12 @@ from app.datasets.grouping import facts_of
 from app.datasets.near.spill import workers_for
 from app.datasets.splitting import SPLITS, Sides, SplitSettings
 from app.datasets.statistics import Counting
+from app.datasets.steps.batches import of_examples
 from app.datasets.tables import ExampleWriter, parts
 
 Tell = Callable[[int, int], None]
 SIDES = "sides.parquet"
+COUNTED_TOGETHER = 2000
 
 
 def combine(order: Combination, out_dir: Path, tell: Tell) -> dict[str, Any]:
@@ -90,6 +92,7 @@ class _Shards:
         self.folder, self.shards, self.content = folder, [], 0  # type: ignore[var-annotated]
         self.counting, self.splits = Counting(), Counter[str]()
         self._writer: ExampleWriter | None = None
+        self._uncounted: list[dict[str, Any]] = []
         self.rows = 0
 
     def add(self, row: dict[str, Any]) -> None:
@@ -100,12 +103,20 @@ class _Shards:
         assert self._writer is not None
         self._writer.add(row)
         self.content += xxhash.xxh3_128_intdigest(canonical([row["split"], *learned(row)]))
-        self.counting.add({**row, "label": orjson.loads(row["meta"]).get("label") or ""})
+        self._uncounted.append({**row, "label": orjson.loads(row["meta"]).get("label") or ""})
+        if len(self._uncounted) >= COUNTED_TOGETHER:
+            self._count()
         self.splits[row["split"]] += 1
         self.shards[-1]["rows"] += 1
         self.rows += 1
 
+    def _count(self) -> None:
+        if self._uncounted:
+            self.counting.add_batch(of_examples(self._uncounted))
+        self._uncounted = []
+
     def close(self) -> None:
+        self._count()
         if self._writer:
             self._writer.close()
 
