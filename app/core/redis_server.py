@@ -17,7 +17,8 @@ import redis
 # Longest path that a Unix socket may have on every system we run on (macOS: 104 with the end mark).
 _SOCKET_PATH_LIMIT = 100
 
-# Who may do what. `default` (anyone without a password) is off. Lua is refused to the web and the stream;
+# Who may do what. `default` (anyone without a password) is off; it has rights on paper, because the server reads its
+# own file back in that name and would leave out every transaction. Lua is refused to the web and the stream;
 # Celery needs EVALSHA and SCRIPT LOAD. Nobody but the supervisor may reconfigure, flush or replicate.
 # Keys: s: live events, q: the queue, r: rate limits.
 _WEB = "~s:* ~q:* ~r:* resetchannels &q:* +@all -@admin -@dangerous -@scripting +info"
@@ -134,7 +135,7 @@ def prepare(home: Path) -> RedisServer:
     passwords = _passwords(folder / "passwords.json")
     socket = sockets_dir(home) / "redis.sock"
     users = [f"user {user} on #{sha256(passwords[user].encode()).hexdigest()} {_RIGHTS[user]}" for user in _RIGHTS]
-    _write_private(folder / "users.acl", "\n".join(["user default off", *users, ""]))
+    _write_private(folder / "users.acl", "\n".join(["user default off ~* &* +@all", *users, ""]))
     settings = {
         "port": "0",
         "unixsocket": f'"{socket}"',

@@ -1,6 +1,7 @@
 """The embedded Redis refuses what its users do not need, and nobody else reaches it (matrix A63)."""
 
 import stat
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from app.core import redis_server
 from app.core.db import reading, transaction
 from app.core.outbox import Outbox
 from app.core.queue import deliver, ring
+from tests.conftest import wait_for
 
 REFUSED = [
     ("EVAL", "return 1", "0"),
@@ -73,6 +75,21 @@ def test_no_port_and_a_private_socket(redis_process: redis_server.RedisServer) -
         settings = client.config_get("maxmemory-policy")
     assert [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
     assert settings == {"maxmemory-policy": "noeviction"}
+
+
+def test_what_was_written_in_a_transaction_survives_a_restart(tmp_path: Path) -> None:
+    server = redis_server.prepare(tmp_path / "h")
+    for attempt in range(2):
+        child = subprocess.Popen(server.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(server.is_ready, "Redis answers")
+            with redis.Redis.from_url(server.url("web")) as web, web.pipeline(transaction=True) as pipe:
+                if not attempt:
+                    pipe.rpush("q:train", "one").rpush("q:train", "two").execute()
+                assert web.lrange("q:train", 0, -1) == [b"one", b"two"]
+        finally:
+            child.terminate()
+            child.wait(10)
 
 
 def test_passwords_and_long_paths_survive_a_restart(tmp_path: Path) -> None:
