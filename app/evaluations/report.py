@@ -9,6 +9,8 @@ from app.evaluations.models import CaseResult
 
 SYSTEMS = ("tuned", "base", "nearest", "majority")
 FEW = 30
+_NO_BETTER = "That is no better than always giving the most frequent answer."
+_COPIED = "Copying the answer of the most similar training row does about as well, without any model."
 _METRICS = {"labels": ("exact",), "answers": ("f1", "rouge_l", "exact"), "text": ()}
 
 
@@ -42,7 +44,9 @@ def _values(rows: Sequence[CaseResult], system: str, metric: str) -> list[float]
 
 
 def _interval(metric: str, values: list[float]) -> list[float]:
-    found = statistics.wilson(int(sum(values)), len(values)) if metric == "exact" else statistics.mean(values)
+    # Equal values have no spread to draw from: rows that are all right or all wrong count like a rate.
+    is_rate = metric == "exact" or set(values) in ({0.0}, {1.0})
+    found = statistics.wilson(int(sum(values)), len(values)) if is_rate else statistics.mean(values)
     return [found.value, found.low, found.high, found.n]
 
 
@@ -88,13 +92,14 @@ def _verdict(kind: str, rows: Sequence[CaseResult], found: dict[str, Any]) -> di
     nearest = _values(rows, "nearest", metric)
     own = _values(rows, "tuned", metric)
     majority = _values(rows, "majority", metric)
-    if majority and not statistics.clearly_better(own, majority):
-        return _said(
-            "bad", title, f"{sentence} That is no better than always giving the most frequent answer.", evidence
-        )
-    if nearest and not statistics.clearly_better(own, nearest):
-        words = "Copying the answer of the most similar training row does about as well, without any model."
-        return _said("warn", title, f"{sentence} {words}", evidence)
+    for opponent, name, kind_of_it, words in (
+        (majority, "always giving the most frequent answer", "bad", _NO_BETTER),
+        (nearest, "copying the answer of the most similar training row", "warn", _COPIED),
+    ):
+        if opponent and not statistics.clearly_better(own, opponent):
+            if n < FEW:
+                words, kind_of_it = f"{n:.0f} rows are too few to say whether it beats {name}.", "warn"
+            return _said(kind_of_it, title, f"{sentence} {words}", evidence)
     difference = found["difference"]
     if difference is not None and not difference["is_clear"]:
         return _said("warn", title, f"{sentence} It is not clearly better than the base model.", evidence)

@@ -122,6 +122,16 @@ def test_the_verdict_is_good_only_when_it_beats_what_needs_no_model():
     assert "base model" in unclear["sentence"]
 
 
+def test_few_rows_claim_little():
+    """Five right answers of five say neither "always right" nor "copying does as well"."""
+    found = report.summary("answers", "test", rows(5, 0, 0, 3, 0), has_base=True)
+    value, low, high, _n = found["table"]["f1"]["tuned"]
+    assert (value, high) == (1.0, 1.0)
+    assert low == pytest.approx(0.5655, abs=5e-4)  # Wilson's interval of 5 of 5
+    assert "too few" in found["verdict"]["sentence"]
+    assert "without any model" not in found["verdict"]["sentence"]
+
+
 def test_loss_is_weighted_by_tokens_and_perplexity_is_its_exponential():
     two = rows(1, 1)
     two[0].scores["tuned"] |= {"nll": 10.0, "tokens": 10}
