@@ -45,9 +45,10 @@ def wanted_rows(total: int, settings: SplitSettings) -> dict[Split, int]:
     for split, percent in (("validation", settings.validation_percent), ("test", settings.test_percent)):
         rows = round(total * percent / 100)
         if percent and total:
-            rows = min(max(rows, settings.validation_rows_min), settings.validation_rows_max)
-            # A small set keeps at least four fifths for training; every side that is asked for gets a row.
-            rows = max(1, min(rows, total // 10)) if total >= 3 else 0
+            # A small share of a small set is raised, but never past a tenth; what was asked for beyond that is given.
+            rows = max(rows, min(settings.validation_rows_min, total // 10))
+            # Every side that is asked for gets a row.
+            rows = max(1, min(rows, settings.validation_rows_max)) if total >= 3 else 0
         bounded[split] = rows  # type: ignore[index]
     return {"train": total - sum(bounded.values()), **bounded}
 

@@ -16,6 +16,7 @@ from app.datasets.importing import import_file
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan, PlannedFile
 from app.datasets.preparing import prepare
+from app.datasets.splitting import SplitSettings, wanted_rows
 from app.datasets.tables import count, page, parts, search
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -138,3 +139,18 @@ def test_child_says_progress_and_result(tmp_path):
     last = json.loads(child.stdout.splitlines()[-1])
     assert child.returncode == 0, child.stderr
     assert (last["result"]["rows"], last["result"]["quarantined"]) == (300, 1)
+
+
+@pytest.mark.parametrize(
+    ("total", "validation", "test", "wanted"),
+    [
+        (1000, 20, 30, (500, 200, 300)),
+        (55, 10, 15, (41, 6, 8)),
+        (55, 5, 5, (45, 5, 5)),
+        (100_000, 5, 5, (96_000, 2000, 2000)),
+        (10, 5, 0, (9, 1, 0)),
+    ],
+)
+def test_the_shares_that_were_asked_for_are_given(total, validation, test, wanted):
+    found = wanted_rows(total, SplitSettings(validation_percent=validation, test_percent=test))
+    assert (found["train"], found["validation"], found["test"]) == wanted
