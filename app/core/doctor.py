@@ -157,7 +157,9 @@ def broker() -> Iterator[Finding]:
         )
         return
     version = str(info["redis_version"])
-    is_embedded = not get_settings().redis_url
+    # The supervisor tells its processes the address of the embedded server, too.
+    home_sockets = str(redis_server.sockets_dir(get_settings().home_dir))
+    is_embedded = not get_settings().redis_url or home_sockets in get_settings().redis_url
     floor = _REDIS_FLOORS.get(_version(version)[0], (0,))
     if info.get("maxmemory_policy") != "noeviction":
         yield Finding(

@@ -16,6 +16,14 @@ def number(value: float | None, digits: int = 0) -> str:
     return format_decimal(value, format=pattern, locale=LOCALE)
 
 
+def loss(value: float | None) -> str:
+    """A loss with the digits that tell it from the next one: 12.4 · 1.81 · 0.024 · 0.0013."""
+    if value is None or value != value or not value:
+        return number(value, 2)
+    digits = 1 if value >= 10 else 2 if value >= 0.1 else 3 if value >= 0.01 else 4
+    return number(value, digits)
+
+
 def compact(value: float | None) -> str:
     """40k · 1.2M, for tiles where the exact number does not matter."""
     return "–" if value is None else format_compact_decimal(value, fraction_digits=1, locale=LOCALE)

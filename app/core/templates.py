@@ -54,7 +54,19 @@ def _environment() -> Environment:
         lstrip_blocks=True, extensions=["jinja2.ext.do"], auto_reload=get_settings().is_development,
     )  # fmt: skip
     env.globals |= {"_": gettext, "gettext": gettext, "ngettext": ngettext, "asset": asset}
-    for name in ("number", "compact", "percent", "size", "duration", "ago", "clock", "in_full", "later", "initials"):
+    for name in (
+        "number",
+        "loss",
+        "compact",
+        "percent",
+        "size",
+        "duration",
+        "ago",
+        "clock",
+        "in_full",
+        "later",
+        "initials",
+    ):
         env.filters[name] = getattr(numbers, name)
     env.globals |= {"spark_path": drawing.spark_path, "curve": drawing.curve, "glossary": TERMS}
     env.globals["csrf_token_now"] = lambda: _csrf_token.get()
@@ -73,7 +85,11 @@ env = _environment()
 
 
 def _plain_shell(request: Request, context: dict[str, Any]) -> dict[str, Any]:
-    return {"rail": SimpleNamespace(project=None, projects=[], stages=[], bottom=[], stage=context.get("stage"))}
+    return {
+        "rail": SimpleNamespace(
+            project=None, projects=[], stages=[], bottom=[], stage=context.get("stage"), is_working=False
+        )
+    }
 
 
 _shell: Shell = _plain_shell

@@ -165,4 +165,7 @@ def in_session(
     ]
     kind = _(gallery.template(project.template).kind_label)
     named = SimpleNamespace(id=project.id, name=project.name, kind_label=kind)
-    return SimpleNamespace(project=named, projects=others, stages=found, bottom=bottom, stage=stage)
+    is_working = any(one.state == "working" for one in found)
+    return SimpleNamespace(
+        project=named, projects=others, stages=found, bottom=bottom, stage=stage, is_working=is_working
+    )

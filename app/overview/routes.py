@@ -55,6 +55,17 @@ def overview(project_id: str, request: Request, actor: ActorDep, session: Sessio
     )  # fmt: skip
 
 
+@router.get("/projects/{project_id}/journey")
+def stages(
+    project_id: str, request: Request, actor: ActorDep, session: SessionDep, stage: str = "", told: bool = False
+) -> Response:
+    """The stages in the rail alone, for pages that stay open while something is at work; `told`: they ask when their
+    stream says so, not by the clock."""
+    project = projects.get(session, actor, project_id)
+    rail = journey.in_session(session, actor, project, stage)
+    return render(request, "_ui/_journey.html", rail=rail, rail_is_told=told)
+
+
 @router.get("/projects/{project_id}/refine")
 def refine(project_id: str, request: Request, actor: ActorDep, session: SessionDep) -> Response:
     """What people said about answers: where the next round of training begins."""

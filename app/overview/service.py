@@ -18,7 +18,7 @@ from app.evaluations.models import Evaluation
 from app.projects import service as projects
 from app.runs.models import MetricPoint, Run, RunEvent
 
-RUNS_SHOWN, RECENT_SHOWN, FEEDBACK_SHOWN = 8, 8, 100
+RUNS_SHOWN, RECENT_SHOWN, FEEDBACK_SHOWN, RUN_EVENTS_READ = 8, 8, 100, 100
 TOLD_KINDS = ("checkpoint", "started", "state", "stop", "queued")
 
 
@@ -64,21 +64,29 @@ def _run_events(session: Session, project_id: str) -> list[Happening]:
         .join(Run, Run.id == RunEvent.run_id)
         .where(Run.project_id == project_id, RunEvent.kind.in_(TOLD_KINDS) | (RunEvent.level != "info"))
         .order_by(RunEvent.id.desc())
-        .limit(RECENT_SHOWN)
+        .limit(RUN_EVENTS_READ)
     )
     icons = {"checkpoint": "bookmark-plus", "started": "play", "queued": "clock", "stop": "flag"}
     tones = {"warning": "warn", "error": "bad"}
-    return [
-        Happening(
-            at=row.at,
-            icon="triangle-alert" if row.level in tones else icons.get(row.kind, "activity"),
-            title=row.sentence,
-            note=_("Run %(number)s, %(name)s", number=row.number, name=row.name),
-            tone=tones.get(row.level, ""),
-            url=f"/runs/{row.id}",
+    found, saved = [], set()
+    for row in session.execute(query):
+        # One checkpoint a run is news; a hundred of them would hide everything else.
+        if row.kind == "checkpoint" and row.level not in tones:
+            if row.id in saved:
+                continue
+            saved.add(row.id)
+        named = _("Run %(number)s", number=row.number)
+        found.append(
+            Happening(
+                at=row.at,
+                icon="triangle-alert" if row.level in tones else icons.get(row.kind, "activity"),
+                title=row.sentence,
+                note=named if row.name == named else f"{named}, {row.name}",
+                tone=tones.get(row.level, ""),
+                url=f"/runs/{row.id}",
+            )
         )
-        for row in session.execute(query)
-    ]
+    return found[:RECENT_SHOWN]
 
 
 def _files(session: Session, project_id: str) -> list[Happening]:
@@ -142,15 +150,6 @@ def _evaluations(session: Session, project_id: str) -> list[Happening]:
 def rated_answers(session: Session, actor: Actor, project_id: str) -> Sequence[Row[Any]]:
     """Answers that people rated or commented, bad ones first, with the question before each."""
     projects.get(session, actor, project_id)
-    question = (
-        select(ChatMessage.content)
-        .where(ChatMessage.chat_id == Chat.id, ChatMessage.role == "user")
-        .where(ChatMessage.position < select(_answer.c.position).scalar_subquery())
-        .order_by(ChatMessage.position.desc())
-        .limit(1)
-        .correlate(Chat, _answer)
-        .scalar_subquery()
-    )
     query = (
         select(
             _answer.c.id,
@@ -160,7 +159,8 @@ def rated_answers(session: Session, actor: Actor, project_id: str) -> Sequence[R
             Feedback.created_at,
             Chat.id.label("chat_id"),
         )
-        .add_columns(question.label("question"))
+        .add_columns(_asked.c.content.label("question"))
+        .outerjoin(_asked, _asked.c.id == _answer.c.parent_id)
         .join(Feedback, Feedback.message_id == _answer.c.id)
         .join(Chat, Chat.id == _answer.c.chat_id)
         .where(Chat.project_id == project_id, Chat.deleted_at.is_(None))
@@ -170,4 +170,4 @@ def rated_answers(session: Session, actor: Actor, project_id: str) -> Sequence[R
     return session.execute(query).all()
 
 
-_answer = ChatMessage.__table__.alias("answer")
+_answer, _asked = ChatMessage.__table__.alias("answer"), ChatMessage.__table__.alias("asked")

@@ -10,10 +10,12 @@ from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Literal
 
+from app.core.numbers import loss as shown
 from app.runs.curves import Curves, smoothed
 
 Kind = Literal["idle", "good", "warn", "bad", "done"]
 MIN_STEPS = 240
+SHORT_STEPS = 30
 MIN_EVALUATIONS = 4
 _HOLD = 3
 _LOOK_BACK = 12
@@ -38,13 +40,13 @@ class Verdict:
 def judge(curves: Curves, total_steps: int) -> Verdict:
     """The verdict after the newest evaluation, with hysteresis over the evaluations before it."""
     steps = [step for step, _ in curves.val]
-    if not _has_enough(curves):
+    if not _has_enough(curves, total_steps):
         return _warming_up(curves, total_steps)
     current: Verdict | None = None
     recent: list[Verdict] = []
     for step in steps[-_LOOK_BACK:]:
         past = curves.until(step)
-        if not _has_enough(past):
+        if not _has_enough(past, total_steps):
             continue
         found = _finding(past, total_steps)
         recent = [*recent, found] if recent and recent[-1].finding == found.finding else [found]
@@ -53,15 +55,26 @@ def judge(curves: Curves, total_steps: int) -> Verdict:
     return current or _warming_up(curves, total_steps)
 
 
-def _has_enough(curves: Curves) -> bool:
+def _has_enough(curves: Curves, total_steps: int) -> bool:
     steps = curves.train[-1][0] if curves.train else 0
-    return len(curves.val) >= MIN_EVALUATIONS and (steps >= MIN_STEPS or len(curves.val) >= 2 * MIN_EVALUATIONS)
+    return len(curves.val) >= MIN_EVALUATIONS and (
+        steps >= _enough_steps(total_steps) or len(curves.val) >= 2 * MIN_EVALUATIONS
+    )
+
+
+def _enough_steps(total_steps: int) -> int:
+    """A short run is judged after a third of it: later would be too late to be of use."""
+    return min(MIN_STEPS, max(SHORT_STEPS, total_steps // 3)) if total_steps else MIN_STEPS
 
 
 def _warming_up(curves: Curves, total_steps: int) -> Verdict:
     done = curves.train[-1][0] if curves.train else 0
-    enough = min(MIN_STEPS, total_steps or MIN_STEPS)
-    sentence = f"Too early to judge: {done:,} steps and {len(curves.val)} looks at unseen rows so far."
+    looks = len(curves.val)
+    enough = _enough_steps(total_steps)
+    sentence = (
+        f"Too early to judge: {done:,} {'step' if done == 1 else 'steps'} and {looks} "
+        f"{'look' if looks == 1 else 'looks'} at unseen rows so far."
+    )
     evidence = [f"A verdict needs {enough:,} steps and {MIN_EVALUATIONS} looks, or {2 * MIN_EVALUATIONS} looks."]
     return Verdict("warming_up", "idle", "Warming up", sentence, evidence)
 
@@ -79,18 +92,18 @@ def _learning(curves: Curves) -> Verdict:
     (first_step, first), (last_step, last) = window[0], window[-1]
     best_step, best = curves.best or window[-1]
     evidence = [
-        f"Validation loss at the last {len(window)} looks: " + ", ".join(f"{value:.2f}" for _, value in window) + ".",
-        f"Best so far: {best:.3f} at step {best_step:,}.",
+        f"Validation loss at the last {len(window)} looks: " + ", ".join(shown(value) for _, value in window) + ".",
+        f"Best so far: {shown(best)} at step {best_step:,}.",
     ]
     if last < first:
         sentence = (
-            f"Validation loss fell from {first:.2f} to {last:.2f} in the last {last_step - first_step:,} steps. "
+            f"Validation loss fell from {shown(first)} to {shown(last)} in the last {last_step - first_step:,} steps. "
             "Nothing to do."
         )
         return Verdict("learning", "good", "Learning well", sentence, evidence)
     sentence = (
-        f"Validation loss went from {first:.2f} to {last:.2f} in the last {last_step - first_step:,} steps, which is "
-        "within its usual ups and downs. Nothing to do yet."
+        f"Validation loss went from {shown(first)} to {shown(last)} in the last {last_step - first_step:,} steps, "
+        "which is within its usual ups and downs. Nothing to do yet."
     )
     return Verdict("wavering", "good", "Learning, with ups and downs", sentence, evidence)
 
@@ -255,7 +268,7 @@ def _train_row(curves: Curves) -> HealthRow:
         return _wait("Training loss")
     train = smoothed(curves.train)
     then, now = train[-max(20, len(train) // 4)], train[-1]
-    note = f"{then[1]:.2f} → {now[1]:.2f} over the last {now[0] - then[0]:,} steps"
+    note = f"{shown(then[1])} → {shown(now[1])} over the last {now[0] - then[0]:,} steps"
     if now[1] < then[1]:
         return {"state": "good", "title": "Training loss is falling", "note": note}
     return {"state": "warn", "title": "Training loss stands still", "note": note}
@@ -269,7 +282,7 @@ def _val_row(curves: Curves) -> HealthRow:
     looks = sum(1 for step, _ in curves.val if step > best_step)
     if looks >= 5 and now > best * 1.015:
         return {"state": "warn", "title": "Validation loss is rising", "note": f"Best was step {best_step:,}"}
-    return {"state": "good", "title": "Validation loss is falling", "note": f"{now:.2f}, best so far {best:.2f}"}
+    return {"state": "good", "title": "Validation loss is falling", "note": f"{shown(now)}, best so far {shown(best)}"}
 
 
 def _gap_row(curves: Curves) -> HealthRow:

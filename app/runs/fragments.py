@@ -17,6 +17,7 @@ FRAGMENTS = {
     "checkpoints": "run-checkpoints",
     "machine": "run-machine",
     "log": "run-log",
+    "beat": "run-beat",
 }
 METHODS = {
     "lora": _("LoRA"),
@@ -53,5 +54,6 @@ def rendered(view: RunView, *, may_edit: bool) -> dict[str, str]:
     found = {}
     for name, root in FRAGMENTS.items():
         html = render_text(f"runs/_{name}.html", **values).strip()
-        found[name] = f'<hx-partial hx-target="#{root}" hx-swap="outerMorph">{html}</hx-partial>'
+        swap = "outerHTML" if name == "beat" else "outerMorph"
+        found[name] = f'<hx-partial hx-target="#{root}" hx-swap="{swap}">{html}</hx-partial>'
     return found

@@ -22,6 +22,7 @@ from app.contracts.events import (
     Warned,
 )
 from app.core import events, storage
+from app.core.db import utcnow
 from app.runs.claim import RunLease
 from app.runs.models import Checkpoint, MetricPoint, Run, SampleAnswer
 from app.runs.states import move, note
@@ -134,7 +135,7 @@ class _Batch:
                 f"Training started: {event.train_rows} examples, {event.total_steps} steps, "
                 f"{event.trainable_parameters:,} of {event.parameters:,} weights learn."
             )
-        run.plan = {**run.plan, **event.model_dump(exclude={"type"})}
+        run.plan = {**run.plan, **event.model_dump(exclude={"type"}), "pace": None}
         run.total_steps, run.phase = event.total_steps, "training"
         if run.state == "starting":
             session.flush()
@@ -252,6 +253,9 @@ class _Batch:
             )
         if self.series:
             self.messages.append(("metrics", dict(self.series)))
+            if not self.run.plan.get("pace"):
+                # From here the clock tells the pace: loading and the slow first step lie before it.
+                self.run.plan = {**self.run.plan, "pace": {"step": self.run.step, "at": utcnow().isoformat()}}
 
 
 def forget_after(session: Session, run: Run, step: int) -> None:

@@ -132,6 +132,7 @@ def _page(
         **fragments.context(seen, may_edit=actor.may(run.workspace_id, "editor"), level=level),
         project=seen.project,
         stage="train",
+        rail_is_told=seen.is_live,
         painted=curves.first_paint(seen.curves),
         summary=_summary(seen),
         after=after,

@@ -1,6 +1,7 @@
 """One run as the page and the live stream show it: read once, rendered once, whoever watches."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -27,6 +28,8 @@ from app.runs.models import (
 
 _LOG_LINES = 200
 _OVERHEAD = 1.15
+# The estimate counts like so many steps that were measured.
+_EXPECTED_STEPS = 5
 
 BADGES: dict[str, tuple[str, str]] = {
     "queued": ("Queued", ""),
@@ -155,16 +158,28 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
 
 
 def left_s(run: Run) -> float | None:
-    """Seconds until the end of the training, from its own speed so far; from the estimate before the first steps."""
+    """Seconds until the end of the training: from the estimate at first, then more and more from the run's own pace."""
     if run.state in END_STATES or run.state in ("paused", "waiting"):
         return None
-    if run.step < 3 or not run.total_steps:
-        return float(run.estimate["seconds"]) if run.estimate.get("seconds") else None
-    per_step = run.trained_s / run.step * _OVERHEAD
-    if run.attempts == 1 and run.started_at is not None and run.step >= 10:
-        # The clock knows about evaluations and samples, too.
-        per_step = max(run.trained_s / run.step, (utcnow() - run.started_at).total_seconds() / run.step)
+    seconds, steps = run.estimate.get("seconds"), run.estimate.get("steps") or run.total_steps
+    expected = float(seconds) if seconds else None
+    if not run.step or not run.total_steps:
+        return expected
+    done, spent = _paced(run)
+    weight = _EXPECTED_STEPS if expected and steps else 0
+    if not done + weight:
+        return expected
+    per_step = (spent + weight * (expected or 0.0) / (steps or 1)) / (done + weight)
     return per_step * max(0, run.total_steps - run.step)
+
+
+def _paced(run: Run) -> tuple[int, float]:
+    """(steps, seconds they took). The clock since the attempt's first steps knows about looks and samples, too."""
+    pace = run.plan.get("pace")
+    if run.state == "running" and pace and run.step > pace["step"]:
+        return run.step - pace["step"], (utcnow() - datetime.fromisoformat(pace["at"])).total_seconds()
+    # The first step of an attempt is slow and says nothing about the others.
+    return (run.step, run.trained_s * _OVERHEAD) if run.step > 1 else (0, 0.0)
 
 
 def _queue_place(session: Session, run: Run) -> tuple[int, float | None]:

@@ -102,6 +102,7 @@ TABLE: dict[str, Rule] = {
     ),
     "GET /projects/{project_id}": viewer(),
     "GET /projects/{project_id}/refine": viewer(),
+    "GET /projects/{project_id}/journey": viewer(),
     "GET /projects/{project_id}/monitor": viewer(),
     "POST /projects/{project_id}/name": editor(form={"name": "Soup"}),
     "POST /projects/{project_id}/delete": owner(),

@@ -1,7 +1,8 @@
-// The finder lists every page and project that the rail knows; on phones "More" shows the same list.
+// The finder lists every page and project that rail and page know, and can always search all projects; on phones
+// "More" shows the same list.
 function links() {
   const seen = new Set();
-  return [...document.querySelectorAll("#rail a[href]")].filter(({ pathname }) => !seen.has(pathname) && seen.add(pathname));
+  return [...document.querySelectorAll("#rail a[href], #main a[data-found]")].filter(({ pathname }) => !seen.has(pathname) && seen.add(pathname));
 }
 function entry(link) {
   const item = document.createElement("a");
@@ -13,8 +14,16 @@ function entry(link) {
   if (link.hasAttribute("aria-current")) item.setAttribute("aria-current", "true");
   return item;
 }
+function search(list, wanted) {
+  const item = document.createElement("a");
+  item.className = "menu-item";
+  item.href = `/projects?q=${encodeURIComponent(wanted)}`;
+  item.textContent = list.dataset.search.replace("…", wanted);
+  return item;
+}
 function fill(list, wanted = "") {
   const found = links().map(entry).filter((item) => item.textContent.toLowerCase().includes(wanted.toLowerCase()));
+  if (wanted.trim() && list.dataset.search) found.push(search(list, wanted.trim()));
   list.replaceChildren(...found);
   window.htmx?.process(list);
 }

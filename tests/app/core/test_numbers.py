@@ -16,6 +16,14 @@ def test_numbers(value: float | None, digits: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.44, "12.4"), (1.814, "1.81"), (0.0242, "0.024"), (0.00134, "0.0013"), (0.0, "0.00"), (None, "–")],
+)
+def test_losses_keep_the_digits_that_tell_them_apart(value: float | None, text: str) -> None:
+    assert numbers.loss(value) == text
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1.0 kB"), (212_000_000, "212 MB"), (8.4e9, "8.4 GB")],
 )

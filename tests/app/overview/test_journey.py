@@ -16,10 +16,12 @@ from app.deployments.models import ApiKey
 from app.evaluations.models import Evaluation
 from app.overview import facts as project_facts
 from app.overview import journey
+from app.overview import service as overview
 from app.overview.next_step import next_step
 from app.projects import service
 from app.projects.models import Project
 from app.runs.models import Model, Run
+from app.runs.states import note
 from tests.factories import World, a_world
 
 
@@ -170,3 +172,35 @@ def test_the_rail_names_the_projects_of_the_reader_only(session: Session, world:
     assert other.project_id not in {entry.id for entry in rail.projects}
     assert [stage.name for stage in rail.stages][:3] == ["objective", "data", "clean"]
     assert isinstance(world.actor, Actor)
+
+
+def test_a_rated_answer_stands_below_its_own_question(session, world, project):
+    chat = Chat(project_id=project.id)
+    session.add(chat)
+    session.flush()
+    for number, (asked, said) in enumerate([("First?", "One."), ("Second?", "Two."), ("Third?", "Three.")]):
+        question = ChatMessage(chat_id=chat.id, position=2 * number, role="user", content=asked)
+        session.add(question)
+        session.flush()
+        answer = ChatMessage(
+            chat_id=chat.id, position=2 * number + 1, role="assistant", content=said, parent_id=question.id
+        )
+        session.add(answer)
+        session.flush()
+        session.add(Feedback(message_id=answer.id, user_id=world.actor.user_id, thumb=-1))
+    session.flush()
+    found = overview.rated_answers(session, world.actor, project.id)
+    assert {(row.question, row.content) for row in found} == {
+        ("First?", "One."), ("Second?", "Two."), ("Third?", "Three."),
+    }  # fmt: skip
+
+
+def test_many_checkpoints_are_one_piece_of_news(session, world, project):
+    run = a_run(session, project, state="running")
+    for number in range(30):
+        note(session, run.id, f"Checkpoint saved at step {number}.", kind="checkpoint", step=number)
+    found = overview.recently(session, world.actor, project.id)
+    assert [item.title for item in found if "Checkpoint" in item.title] == ["Checkpoint saved at step 29."]
+    session.add(SourceFile(project_id=project.id, filename="cards.csv", size_bytes=1, sha256="0" * 64))
+    session.flush()
+    assert any(item.title == "Brought cards.csv" for item in overview.recently(session, world.actor, project.id))

@@ -113,3 +113,9 @@ def test_smoothing_starts_unbiased_and_follows():
     steps = smoothed([(i, 0.0 if i < 100 else 1.0) for i in range(200)])
     assert steps[99][1] == 0.0
     assert steps[-1][1] > 0.99
+
+
+def test_a_short_run_is_judged_after_a_third_of_it():
+    assert judged(curves(48, falling, falling, every=12), 129).finding == "learning"
+    assert judged(curves(36, falling, falling, every=12), 129).finding == "warming_up"
+    assert "1 step and 0 looks" in judged(curves(1, falling, falling), 129).sentence

@@ -1,0 +1,40 @@
+"""The time left follows the run's own pace: without the loading before it, and never far from the estimate at first."""
+
+from datetime import timedelta
+
+import pytest
+
+from app.core.db import utcnow
+from app.runs.models import Run
+from app.runs.view import left_s
+
+
+def a_run(step: int, *, paced_steps: int = 0, paced_s: float = 0.0, **values: object) -> Run:
+    """A run of 100 steps that was estimated at 50 s; `paced_steps` took `paced_s` by the clock, up to now."""
+    begun = utcnow() - timedelta(seconds=paced_s)
+    pace = {"step": step - paced_steps, "at": begun.isoformat()} if paced_steps else None
+    # It was claimed long before: the base model took two minutes to load.
+    known = {"state": "running", "attempts": 1, "started_at": begun - timedelta(minutes=2), "trained_s": 0.0}
+    return Run(
+        step=step, total_steps=100, estimate={"seconds": 50, "steps": 100}, plan={"pace": pace}, **known | values
+    )
+
+
+def test_before_the_first_step_it_is_the_estimate():
+    assert left_s(a_run(0)) == 50
+    assert left_s(a_run(0, state="queued")) == 50
+
+
+def test_one_slow_first_step_does_not_frighten():
+    assert left_s(a_run(1, trained_s=20.0)) == pytest.approx(0.5 * 99, rel=0.01)
+
+
+def test_after_a_tenth_it_is_the_pace_of_the_run_without_the_loading():
+    # 20 steps in 40 s: 2 s a step where 0.5 s was expected, and 75 steps to go.
+    assert left_s(a_run(25, paced_steps=20, paced_s=40)) == pytest.approx(2 * 75, rel=0.2)
+    assert left_s(a_run(95, paced_steps=90, paced_s=180)) == pytest.approx(2 * 5, rel=0.05)
+
+
+def test_a_paused_or_ended_run_has_none():
+    assert left_s(a_run(50, state="paused")) is None
+    assert left_s(a_run(100, state="succeeded")) is None
