@@ -45,6 +45,11 @@ def _secret(purpose: str) -> bytes:
     return hmac.digest(base64.urlsafe_b64decode(oldest), purpose.encode(), "sha256")
 
 
+def salt(purpose: str) -> str:
+    """A salt for one purpose, 64 hexadecimal digits; the same as long as the installation's oldest key stays."""
+    return _secret(f"salt:{purpose}").hex()
+
+
 def _fernet() -> MultiFernet:
     return MultiFernet([Fernet(key) for key in _keys(get_settings().secrets_path)])
 

@@ -19,6 +19,8 @@ from app.datasets import plans, service, shown, versions
 from app.datasets.cleaning import CODES, STEPS
 from app.datasets.forms import SplitForm, listed
 from app.datasets.splitting import wanted_rows
+from app.datasets.steps.catalogue import secret_params
+from app.datasets.steps.contract import Step
 from app.projects import service as projects
 
 router = APIRouter()
@@ -48,6 +50,7 @@ def _params(plan: Any) -> dict[str, list[dict[str, Any]]]:
                 "attrs": {"step": "any"} if info.annotation is float else {},
             }
             for key, info in step.params.model_fields.items()
+            if key not in secret_params(step)
         ]
     return fields
 
@@ -132,12 +135,17 @@ def apply_step(request: Request, session: SessionDep, actor: ActorDep, project_i
     if step is None:
         raise NotFound
     try:
-        plans.apply_steps(session, actor, project_id, [name], _given(step.params.model_fields, values))
+        plans.apply_steps(session, actor, project_id, [name], _given(_open_fields(step), values))
     except Invalid as error:
         return _refused(request, session, actor, project_id, error.fields, step_values=values)
     response = _back(project_id)
     flash(response, _("%(title)s: being cleaned.", title=step.title), undo_url=f"/projects/{project_id}/clean/undo")
     return response
+
+
+def _open_fields(step: Step) -> dict[str, Any]:
+    hidden = secret_params(step)
+    return {name: info for name, info in step.params.model_fields.items() if name not in hidden}
 
 
 def _given(fields: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -160,10 +168,10 @@ def _given(fields: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 @router.post("/projects/{project_id}/clean/all")
 def apply_all(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
-    """Apply every suggestion that has something to do."""
+    """Apply every suggestion that has something to do and needs no look first."""
     projects.get(session, actor, project_id, need="editor")
     report = plans.report_of(plans.get(session, actor, project_id))
-    names = [card.name for card in shown.fix_cards(report) if not card.is_applied]
+    names = [card.name for card in shown.fix_cards(report) if not card.is_applied and card.default == "on"]
     if not names:
         raise Invalid(_("There is nothing to fix."))
     plans.apply_steps(session, actor, project_id, names)

@@ -24,6 +24,7 @@ from app.datasets.plan import Plan
 from app.datasets.preparing import prepare
 from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SPLITS, Split
+from app.datasets.steps.catalogue import published
 from app.datasets.tables import MESSAGES, ExampleWriter, iterate, parts
 
 Tell = Callable[[int, int], None]
@@ -139,7 +140,7 @@ def _write(
             }
             for file in plan.files
         ],
-        "steps": [step.model_dump(mode="json") for step in in_order(plan.steps)],
+        "steps": [published(step) for step in in_order(plan.steps)],
         "step_versions": {name: step.version for name, step in STEPS.items()},
         "split": plan.split.model_dump(mode="json"),
         "edits": plan.edits.sha256 if plan.edits else None,

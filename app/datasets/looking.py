@@ -23,6 +23,7 @@ from app.datasets.steps.batches import examples_of, keep, of_examples, rows_chan
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import BATCH_ROWS, MARKS, Batch, Changes, Indexes
 from app.datasets.steps.copies import mixed
+from app.datasets.steps.personal import veiled_text
 from app.datasets.tables import EXAMPLES, parts
 
 # How a row ended: kept, not usable, taken out by hand, or (FIRST + its place in the chain) by a step.
@@ -283,12 +284,12 @@ def _few(batch: Batch, rows: Any, name: str, order: Look) -> list[int]:
 
 
 def excerpt(rid: int, code: str, old: list[str], new: list[str] | None) -> dict[str, Any]:
-    """The text around the first difference, before and after (None: the row goes)."""
+    """The text around the first difference, before and after (None: the row goes), personal data made unreadable."""
     if new is None:
-        return {"rid": rid, "code": code, "before": "\n".join(old)[:EXCERPT_CHARACTERS], "after": None}
+        return {"rid": rid, "code": code, "before": veiled_text("\n".join(old))[:EXCERPT_CHARACTERS], "after": None}
     index = next((i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b), 0)
     one, other = (texts[index] if texts else "" for texts in (old, new))
     place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     begin = max(0, place - 60) if one != other else 0
     end = begin + EXCERPT_CHARACTERS
-    return {"rid": rid, "code": code, "before": one[begin:end], "after": other[begin:end]}
+    return {"rid": rid, "code": code, "before": veiled_text(one)[begin:end], "after": veiled_text(other)[begin:end]}

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
-from app.core import storage
+from app.core import security, storage
 from app.core.db import new_id
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
@@ -20,6 +20,7 @@ from app.datasets.options import ReadOptions
 from app.datasets.plan import Override, Plan, PlannedFile
 from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SplitSettings
+from app.datasets.steps.catalogue import salted
 from app.datasets.tables import parts
 from app.projects import service as projects
 
@@ -101,6 +102,8 @@ def _sentences(error: ValidationError) -> dict[str, str]:
             sentence = f"This must be at least {bounds['ge']}."
         elif item["type"] == "less_than_equal":
             sentence = f"This must be at most {bounds['le']}."
+        elif item["type"] == "value_error":
+            sentence = item["msg"].removeprefix("Value error, ")
         else:
             sentence = "Write a whole number." if item["type"].startswith("int") else "This value does not fit here."
         found[str(item["loc"][0]) if item["loc"] else ""] = sentence
@@ -156,7 +159,7 @@ def planned(session: Session, project_id: str) -> Plan:
             )
             for file in files
         ],
-        steps=chosen(plan),
+        steps=[salted(step, security.salt(f"personal:{project_id}")) for step in chosen(plan)],
         overrides=overrides_of(plan),
         split=split_of(plan),
         edits=row_changes.planned(session, plan),

@@ -33,6 +33,7 @@ from app.datasets.reports import PrepareReport, Shown, StepReport
 from app.datasets.statistics import Counting
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import BATCH_ROWS
+from app.datasets.steps.personal import veiled_text
 from app.datasets.tables import EXAMPLES
 from app.datasets.trying import trials
 from app.datasets.writing import TRACE, Write, write
@@ -134,7 +135,7 @@ def _write(
         for rid in rids:
             code, twin = picked[rid]
             if rid in texts:
-                other = "\n".join(texts.get(twin, []))[:EXCERPT_CHARACTERS]
+                other = veiled_text("\n".join(texts.get(twin, [])))[:EXCERPT_CHARACTERS]
                 parts = excerpt(rid, code, texts[rid], None)
                 found.append(Shown(**parts, of=twin if twin >= 0 else None, twin=other))
     return results, shown

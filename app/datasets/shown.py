@@ -135,6 +135,7 @@ class FixCard:
     icon: str
     verb: str
     example: Shown | None
+    default: str = "on"
 
 
 def _title(step: Step, count: int) -> str:
@@ -154,7 +155,8 @@ def fix_cards(report: PrepareReport | None) -> list[FixCard]:
         words, example = known.words, step.examples[0] if step.examples else None
         cards.append(
             FixCard(
-                step.name, _title(known, touched), words.why, touched, step.is_applied, words.icon, words.verb, example
+                step.name, _title(known, touched), words.why, touched, step.is_applied, words.icon, words.verb, example,
+                known.default,
             )
         )  # fmt: skip
     return sorted(cards, key=lambda card: (card.is_applied, -card.count))

@@ -1,18 +1,57 @@
 """All steps in the order in which they run, their codes, and the presets."""
 
+import hashlib
 from collections.abc import Iterable
+from typing import Any
 
+from app.datasets.steps.balance import CAP
+from app.datasets.steps.boilerplate import BOILERPLATE
 from app.datasets.steps.contract import ChosenStep, Step
 from app.datasets.steps.copies import EXACT
+from app.datasets.steps.language import LANGUAGE
+from app.datasets.steps.markup import MARKUP
 from app.datasets.steps.near import NEAR
+from app.datasets.steps.personal_step import PERSONAL
+from app.datasets.steps.profanity import PROFANITY
+from app.datasets.steps.quality import QUALITY
 from app.datasets.steps.removing import LENGTH, MISSING
 from app.datasets.steps.rewriting import UNICODE, WHITESPACE
 
 # The order is the order of cleaning: unicode, markup, boilerplate, whitespace, missing, exact, length, language,
 # quality, profanity, personal, near, contradictions, cap. Bits: 1, 32, 1024, 2, 4, 8, 16, 64, 128, 256, 512, 2048,
 # 8192, 4096.
-STEPS: dict[str, Step] = {step.name: step for step in (UNICODE, WHITESPACE, MISSING, EXACT, LENGTH, NEAR)}
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (
+        UNICODE, MARKUP, BOILERPLATE, WHITESPACE, MISSING, EXACT, LENGTH, LANGUAGE, QUALITY, PROFANITY, PERSONAL, NEAR,
+        CAP,
+    )
+}  # fmt: skip
 CODES: dict[str, str] = {code: words for step in STEPS.values() for code, words in step.codes.items()}
+
+
+def secret_params(step: Step) -> list[str]:
+    """Parameters that no form shows and no manifest holds."""
+    return [
+        name
+        for name, info in step.params.model_fields.items()
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("is_secret")
+    ]
+
+
+def salted(chosen: ChosenStep, salt: str) -> ChosenStep:
+    """The step with the project's salt, where it takes one."""
+    names = secret_params(STEPS[chosen.name])
+    return chosen.model_copy(update={"params": {**chosen.params, **dict.fromkeys(names, salt)}}) if names else chosen
+
+
+def published(chosen: ChosenStep) -> dict[str, Any]:
+    """The step as a manifest names it: of a salt only its fingerprint, so that another one makes another version."""
+    params = dict(chosen.params)
+    for name in secret_params(STEPS[chosen.name]):
+        if params.get(name):
+            params[name] = "sha256:" + hashlib.sha256(str(params[name]).encode()).hexdigest()[:16]
+    return {**chosen.model_dump(mode="json"), "params": params}
 
 
 def in_order(steps: Iterable[ChosenStep]) -> list[ChosenStep]:

@@ -1,0 +1,224 @@
+"""Personal numbers and addresses in a text: e-mail, phone, card, IBAN, IP, SSN. Every number must pass its own check.
+
+Patterns start only at the edge of a word and have bounded repeats, so that no text makes them slow.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import phonenumbers
+
+
+class Span(NamedTuple):
+    """A find: kind, and where it begins and ends in the text."""
+
+    kind: str
+    start: int
+    end: int
+
+
+_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,6}[^\W\d_]{2,24}(?![\w-])")
+_SPELLED = re.compile(
+    r"(?<![\w.+%-])[\w.+%-]{1,64} ?[\[(] ?at ?[\])] ?[\w-]{1,63}"
+    r"(?: ?[\[(] ?dot ?[\])] ?[\w-]{2,63}|\.[\w-]{2,63}){1,4}",
+    re.IGNORECASE,
+)
+
+
+def emails(text: str) -> Iterator[Span]:
+    """E-mail addresses, also written as `name [at] host [dot] org`."""
+    for pattern in (_EMAIL, _SPELLED):
+        for match in pattern.finditer(text):
+            lead = len(match.group()) - len(match.group().lstrip(".'-"))
+            yield Span("email", match.start() + lead, match.end())
+
+
+_DIGITS = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){11,22}(?![\w-]|\.\d)")
+_BRANDS = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
+    r"|3(?:0[0-5]|[68]\d)\d{11}(?:\d\d)?|6(?:011|4[4-9]\d|5\d\d)\d{12}|35\d{14}|(?:2131|1800)\d{11}|62\d{14,17}"
+    r"|(?:0604|50[0-9]{2}|5[6-9]\d\d|6[37]\d\d)\d{8,15}"
+)
+
+
+def luhn(digits: str) -> bool:
+    """The check digit of payment cards (ISO/IEC 7812-1, annex B)."""
+    doubled = [int(d) * 2 for d in digits[-2::-2]]
+    return (sum(map(int, digits[::-2])) + sum(d - 9 if d > 9 else d for d in doubled)) % 10 == 0
+
+
+def cards(text: str) -> Iterator[Span]:
+    """Payment cards: the number range of an issuer, and a right check digit."""
+    for match in _DIGITS.finditer(text):
+        digits = re.sub(r"\D", "", match.group())
+        if len(set(digits)) > 1 and _BRANDS.fullmatch(digits) and luhn(digits):
+            yield Span("card", *match.span())
+
+
+# Length of an IBAN per country (ISO 13616 registry).
+_REGISTRY = (
+    " AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BI:27 BR:29 BY:28 CH:21 CR:22 CY:28 CZ:24 DE:22"
+    " DJ:27 DK:18 DO:28 EE:20 EG:29 ES:24 FI:18 FK:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 GR:27 GT:28 HR:21"
+    " HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 LB:28 LC:32 LI:21 LT:20 LU:20 LV:21 LY:25 MC:27"
+    " MD:24 ME:22 MK:19 MN:20 MR:27 MT:31 MU:30 NI:28 NL:18 NO:15 OM:23 PK:24 PL:28 PS:29 PT:25 QA:29 RO:24"
+    " RS:22 RU:33 SA:24 SC:31 SD:18 SE:24 SI:19 SK:24 SM:27 SO:23 ST:25 SV:28 TL:23 TN:24 TR:26 UA:29 VA:22"
+    " VG:24 XK:20 YE:30"
+)
+_IBAN_LENGTHS = {pair[:2]: int(pair[3:]) for pair in _REGISTRY.split()}
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,29}")
+
+
+def ibans(text: str) -> Iterator[Span]:
+    """Bank accounts: the length of the country and right check digits (ISO 7064, modulo 97)."""
+    for match in _IBAN.finditer(text):
+        length = _IBAN_LENGTHS.get(match.group()[:2].upper(), 0)
+        places = [i for i, character in enumerate(match.group()) if character.isalnum()][:length]
+        if not length or len(places) < length:
+            continue
+        compact = "".join(match.group()[i] for i in places).upper()
+        end = match.start() + places[-1] + 1
+        if end < len(text) and text[end].isalnum():
+            continue
+        if int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1:
+            yield Span("iban", match.start(), end)
+
+
+_V4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+_V6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?![\w:]|\.\d)")
+_VERSIONED = re.compile(
+    r"(?:\bv(?:er(?:sion)?)?|\brelease|\bsection|\bchapter|§|==|>=|<=|~=)[ .:]{0,2}\Z", re.IGNORECASE
+)
+_ADDRESSED = re.compile(
+    r"\b(?:ip|ips|ipv4|address|host|server|client|from|ping|ssh|login)\b[^\n]{0,24}\Z", re.IGNORECASE
+)
+
+
+def addresses(text: str) -> Iterator[Span]:
+    """IP addresses of a machine. Versions, netmasks, loopback and slices such as `[::2]` are none."""
+    for match in _V4.finditer(text):
+        try:
+            address = ipaddress.IPv4Address(match.group())
+        except ValueError:
+            continue
+        before = text[max(0, match.start() - 40) : match.start()]
+        is_small = all(len(part) == 1 for part in match.group().split("."))
+        if (
+            address.is_loopback or address.is_unspecified or address.is_multicast or match.group().startswith("255.")
+            or _VERSIONED.search(before) or (is_small and not _ADDRESSED.search(before))
+        ):  # fmt: skip
+            continue
+        yield Span("ip", *match.span())
+    if text.count(":") < 2:
+        return
+    for match in _V6.finditer(text):
+        groups = [group for group in match.group().split(":") if group]
+        if len(groups) < 3 or not any(len(group) >= 3 for group in groups):
+            continue
+        try:
+            ipaddress.IPv6Address(match.group())
+        except ValueError:
+            continue
+        yield Span("ip", *match.span())
+
+
+_SSN = re.compile(r"(?<![\w.-])(?!000|666|9\d\d)\d{3}([ -])(?!00)\d\d\1(?!0000)\d{4}(?![\w-]|\.\d)")
+_SSN_PLAIN = re.compile(
+    r"\b(?:ssn|social security(?: number| no\.?)?)\b[^\d\n]{0,16}((?!000|666|9\d\d)\d{3}(?!00)\d\d(?!0000)\d{4})(?!\d)",
+    re.IGNORECASE,
+)
+
+
+def social_numbers(text: str) -> Iterator[Span]:
+    """US social security numbers; nine digits in a row only where the text says what they are."""
+    for match in _SSN.finditer(text):
+        yield Span("ssn", *match.span())
+    for match in _SSN_PLAIN.finditer(text):
+        yield Span("ssn", *match.span(1))
+
+
+# Possessive: a run of digits is taken whole, so there is one way to read it.
+_PHONE = re.compile(
+    r"(?<![\w.+/=#-])(?<!\d:)(?:(?:\+|00) ?\(?\d{1,3}+\)?[ ./-]{0,2}+)?(?:\(\+?\d{1,5}+\)[ ./-]{0,2}+)?"
+    r"\d{1,5}+(?:[ ./-]{1,3}+\(?\d{1,5}+\)?|\d){1,12}+(?: ?(?:x|ext\.?) ?\d{1,6}+)?(?![\w/=-]|[.,]\d)"
+)
+_LAST_GROUP = re.compile(r"[ ./-]+\(?\d+\)?\Z")
+_CALLED = re.compile(
+    r"(?:\b(?:phone|tel|telephone|mobile|cell|call|fax|whatsapp|sms|text|reach|ring|dial|number is|"
+    r"hotline|contact|handy|"
+    r"telefon|telefono|teléfono|móvil|téléphone|portable|cellulare|numer)\b|☎|📞|📱)[^\n\d]{0,32}\Z",
+    re.IGNORECASE,
+)
+_DAY, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:1[0-9]|20)\d\d"
+_DATE = re.compile(
+    rf"(?:{_YEAR}[-./ ]{_DAY}[-./ ]{_DAY}|{_DAY}[-./ ]{_DAY}[-./ ](?:{_YEAR}|\d\d))(?: \d{{1,2}})?"
+    rf"|{_YEAR} ?[-/] ?(?:{_YEAR}|\d\d)"
+)
+_OTHER = re.compile(
+    r"(?:isbn(?:-1[03])?|issn|doi|order|invoice|ticket|tracking|serial|part|item|sku|ref(?:erence)?|case|id|no\.?|nr\.?|#"
+    r"|version|v)[ :.#-]{0,3}\Z",
+    re.IGNORECASE,
+)
+_NORTH_AMERICAN = re.compile(r"(?:1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}")
+_SHAPES = re.compile(r"0\d{1,5}[ ./-]{1,3}\d[\d /.-]{4,12}|\(0\d{1,5}\) ?\d[\d -]{3,12}|\(?\d\d\)? 9?\d{4}-\d{4}")
+_FRENCH = re.compile(r"0[1-9](?:([ .-])\d\d)(?:\1\d\d){3}")
+REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "IN", "BR", "PL", "AU", "AT", "CH", "JP")
+
+
+def phones(text: str, regions: tuple[str, ...] = REGIONS) -> Iterator[Span]:
+    """Telephone numbers. What looks like one is checked with the number plans of the world (phonenumbers)."""
+    for match in _PHONE.finditer(text):
+        before = text[max(0, match.start() - 48) : match.start()]
+        length = _phone_length(match.group(), before, regions)
+        if length:
+            is_closed = match.group()[:length].count("(") >= match.group()[:length].count(")")
+            yield Span("phone", match.start(), match.start() + length - (not is_closed))
+
+
+def _is_isbn(digits: str) -> bool:
+    return len(digits) == 10 and sum((10 - i) * int(d) for i, d in enumerate(digits)) % 11 == 0
+
+
+def _phone_length(found: str, before: str, regions: tuple[str, ...]) -> int:
+    """How many characters of the find are a number; 0 for none. What follows may have been taken along."""
+    digits = re.sub(r"\D", "", found)
+    if _DATE.fullmatch(found) or (_is_isbn(digits) and not _CALLED.search(before)):
+        return 0
+    if _is_phone(found, before, regions):
+        return len(found)
+    for _ in range(3):
+        shorter = _LAST_GROUP.sub("", found)
+        if shorter == found:
+            return 0
+        found = shorter
+        if _is_phone(found, before, regions):
+            return len(found)
+    return 0
+
+
+def _is_phone(found: str, before: str, regions: tuple[str, ...]) -> bool:
+    main = re.split(r" ?(?:x|ext)", found)[0]
+    digits = re.sub(r"\D", "", main)
+    if not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
+        return False
+    if found.startswith(("+", "00", "(+")):
+        return _is_number("+" + digits.removeprefix("00"), None)
+    is_called = bool(_CALLED.search(before))
+    if _DATE.fullmatch(main) or (_OTHER.search(before) and not is_called):
+        return False
+    if _NORTH_AMERICAN.fullmatch(main):
+        return True
+    # Digits alone are a number to call only where the text says so, or where they begin as one does at home.
+    has_shape = bool(_SHAPES.fullmatch(main)) or (digits[0] == "0" and len(digits) in (9, 10, 11))
+    if (is_called and digits[0] == "0" and len(digits) >= 9) or _FRENCH.fullmatch(main):
+        return True
+    return (is_called or has_shape) and any(_is_number(digits, region) for region in regions)
+
+
+def _is_number(digits: str, region: str | None) -> bool:
+    try:
+        number = phonenumbers.parse(digits, region)
+    except phonenumbers.NumberParseException:
+        return False
+    return phonenumbers.is_valid_number(number) or (region is None and phonenumbers.is_possible_number(number))

@@ -1,0 +1,70 @@
+"""The step that finds personal data and secrets and does with each kind what the person chose."""
+
+import numpy as np
+
+from app.datasets.steps.contract import Batch, Changes, RowRunner, Span, Step, Words
+from app.datasets.steps.personal import CODES, PersonalParams, Replacing, found
+
+# What is written in place of a find is found by nobody: one round would do, a second proves it.
+ROUNDS = 3
+
+
+def _settled(state: Replacing, text: str) -> str:
+    for _ in range(ROUNDS):
+        spans = found([text]).get(0, [])
+        new = state.rewrite(text, spans) if spans else text
+        if new == text:
+            break
+        text = new
+    return text
+
+
+def _personal(params: PersonalParams) -> RowRunner:
+    salt = bytes.fromhex(params.salt) if params.salt else b"no project"
+
+    def run(batch: Batch) -> Changes:
+        changes = Changes()
+        in_texts, in_labels = found(batch.texts), found(batch.labels)
+        rows = sorted({int(batch.owners[place]) for place in in_texts} | set(in_labels))
+        starts = batch.starts()
+        texts: dict[int, str] = {}
+        labels: dict[int, str] = {}
+        codes: dict[str, list[int]] = {}
+        out = []
+        for row in rows:
+            places = [place for place in range(starts[row], starts[row + 1]) if place in in_texts]
+            state = Replacing(params, salt, batch.texts[int(starts[row]) : int(starts[row + 1])])
+            for place in places:
+                old = batch.texts[place]
+                first = state.rewrite(old, in_texts[place])
+                new = _settled(state, first) if first != old else old
+                if new != old:
+                    texts[place] = new
+            if row in in_labels:
+                new = state.rewrite(batch.labels[row], in_labels[row])
+                if new != batch.labels[row]:
+                    labels[row] = new
+            for code in state.codes:
+                codes.setdefault(code, []).append(row)
+            if state.is_out:
+                out.append(row)
+        changes.texts = (list(texts), list(texts.values()))
+        changes.labels = (list(labels), list(labels.values()))
+        changes.codes = dict(codes)
+        changes.removed = {"out.pii": np.array(out, np.int64)}
+        changes.spans = [Span(place, s.kind, s.start, s.end) for place, spans in in_texts.items() for s in spans]
+        return changes
+
+    return run
+
+
+PERSONAL = Step(
+    "personal", 1, "Personal data and secrets", PersonalParams, _personal, 512,
+    codes=CODES,
+    words=Words(
+        "1 row contains personal data or secrets", "%(n)s rows contain personal data or secrets",
+        "A model can repeat what it was shown. Within a row, the same value gets the same name.",
+        "Replace them", "shield-check",
+    ),
+    default="ask",
+)  # fmt: skip
