@@ -21,7 +21,7 @@ from worker.engine.sampling import Sampler
 PREFILL_CHUNK = 256  # tokens; other answers wait for at most one chunk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """A model ready to answer. `context_length` counts prompt and answer together, in tokens."""
 
@@ -54,47 +54,62 @@ def _tokenizer_folder(files: ModelFiles) -> Path:
 
 
 class Generation:
-    """One answer in the making. `step()` does a bounded piece of work and returns what can be told."""
+    """One answer in the making. `step()` does a bounded piece of work and returns what can be told.
+
+    Where several are made together (`slots.py`), `wanted` says what to read next and `take` is given what came of it.
+    """
 
     def __init__(self, loaded: Loaded, request: GenerationRequest) -> None:
         self.loaded = loaded
         self.is_done = False
         self._asked_at = time.monotonic()
         self._first_token_s: float | None = None
+        self.workspace_id = request.workspace_id
         self._prompt, self.dropped_turns = fit_prompt(loaded, request)
         room = loaded.context_length - len(self._prompt)
         self._limit = min(request.sampling.max_tokens, room)
         self._sampler = Sampler(request.sampling, self._prompt)
         self._out = TextOut(loaded.tokenizer, request.sampling.stop)
-        self._cache = DynamicCache(config=loaded.model.config)
-        self._read = 0
-        self._said = 0
-        self._last: int | None = None
+        self._cache: DynamicCache | None = None
+        self._said: list[int] = []
+        self.read = 0
+        """How many tokens of `ids` the model has read."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt, and what was said so far."""
+        return self._prompt + self._said
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a part of the prompt has yet to be read."""
+        return self.read < len(self._prompt)
+
+    def wanted(self, most: int = PREFILL_CHUNK) -> list[int]:
+        """The ids to read next: a chunk of the prompt, or the token that was said last."""
+        return self._prompt[self.read : self.read + most] if self.is_reading else self._said[-1:]
 
     @torch.inference_mode()
     def step(self) -> TokenEvent | None:
         """Read one chunk of the prompt, or say one token. None while the prompt is being read."""
-        if self._last is None:
-            chunk = self._prompt[self._read : self._read + PREFILL_CHUNK]
-            self._read += len(chunk)
-            logits = self._forward(chunk)
-            if self._read < len(self._prompt):
-                return None
-        else:
-            logits = self._forward([self._last])
+        ids = self.wanted()
+        logits = self._forward(ids)
+        self.read += len(ids)
+        return None if self.is_reading else self.take(logits)
+
+    def take(self, logits: torch.Tensor) -> TokenEvent:
+        """Choose the next token from logits of shape (vocabulary,) and say what can be said of it."""
         token = self._sampler.choose(logits)
-        self._said += 1
         if self._first_token_s is None:
             self._first_token_s = time.monotonic() - self._asked_at
         if token in self.loaded.end_ids:
-            self._said -= 1
             return self._ended("stop", self._out.close())
+        self._said.append(token)
         text = self._out.push(token)
         if self._out.is_stopped:
             return self._ended("stop", text)
-        if self._said >= self._limit:
+        if len(self._said) >= self._limit:
             return self._ended("length", text + self._out.close())
-        self._last = token
         return TokenEvent(text=text)
 
     def cancel(self) -> TokenEvent:
@@ -105,6 +120,7 @@ class Generation:
     def _forward(self, ids: list[int]) -> torch.Tensor:
         model = self.loaded.model
         tensor = torch.tensor([ids], device=model.device)
+        self._cache = self._cache or DynamicCache(config=model.config)
         out = model(input_ids=tensor, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return out.logits[0, -1]
 
@@ -114,7 +130,7 @@ class Generation:
             text=text,
             finish_reason=reason,
             prompt_tokens=len(self._prompt),
-            completion_tokens=self._said,
+            completion_tokens=len(self._said),
             first_token_s=self._first_token_s,
             total_s=time.monotonic() - self._asked_at,
         )

@@ -6,7 +6,7 @@ The linear layers see one long row of tokens; attention runs within each sequenc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,16 @@ NOT_LEARNED = -1
 # Families whose attention is plain softmax attention and whose head is one matrix; a test compares each with
 # its own unpacked forward. Any other family runs one sequence at a time through its own code.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2"})
+
+
+class Attends(Protocol):
+    """Whoever does the attention of a row itself."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """(1, heads, tokens, head width) each to (1, tokens, heads, head width)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,23 +113,27 @@ def packed_attention(
     scaling: float | None = None,
     lengths: tuple[int, ...] | None = None,
     sliding_window: int | None = None,
+    slots: "Attends | None" = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each of `lengths`; tensors are (1, heads, tokens, head width).
 
-    Without `lengths` the whole row is one sequence; with a cache the queries are its last tokens.
+    Without `lengths` the whole row is one sequence; with a cache the queries are its last tokens. `slots` knows
+    which token belongs to which answer and what each has read before.
     """
+    if slots is not None:
+        return slots.attend(module.layer_idx, query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]
     shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     mask: Tensor | None
     if lengths is None:
-        mask = _causal(query.shape[2], key.shape[2], sliding_window, query.device)
+        mask = causal(query.shape[2], key.shape[2], sliding_window, query.device)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, **shared)
         return out.transpose(1, 2), None
     done, start = [], 0
     for length, group in groupby(lengths):
         count = len(list(group))
         q, k, v = (_as_batch(part, start, length, count) for part in (query, key, value))
-        mask = _causal(length, length, sliding_window, query.device) if (sliding_window or length) < length else None
+        mask = causal(length, length, sliding_window, query.device) if (sliding_window or length) < length else None
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, **shared
         )
@@ -134,7 +148,7 @@ def _as_batch(part: Tensor, start: int, length: int, count: int) -> Tensor:
     return piece.unflatten(1, (count, length)).transpose(0, 1)
 
 
-def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+def causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """True where a query (one of the last `queries` of `keys` tokens) may look."""
     row = torch.arange(keys - queries, keys, device=device)[:, None]
     column = torch.arange(keys, device=device)[None]

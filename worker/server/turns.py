@@ -1,4 +1,4 @@
-"""The model thread: the only one that touches tensors. It gives every answer in the making one step in turn."""
+"""The model thread: the only one that touches tensors. Every answer in the making takes a step in each round."""
 
 import asyncio
 import logging
@@ -6,11 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from app.contracts.generation import GenerationRequest, TokenEvent
 from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
 from worker.engine.generate import Generation, Loaded
+from worker.engine.packing import is_packable
+from worker.engine.slots import Slots
 
 log = logging.getLogger(__name__)
 MAX_ACTIVE = 8
@@ -32,22 +35,35 @@ class Answer:
         self.is_cancelled = False
         self.asked_at = time.monotonic()
         self.queue_s = 0.0
-        self.full_since: float | None = None
-        self.generation: Generation | None = None
         self._loop = loop
+        self._held = ""
+        self._behind_since: float | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """False when it was cancelled, or its reader has taken nothing for a minute."""
+        is_stuck = self._behind_since is not None and time.monotonic() - self._behind_since > SLOW_READER_S
+        return not self.is_cancelled and not is_stuck
 
     def tell(self, event: TokenEvent) -> None:
-        """Hand an event to the reader's loop."""
+        """Hand an event to the reader's loop. While the reader is far behind, words wait here and go out as one."""
+        is_behind = self.events.qsize() >= BUFFER_EVENTS
+        self._behind_since = (self._behind_since or time.monotonic()) if is_behind else None
+        self._held += event.text
+        if event.finish_reason is None and (is_behind or not self._held):
+            return
+        event, self._held = event.model_copy(update={"text": self._held}), ""
         self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
 class Turns:
-    """Starts waiting answers as places become free and steps the active ones, round robin."""
+    """Starts waiting answers as places become free and steps the active ones: those of one model together."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._waiting: deque[Answer] = deque()
-        self._active: list[Answer] = []
+        self._active: dict[Generation, Answer] = {}
+        self._slots: WeakKeyDictionary[Loaded, Slots] = WeakKeyDictionary()
         self._calls: deque[Callable[[], None]] = deque()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -85,57 +101,82 @@ class Turns:
                 while not (self._waiting or self._active or self._calls or self._is_stopping):
                     self._condition.wait()
                 if self._is_stopping:
-                    leaving = [*self._active, *self._waiting]
+                    leaving = [*self._active.values(), *self._waiting]
                     break
                 calls, self._calls = self._calls, deque()
-                while self._waiting and len(self._active) < MAX_ACTIVE:
-                    self._active.append(self._waiting.popleft())
+                joining: list[Answer] = []
+                while self._waiting and len(self._active) + len(joining) < MAX_ACTIVE:
+                    joining.append(self._waiting.popleft())
             for function in calls:
                 function()
-            moved = [self._step(answer) for answer in list(self._active)]
-            if not any(moved) and not calls:
-                time.sleep(0.02)  # every reader is behind
+            self._round(joining)
         for answer in leaving:
-            answer.tell(
-                TokenEvent(
-                    finish_reason="error",
-                    error="The model server is restarting. Ask again in a moment.",
-                    error_kind="busy",
-                )
-            )
+            sentence = "The model server is restarting. Ask again in a moment."
+            answer.tell(TokenEvent(finish_reason="error", error=sentence, error_kind="busy"))
 
-    def _step(self, answer: Answer) -> bool:
-        """One step of one answer; False when it had to wait for its reader."""
-        if answer.events.qsize() >= BUFFER_EVENTS and not answer.is_cancelled:
-            answer.full_since = answer.full_since or time.monotonic()
-            if time.monotonic() - answer.full_since < SLOW_READER_S:
-                return False
-            answer.is_cancelled = True
-        answer.full_since = None
+    def _round(self, joining: list[Answer]) -> None:
+        """One step of every answer."""
+        for answer in joining:
+            self._join(answer)
+        self._leave()
+        for slots in list(self._slots.values()):
+            self._speak_together(slots)
+        for generation in list(self._active):
+            if not is_packable(generation.loaded.model):
+                self._speak_alone(generation)
+
+    def _join(self, answer: Answer) -> None:
+        if not answer.is_wanted:
+            answer.tell(TokenEvent(finish_reason="cancelled"))
+            return
+        answer.queue_s = time.monotonic() - answer.asked_at
         try:
-            event = self._event(answer)
-        except (EngineError, TemplateFault) as error:
-            event = TokenEvent(finish_reason="error", error=str(error), error_kind="refused")
-        except Exception:
-            log.exception("an answer failed")
-            event = TokenEvent(
-                finish_reason="error",
-                error="The model failed on this message. Try again, or shorten it.",
-                error_kind="failed",
-            )
-        if event is None:
-            return True
-        if event.finish_reason:
-            self._active.remove(answer)
-            event = event.model_copy(update={"queue_s": answer.queue_s})
-        if event.text or event.finish_reason:
-            answer.tell(event)
-        return True
+            generation = Generation(answer.loaded, answer.request)
+            if is_packable(answer.loaded.model):
+                self._slots.setdefault(answer.loaded, Slots(answer.loaded)).add(generation)
+        except Exception as error:
+            answer.tell(_failure(error))
+        else:
+            self._active[generation] = answer
 
-    def _event(self, answer: Answer) -> TokenEvent | None:
-        if answer.generation is None:
-            if answer.is_cancelled:
-                return TokenEvent(finish_reason="cancelled")
-            answer.queue_s = time.monotonic() - answer.asked_at
-            answer.generation = Generation(answer.loaded, answer.request)
-        return answer.generation.cancel() if answer.is_cancelled else answer.generation.step()
+    def _leave(self) -> None:
+        """Let those go whom nobody listens to any more."""
+        for generation, answer in list(self._active.items()):
+            if not answer.is_wanted:
+                if (slots := self._slots.get(generation.loaded)) is not None:
+                    slots.drop(generation)
+                self._tell(generation, generation.cancel())
+
+    def _speak_together(self, slots: Slots) -> None:
+        try:
+            told = slots.step()
+        except Exception as error:
+            for generation in slots.answers:
+                self._tell(generation, _failure(error))
+            self._slots = WeakKeyDictionary({k: v for k, v in self._slots.items() if v is not slots})
+        else:
+            for generation, event in told:
+                self._tell(generation, event)
+
+    def _speak_alone(self, generation: Generation) -> None:
+        try:
+            event = generation.step()
+        except Exception as error:
+            event = _failure(error)
+        if event is not None:
+            self._tell(generation, event)
+
+    def _tell(self, generation: Generation, event: TokenEvent) -> None:
+        answer = self._active[generation]
+        if event.finish_reason:
+            del self._active[generation]
+            event = event.model_copy(update={"queue_s": answer.queue_s})
+        answer.tell(event)
+
+
+def _failure(error: Exception) -> TokenEvent:
+    if isinstance(error, EngineError | TemplateFault):
+        return TokenEvent(finish_reason="error", error=str(error), error_kind="refused")
+    log.error("an answer failed", exc_info=error)
+    sentence = "The model failed on this message. Try again, or shorten it."
+    return TokenEvent(finish_reason="error", error=sentence, error_kind="failed")

@@ -1,0 +1,231 @@
+"""Answers of one model made together: each step is one forward pass over the next token of every answer and a piece
+of one prompt. Answers join and leave at any step; none sees another (continuous batching after Orca, Yu et al. 2022).
+
+The pass is a packed row (`packing.py`), so every packable family serves through its own code. Keys and values lie in
+a slot for each answer; answers that speak hold the first slots, those that still read hold the next.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.contracts.generation import TokenEvent
+from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
+from worker.engine.packing import causal
+
+# Rows that wait while a prompt is read: a smaller piece then, so that nobody's words falter.
+SHARED_CHUNK = 64
+GROWTH = 128  # tokens by which slots grow
+LEAST_REUSED = 16  # a shorter common beginning is read again sooner than copied
+MEMORY_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What an ended answer had read: (layers, 2, key heads, tokens, head width)."""
+
+    workspace_id: str
+    ids: list[int]
+    cache: Tensor
+
+
+class Slots:
+    """The answers in the making of one packable model. Not thread-safe: it belongs to the model thread.
+
+    What an ended answer had read is kept, up to `memory_bytes`, least recently used first out: the next turn of a
+    conversation, or another one with the same beginning in the same workspace, goes on from there.
+    """
+
+    def __init__(self, loaded: Loaded, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.model, self.context_length = loaded.model, loaded.context_length
+        self.memory_bytes = memory_bytes
+        self.answers: list[Generation] = []
+        self._speaking = 0
+        self._turn = 0
+        self._kept: list[_Kept] = []  # least recently used first
+        self._cache = self._empty_cache()
+        # The plan of the current pass.
+        self._positions = torch.empty(0, dtype=torch.long)
+        self._mask: Tensor | None = None
+        self._seen = self._reader = self._piece = 0
+
+    def _empty_cache(self) -> Tensor:
+        """(layers, 2, slots, key heads, tokens, head width); it grows with the answers and is let go after the last."""
+        model, config = self.model, self.model.config
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return torch.empty(config.num_hidden_layers, 2, 0, key_heads, 0, width, dtype=model.dtype, device=model.device)
+
+    @torch.inference_mode()
+    def add(self, answer: Generation) -> None:
+        """Let an answer join; what is already known of its prompt is not read again."""
+        best, length = None, 0
+        for kept in self._kept:
+            if kept.workspace_id == answer.workspace_id and (common := _common(kept.ids, answer.ids)) > length:
+                best, length = kept, common
+        # The last token of the prompt is always read: its logits are the answer's beginning.
+        length = min(length, len(answer.ids) - 1)
+        if best is not None and length >= LEAST_REUSED:
+            self._kept.remove(best)
+            self._kept.append(best)
+            self._make_room(length, len(self.answers) + 1)
+            self._cache[:, :, len(self.answers), :, :length] = best.cache[:, :, :, :length]
+            answer.read = length
+        self.answers.append(answer)
+
+    @torch.inference_mode()
+    def drop(self, answer: Generation) -> None:
+        """Let an answer go, ended or not; its slot is free at once."""
+        place = self.answers.index(answer)
+        self._keep(answer, place)
+        if place < self._speaking:
+            self._speaking -= 1
+            self._swap(place, self._speaking)
+            place = self._speaking
+        self._swap(place, len(self.answers) - 1)
+        self.answers.pop()
+        if not self.answers:
+            self._cache = self._empty_cache()
+
+    def _swap(self, one: int, other: int) -> None:
+        if one == other:
+            return
+        a, b = self.answers[one], self.answers[other]
+        length = max(a.read, b.read)
+        pair = self._cache[:, :, [other, one], :, :length]  # a copy
+        self._cache[:, :, [one, other], :, :length] = pair
+        self.answers[one], self.answers[other] = b, a
+
+    def _keep(self, answer: Generation, place: int) -> None:
+        """Remember what an answer had read, and forget the oldest beyond the memory."""
+        if answer.read < LEAST_REUSED:
+            return
+        ids = answer.ids[: answer.read]
+        self._kept = [
+            k for k in self._kept if k.workspace_id != answer.workspace_id or _common(k.ids, ids) < len(k.ids)
+        ]
+        self._kept.append(_Kept(answer.workspace_id, ids, self._cache[:, :, place, :, : answer.read].clone()))
+        while sum(kept.cache.nbytes for kept in self._kept) > self.memory_bytes:
+            self._kept.pop(0)
+
+    def _make_room(self, tokens: int, slots: int) -> None:
+        """Have at least `slots` slots for at least `tokens` each."""
+        old = self._cache
+        room = old.shape[4]
+        if old.shape[2] >= slots and room >= tokens:
+            return
+        if room < tokens:
+            room = max(
+                tokens, min(-(-tokens // GROWTH) * GROWTH, self.context_length), min(room * 3 // 2, self.context_length)
+            )
+        slots = max(slots, old.shape[2])
+        self._cache = old.new_zeros(*old.shape[:2], slots, old.shape[3], room, old.shape[5])
+        self._cache[:, :, : old.shape[2], :, : old.shape[4]] = old
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Generation, TokenEvent]]:
+        """One pass. What can be told of each answer that spoke; ended answers have left."""
+        if not self.answers:
+            return []
+        ids = [answer.wanted()[0] for answer in self.answers[: self._speaking]]
+        lengths = [answer.read for answer in self.answers[: self._speaking]]
+        piece = self._next_piece()
+        self._plan(lengths, len(piece))
+        logits = self._forward(ids + piece)
+        spoke = self.answers[: self._speaking]
+        for answer in spoke:
+            answer.read += 1
+        if piece:
+            reader = self.answers[self._reader]
+            reader.read += len(piece)
+            if not reader.is_reading:
+                self._swap(self._reader, self._speaking)
+                self._speaking += 1
+                spoke.append(reader)
+        told = [(answer, answer.take(row)) for answer, row in zip(spoke, logits, strict=False)]
+        for answer, _ in told:
+            if answer.is_done:
+                self.drop(answer)
+        return told
+
+    def _next_piece(self) -> list[int]:
+        """A piece of the prompt of whoever reads next; readers take turns, so a long prompt holds up no short one."""
+        readers = len(self.answers) - self._speaking
+        if not readers:
+            return []
+        self._turn += 1
+        self._reader = self._speaking + self._turn % readers
+        return self.answers[self._reader].wanted(SHARED_CHUNK if self._speaking else PREFILL_CHUNK)
+
+    def _plan(self, lengths: list[int], piece: int) -> None:
+        device = self.model.device
+        begin = self.answers[self._reader].read if piece else 0
+        self._piece = piece
+        self._positions = torch.tensor(lengths + list(range(begin, begin + piece)), device=device)
+        self._seen = max(lengths, default=0) + 1
+        self._make_room(max(self._seen, begin + piece), len(self.answers))
+        self._mask = None
+        if lengths and min(lengths) != max(lengths):
+            column = torch.arange(self._seen, device=device)
+            self._mask = (column <= self._positions[: self._speaking, None])[:, None, None]
+
+    def _forward(self, ids: list[int]) -> Tensor:
+        """Logits of every answer that speaks, and of the reader's newest token: (at most answers, vocabulary)."""
+        model = self.model
+        body = getattr(model, model.base_model_prefix)
+        tensor = torch.tensor([ids], device=model.device)
+        out = body(input_ids=tensor, position_ids=self._positions[None], slots=self, use_cache=False)
+        hidden = out.last_hidden_state[0]
+        if self._piece:
+            hidden = torch.cat([hidden[: self._speaking], hidden[-1:]])
+        head = model.get_output_embeddings()
+        assert head is not None
+        return head(hidden)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """Attention of the pass; see `packing.Attends`."""
+        keys, values = self._cache[layer]
+        speaking = self._speaking
+        shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+        done = []
+        if speaking:
+            rows, places = torch.arange(speaking, device=key.device), self._positions[:speaking]
+            keys[rows, :, places] = key[0, :, :speaking].transpose(0, 1)
+            values[rows, :, places] = value[0, :, :speaking].transpose(0, 1)
+            seen = self._seen
+            mask = self._mask
+            if window is not None and seen > window:
+                column = torch.arange(seen, device=key.device)
+                mask = ((column <= places[:, None]) & (column > places[:, None] - window))[:, None, None]
+            one = query[0, :, :speaking].transpose(0, 1)[:, :, None]
+            out = F.scaled_dot_product_attention(
+                one, keys[:speaking, :, :seen], values[:speaking, :, :seen], attn_mask=mask, **shared
+            )
+            done.append(out[:, :, 0][None])
+        if self._piece:
+            reader, piece = self._reader, self._piece
+            begin = self.answers[reader].read
+            end = begin + piece
+            keys[reader, :, begin:end] = key[0, :, speaking:]
+            values[reader, :, begin:end] = value[0, :, speaking:]
+            mask = None if begin == 0 and (window or end) >= end else causal(piece, end, window, key.device)
+            out = F.scaled_dot_product_attention(
+                query[:, :, speaking:], keys[None, reader, :, :end], values[None, reader, :, :end],
+                attn_mask=mask, is_causal=mask is None, **shared,
+            )  # fmt: skip
+            done.append(out.transpose(1, 2))
+        return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Length of the common beginning."""
+    least = min(len(one), len(other))
+    if one[:least] == other[:least]:
+        return least
+    return next(place for place in range(least) if one[place] != other[place])
