@@ -190,7 +190,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20 events")
     parser.add_argument("--steps", type=int, default=900, help="length of a run")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plant", choices=["no-fence"], help="take a safety out; the loop must then end with 1")
+    defects = ["no-fence", "no-lock", "no-forgetting", "no-state"]
+    parser.add_argument("--plant", choices=defects, help="take a safety out; the loop must then end with 1")
     parser.add_argument("--keep", action="store_true", help="keep the home and its logs")
     arguments = parser.parse_args()
     events = 20 if arguments.quick else arguments.events
@@ -206,6 +207,8 @@ def main() -> int:
     worker = [sys.executable, "-m", "worker", "--queue", "train"]
     if arguments.plant:
         worker = [sys.executable, "-m", "benchmarks.killing.plant", arguments.plant, "--queue", "train"]
+    # With one run at a time the other worker is free to take it from one that is frozen.
+    ahead = 1 if arguments.plant == "no-lock" else AHEAD
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     loop = Loop(home, arguments.steps, arguments.seed, worker)
@@ -215,7 +218,7 @@ def main() -> int:
         print(f"undisturbed run: {alone_s:.0f} s, {alone_s / LEASE_S:.0f} leases of {LEASE_S:.0f} s")
         print(f"{'event':>6} {'minute':>7} {'runs':>5} {'open':>5}", flush=True)
         for number in range(1, events + 1):
-            while loop.open_runs() < AHEAD:
+            while loop.open_runs() < ahead:
                 loop.start_run()
             time.sleep(loop.chance.uniform(0.3, 9))
             loop.one_event()

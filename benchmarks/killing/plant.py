@@ -1,5 +1,6 @@
 """A training worker with one safety taken out, to see that the kill loop notices. Not part of the product."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.core.db import transaction
 from app.runs import claim, finishing, recording, settling, states
 from app.runs.models import Run
+from worker import node, supervision
 
 
 def without_fence() -> None:
@@ -34,13 +36,52 @@ def without_fence() -> None:
     for module in (settling, finishing, recording):
         module.move = move  # type: ignore[attr-defined]
     # A supervisor that does not look whether it lost the run, either.
-    from worker import supervision
-
     supervision.Supervision._ask = lambda self, trainer: None  # type: ignore[method-assign]
 
 
+def without_lock() -> None:
+    """Let a second trainer of a run start while the first one, of a frozen supervisor, still lives."""
+
+    @contextmanager
+    def nobody_holds_it(run_id: str) -> Iterator[int]:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    node.run_lock = nobody_holds_it  # type: ignore[assignment]
+    node.kill_earlier_trainers = lambda run_id: None
+
+
+def without_forgetting() -> None:
+    """Keep the metric rows after the checkpoint that an attempt goes on from."""
+    recording.forget_after = lambda session, run, step: None
+
+
+def without_state() -> None:
+    """Go on from a checkpoint with a slightly different learning rate, as if the optimiser had been forgotten."""
+    order_of = supervision.order_of
+
+    def another(run: Run) -> Any:
+        order = order_of(run)
+        if run.fence < 2:
+            return order
+        rate = order.recipe.learning_rate * 1.001
+        return order.model_copy(update={"recipe": order.recipe.model_copy(update={"learning_rate": rate})})
+
+    supervision.order_of = another
+
+
+DEFECTS = {
+    "no-fence": without_fence,
+    "no-lock": without_lock,
+    "no-forgetting": without_forgetting,
+    "no-state": without_state,
+}
+
 if __name__ == "__main__":
-    {"no-fence": without_fence}[sys.argv.pop(1)]()
+    DEFECTS[sys.argv.pop(1)]()
     from worker.__main__ import main
 
     main()
