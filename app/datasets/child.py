@@ -60,6 +60,9 @@ class FreezeOrder(Contract):
     verb: Literal["freeze"] = "freeze"
     plan: Plan
     out_dir: str
+    parent: str = ""
+    ready: str = ""
+    processes: int = 1
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -147,7 +150,10 @@ def main() -> int:
         else:
             from app.datasets.freezing import freeze
 
-            report = freeze(order.plan, Path(order.out_dir), _teller())
+            report = freeze(
+                order.plan, Path(order.out_dir), _teller(), parent=order.parent,
+                ready=Path(order.ready) if order.ready else None, processes=order.processes,
+            )  # fmt: skip
     except Refused as refusal:
         _say({"refused": refusal.sentence, "code": refusal.code})
         return 0

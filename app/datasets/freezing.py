@@ -7,28 +7,30 @@ durable, renamed.
 import hashlib
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 
 from app.core.storage import file_sha256, fsync_tree
+from app.datasets import crew
 from app.datasets.cleaning import STEPS, in_order
 from app.datasets.dividing import divide, save_sides
 from app.datasets.findings import Refused
 from app.datasets.plan import Plan
-from app.datasets.preparing import prepare
+from app.datasets.preparing import ALONE_ROWS, link, prepare, prepared_digest
 from app.datasets.reports import PrepareReport
-from app.datasets.splitting import SPLITS, Split
+from app.datasets.splitting import SPLITS, Sides
 from app.datasets.steps.catalogue import published
-from app.datasets.tables import MESSAGES, ExampleWriter, iterate, parts
+from app.datasets.tables import MESSAGES, count, parts
 
 Tell = Callable[[int, int], None]
-SHARD_ROWS = 50_000
+LEARNED = ["kind", "text", "messages", "chosen", "rejected"]
 FORMAT = 1
 FROZEN = pa.schema(
     [
@@ -64,36 +66,67 @@ def manifest_id(manifest: dict[str, Any]) -> str:
 
 
 def freeze(
-    plan: Plan, out_dir: Path, tell: Tell, *, known: Path | None = None, evaluation: Sequence[str] = ()
+    plan: Plan,
+    out_dir: Path,
+    tell: Tell,
+    *,
+    known: Path | None = None,
+    evaluation: Sequence[str] = (),
+    parent: str = "",
+    ready: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Build the version in `out_dir` (which must not exist); returns its manifest.
 
     `known`: the sides of an earlier version, whose rows stay on them. `evaluation`: texts that the project evaluates
-    with; the report says how many rows of training share thirteen words in a row with one.
+    with; the report says how many rows of training share thirteen words in a row with one. `parent`: the manifest id
+    of the version before. `ready`: a working set; it saves the preparation when it was made of this very plan.
+    Work in progress lies beside `out_dir` and outlives a kill: a second call goes on from the last finished shard.
     Raises Refused when no row is left or when a row would leak from training into validation or test.
     """
     if out_dir.exists():
         raise FileExistsError(f"the version folder {out_dir.name} exists")
     temporary = out_dir.with_name(f".tmp-{out_dir.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)
     work = temporary / "work"
     try:
-        report = prepare(plan, work, lambda done, total: tell(done, 3 * total))
+        report = _prepared(plan, work, ready, processes, tell)
         if not report.rows:
             raise Refused(
                 "No row is left after mapping and cleaning. Undo a step or look at the mapping, then freeze again."
             )
-        manifest = _write(plan, report, work, temporary, tell, known, evaluation)
-        (work / "trace.parquet").rename(temporary / "trace.parquet")
+        manifest = _write(plan, report, work, temporary, tell, known, evaluation, processes)
+        manifest["parent"] = parent
+        for name in ("trace.parquet", "steps"):
+            if (work / name).exists():
+                (work / name).rename(temporary / name)
+        for left in temporary.glob("packed-*.json"):
+            left.unlink()
         shutil.rmtree(work)
         (temporary / "manifest.json").write_bytes(canonical(manifest))
         fsync_tree(temporary)
         temporary.rename(out_dir)
         fsync_tree_entry(out_dir.parent)
-    finally:
+    except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return manifest
+
+
+def _prepared(plan: Plan, work: Path, ready: Path | None, processes: int, tell: Tell) -> PrepareReport:
+    """The working set of the plan in `work`: from an earlier attempt, linked from `ready`, or made now."""
+    digest = plan.digest()
+    if prepared_digest(work) != digest:
+        if ready is not None and prepared_digest(ready) == digest:
+            shutil.rmtree(work, ignore_errors=True)
+            partial = work.with_name("linked")
+            shutil.rmtree(partial, ignore_errors=True)
+            wanted = shutil.ignore_patterns("browsing")
+            shutil.copytree(ready, partial, ignore=wanted, copy_function=link)
+            partial.rename(work)
+        else:
+            prepare(plan, work, lambda done, total: tell(done, 3 * total), processes=processes)
+    return PrepareReport.model_validate_json((work / "report.json").read_bytes())
 
 
 def fsync_tree_entry(folder: Path) -> None:
@@ -114,6 +147,7 @@ def _write(
     tell: Tell,
     known: Path | None,
     evaluation: Sequence[str],
+    processes: int,
 ) -> dict[str, Any]:
     source = parts(work, "data-")
     total = report.rows
@@ -127,9 +161,8 @@ def _write(
             "split.leak",
         )
     save_sides(folder / "sides.parquet", divided)
-    splits = [SPLITS[side] for side in divided.sides.tolist()]
-    shards, content_hash = _shards(plan, source, splits, folder, lambda done: tell(2 * total + done, 3 * total))
-    counts = Counter(splits)
+    packed = _packed(plan, source, divided.sides, folder, processes, lambda done: tell(2 * total + done, 3 * total))
+    placed = np.bincount(divided.sides, minlength=len(SPLITS)).tolist()
     return {
         "format": FORMAT,
         "schema": {field.name: str(field.type) for field in FROZEN},
@@ -141,6 +174,7 @@ def _write(
             for file in plan.files
         ],
         "steps": [published(step) for step in in_order(plan.steps)],
+        "overrides": [override.model_dump(mode="json") for override in plan.overrides],
         "step_versions": {name: step.version for name, step in STEPS.items()},
         "split": plan.split.model_dump(mode="json"),
         "edits": plan.edits.sha256 if plan.edits else None,
@@ -148,54 +182,84 @@ def _write(
             "rows_in": report.rows_in, "rows": report.rows, "out": report.out, "unmapped": report.unmapped,
             "mapping_codes": report.mapping_codes,
             "codes": {code: n for step in report.steps if step.is_applied for code, n in step.codes.items()},
-            "splits": {split: counts[split] for split in SPLITS},
+            "splits": dict(zip(SPLITS, placed, strict=True)),
         },
         "split_report": divided.report,
         "statistics": report.statistics.model_dump(mode="json"),
         "kind": "chat" if report.statistics.chat_rows else "text",
-        "content_hash": content_hash,
-        "shards": shards,
+        "content_hash": f"{sum(int(shard.pop('content'), 16) for shard in packed) % 2**128:032x}",
+        "shards": packed,
         "libraries": {"pyarrow": pa.__version__},
     }  # fmt: skip
 
 
-def _shards(
-    plan: Plan, source: list[Path], splits: list[Split], folder: Path, tell: Callable[[int], None]
-) -> tuple[list[dict[str, Any]], str]:
-    """(name, rows and SHA-256 of each shard, the order-free hash of all rows)."""
+def _packed(
+    plan: Plan, source: list[Path], sides: Sides, folder: Path, processes: int, tell: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Every part of the working set as a shard: name, rows, SHA-256 and the sum of the hashes of its rows."""
     names = {file.file_id: file.filename for file in plan.files}
-    shards: list[dict[str, Any]] = []
-    writer: ExampleWriter | None = None
-    content, row = 0, 0
-    for batch in iterate(source):
-        for example in batch:
-            if row % SHARD_ROWS == 0:
-                if writer:
-                    writer.close()
-                shards.append({"name": f"data-{len(shards):05d}.parquet", "rows": 0})
-                writer = ExampleWriter(folder / shards[-1]["name"], FROZEN)
-            assert writer is not None
-            split = splits[row]
-            content += xxhash.xxh3_128_intdigest(canonical([split, *learned(example)]))
-            meta = {
-                "source": names[example["_file"]], "row": example["_row"], "label": example["label"],
-                "columns": orjson.loads(example["meta"]),
-            }  # fmt: skip
-            writer.add(
-                {
-                    "_rid": example["_rid"], "split": split, "kind": example["kind"],
-                    "messages": example["messages"], "text": example["text"], "chosen": example["chosen"],
-                    "rejected": example["rejected"], "meta": canonical(meta).decode(),
-                }
-            )  # fmt: skip
-            shards[-1]["rows"] += 1
-            row += 1
-        tell(row)
-    if writer:
-        writer.close()
-    for shard in shards:
-        shard["sha256"] = file_sha256(folder / shard["name"])
-    return shards, f"{content % 2**128:032x}"
+    orders, first = [], 0
+    for number, path in enumerate(source):
+        rows = count([path])
+        orders.append(Pack(str(path), str(folder), number, sides[first : first + rows], names))
+        first += rows
+    found: list[dict[str, Any]] = [{}] * len(orders)
+    done = 0
+    for number, packed in crew.each(pack, orders, processes if first >= ALONE_ROWS else 1):
+        found[number] = packed
+        done += packed["rows"]
+        tell(done)
+    return found
+
+
+class Pack(NamedTuple):
+    """An order: one part of the working set, with the side of each of its rows."""
+
+    path: str
+    folder: str
+    number: int
+    sides: Sides
+    names: dict[str, str]
+
+
+def pack(order: Pack) -> dict[str, Any]:
+    """Write one shard; what the manifest says of it. Done before: read that again."""
+    folder, name = Path(order.folder), f"data-{order.number:05d}.parquet"
+    done = folder / f"packed-{order.number:05d}.json"
+    key = xxhash.xxh3_64_hexdigest(order.sides.tobytes())
+    if done.exists():
+        known: dict[str, Any] = orjson.loads(done.read_bytes())
+        if known.pop("sides") == key:
+            return known
+    content = 0
+    temporary = folder / f".tmp-{name}"
+    source = pq.ParquetFile(order.path)
+    with pq.ParquetWriter(temporary, FROZEN, compression="zstd", compression_level=3, store_schema=False) as writer:
+        first = 0
+        for group in range(source.metadata.num_row_groups):
+            table = source.read_row_group(group, use_threads=False)
+            sides = [SPLITS[side] for side in order.sides[first : first + table.num_rows].tolist()]
+            for split, example in zip(sides, table.select(LEARNED).to_pylist(), strict=True):
+                content += xxhash.xxh3_128_intdigest(canonical([split, *learned(example)]))
+            columns = {name: table.column(name) for name in ("_rid", "kind", "messages", "text", "chosen", "rejected")}
+            columns |= {"split": pa.array(sides, pa.string()), "meta": _metas(table, order.names)}
+            writer.write_table(pa.table([columns[field.name] for field in FROZEN], schema=FROZEN))
+            first += table.num_rows
+    temporary.rename(folder / name)
+    packed = {"name": name, "rows": first, "sha256": file_sha256(folder / name), "content": f"{content:x}"}
+    (folder / f".tmp-{done.name}").write_bytes(orjson.dumps({**packed, "sides": key}))
+    (folder / f".tmp-{done.name}").rename(done)
+    return packed
+
+
+def _metas(table: pa.Table, names: dict[str, str]) -> pa.Array:
+    """Where each row came from, its label and its other columns, as canonical JSON."""
+    found = []
+    cells = (table.column(name).to_pylist() for name in ("_file", "_row", "label", "meta"))
+    for file, row, label, meta in zip(*cells, strict=True):
+        columns = orjson.loads(meta) if meta != "{}" else {}
+        found.append(canonical({"source": names[file], "row": row, "label": label, "columns": columns}).decode())
+    return pa.array(found, pa.string())
 
 
 def is_intact(folder: Path) -> bool:

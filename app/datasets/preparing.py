@@ -196,7 +196,7 @@ def _gather(work: Path, shards: list[Shard], folder: Path) -> None:
         for shard in shards:
             path = work / "out" / f"data-{shard.name}.parquet"
             if path.exists():
-                _link(path, folder / f"data-{number:05d}.parquet")
+                link(path, folder / f"data-{number:05d}.parquet")
                 number += 1
             trace.write_table(pq.read_table(work / "out" / f"trace-{shard.name}.parquet"), row_group_size=50_000)
     samples = [pq.read_table(work / "looked" / shard.name / "sample.parquet") for shard in shards]
@@ -208,7 +208,8 @@ def _gather(work: Path, shards: list[Shard], folder: Path) -> None:
         shutil.copytree(keep, folder / "steps" / keep.parent.name)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
+    """A second name for a file that is never changed; a copy where the disk has no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from app.core import security, storage
 from app.core.config import ROOT, get_settings
 from app.core.db import reading
@@ -113,6 +115,10 @@ def freeze(version_id: str) -> None:
             assert version is not None
             plan = Plan.model_validate(version.plan)
             combination = combining.order_of(session, version)
+            before = session.get(DatasetVersion, version.parent_id) if version.parent_id else None
+            parent = before.manifest_sha256 if before else ""
+            current = session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == version.project_id))
+            ready = str(plans.set_dir(current)) if current and current.set_key else ""
         missing = next((file for file in plan.files if not Path(file.rows_dir).exists()), None)
         if missing is not None:
             raise Invalid(f"The file {missing.filename} was read again in the meantime. Freeze once more.")
@@ -125,7 +131,10 @@ def freeze(version_id: str) -> None:
             order = CombineOrder(combination=combination, out_dir=str(target), limits=_limits(size))
         else:
             size = 3 * _bytes(plan)
-            order = FreezeOrder(plan=plan, out_dir=str(target), limits=_limits(_bytes(plan)))
+            order = FreezeOrder(
+                plan=plan, out_dir=str(target), parent=parent, ready=ready, processes=_processes(),
+                limits=_limits(_bytes(plan)),
+            )  # fmt: skip
         storage.require_space(size)
         manifest = _obeyed(lease, order, "freezing")
         lease.progress(0, 0, "publishing")

@@ -19,7 +19,7 @@ from app.datasets.combining.contract import Combination
 from app.datasets.contamination import prove
 from app.datasets.dividing import Divided, save_sides
 from app.datasets.findings import Refused
-from app.datasets.freezing import FORMAT, FROZEN, SHARD_ROWS, canonical, fsync_tree_entry, learned
+from app.datasets.freezing import FORMAT, FROZEN, canonical, fsync_tree_entry, learned
 from app.datasets.grouping import facts_of
 from app.datasets.near.spill import workers_for
 from app.datasets.splitting import SPLITS, Sides, SplitSettings
@@ -28,6 +28,7 @@ from app.datasets.steps.batches import of_examples
 from app.datasets.tables import ExampleWriter, parts
 
 Tell = Callable[[int, int], None]
+SHARD_ROWS = 50_000
 SIDES = "sides.parquet"
 COUNTED_TOGETHER = 2000
 
