@@ -14,6 +14,7 @@ from app.core.edge import Edge
 from app.core.streams import Shutdown, Streams
 from app.core.templates import set_shell
 from app.datasets import routes as datasets
+from app.datasets.browsing.model_view import set_model_source
 from app.deployments import access as api_access
 from app.deployments import api
 from app.deployments import routes as deployments
@@ -23,6 +24,7 @@ from app.overview import routes as overview
 from app.overview import shell
 from app.projects import routes as projects
 from app.recipes import routes as recipes
+from app.recipes import tokenizing
 from app.runs import routes as runs
 
 # Whatever is in this list needs a signed-in person and a request from our own pages.
@@ -56,6 +58,7 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
     )
     set_shell(shell.shell)
+    set_model_source(tokenizing.chosen)
     error_pages.install(app, on_refusal=access.record_refusal)
     for router in PUBLIC:
         app.include_router(router, dependencies=[Depends(csrf_checked)])

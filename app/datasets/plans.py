@@ -33,6 +33,11 @@ def get(session: Session, actor: Actor, project_id: str) -> CleaningPlan | None:
     return session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == project_id))
 
 
+def find(session: Session, project_id: str) -> CleaningPlan | None:
+    """The project's plan. No gate: for callers that passed it."""
+    return session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == project_id))
+
+
 def _of(session: Session, project_id: str) -> CleaningPlan:
     plan = session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == project_id))
     if plan is None:

@@ -15,6 +15,7 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
+from app.datasets.browsing import change_pages, row_pages
 from app.datasets.browsing import pages as rows_pages
 from app.datasets.browsing.questions import Question
 from app.datasets.combining import pages as combining_pages
@@ -22,7 +23,10 @@ from app.datasets.forms import PasteForm
 from app.projects import service as projects
 
 router = APIRouter()
-for part in (upload_pages, file_pages, clean_pages, version_pages, rows_pages, combining_pages):
+PARTS = (
+    upload_pages, file_pages, clean_pages, version_pages, rows_pages, change_pages, row_pages, combining_pages,
+)  # fmt: skip
+for part in PARTS:
     router.include_router(part.router)
 
 Page = Annotated[int, Query(ge=1, le=1_000_000)]

@@ -13,6 +13,7 @@ import xxhash
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.accounts.models import User
 from app.accounts.service import Actor
 from app.core import storage
 from app.core.db import utcnow
@@ -151,6 +152,12 @@ def history(session: Session, actor: Actor, project_id: str, page: int = 1) -> l
     projects.get(session, actor, project_id)
     query = select(RowChange).where(RowChange.project_id == project_id).order_by(RowChange.id.desc())
     return list(session.scalars(query.offset((page - 1) * PER_PAGE).limit(PER_PAGE + 1)))
+
+
+def names_of(session: Session, changes: list[RowChange]) -> dict[str, str]:
+    """Who made them: user id to name."""
+    people = select(User.id, User.name).where(User.id.in_({c.created_by for c in changes if c.created_by}))
+    return {user_id: name for user_id, name in session.execute(people).all()}
 
 
 def of_row(session: Session, project_id: str, key: int) -> list[RowChange]:

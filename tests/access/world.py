@@ -10,7 +10,7 @@ from app.accounts.models import Invitation, Member
 from app.chat.models import Chat, ChatMessage
 from app.core.db import new_id, transaction, utcnow
 from app.core.security import token_sha256
-from app.datasets.models import DatasetVersion, Finding, SourceFile, Upload, VersionComparison
+from app.datasets.models import DatasetVersion, Finding, RowChange, SourceFile, Upload, VersionComparison
 from app.deployments import names
 from app.deployments.models import ApiKey
 from app.evaluations.models import CaseResult, Evaluation
@@ -64,6 +64,7 @@ def make_world(name: str) -> World:
         session.flush()
         comparison = VersionComparison(project_id=project_id, old_id=earlier.id, new_id=version.id)
         session.add(comparison)
+        change = RowChange(id=7_100_000_000 + ord(name[0]), project_id=project_id, kind="delete", key=1)
         finding = Finding(file_id=file.id, code="empty", sentence="Row 3 is empty.")
         run = Run(
             project_id=project_id,
@@ -79,7 +80,7 @@ def make_world(name: str) -> World:
             started_at=utcnow() - timedelta(minutes=3),
             ended_at=utcnow(),
         )
-        session.add_all([finding, run])
+        session.add_all([finding, run, change])
         session.flush()
         checkpoint = Checkpoint(
             run_id=run.id,
@@ -128,6 +129,7 @@ def make_world(name: str) -> World:
             "earlier_version_id": earlier.id,
             "comparison_id": comparison.id,
             "finding_id": str(finding.id),
+            "change_id": str(change.id),
             "base_id": base.id,
             "entry_id": base.id,
             "run_id": run.id,

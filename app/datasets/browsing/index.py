@@ -366,5 +366,5 @@ class Trace:
             return np.zeros(len(rids), np.uint64), np.full(len(rids), np.nan, np.float32), None
         at = np.minimum(np.searchsorted(self._rid, rids), len(self._rid) - 1)
         is_known = self._rid[at] == rids
-        languages = self._names[self._language[at]].tolist() if self._language_numbers else None
+        languages = self._names[self._language[at]].tolist() if any(self._language_numbers) else None
         return np.where(is_known, self._bits[at], 0), np.where(is_known, self._score[at], np.nan), languages

@@ -1,5 +1,7 @@
 """The rows table of the working set and of a version: a page of it, and what changed while an answer is being made."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -11,10 +13,11 @@ from app.accounts.service import Actor
 from app.core.errors import NotFound
 from app.core.templates import render
 from app.core.web import SessionDep
-from app.datasets import plans, service, versions
+from app.datasets import plans, row_changes, service, versions
 from app.datasets.browsing import table as tables
 from app.datasets.browsing.questions import Question, question_of
 from app.datasets.browsing.sets import RowSet, frozen_set, working_set
+from app.datasets.models import CleaningPlan
 from app.projects import service as projects
 
 router = APIRouter()
@@ -37,8 +40,30 @@ def table_context(
     """What the fragment `_table.html` shows; `rows` None is an empty table."""
     if rows is None:
         return {"table": tables.Table(question=question, base_url=base_url), "optional": [], "choices": {}}
-    made, _numbers = tables.table_of(rows, question, page, columns, base_url)
+    plan = None if rows.is_frozen else plans.find(session, project_id)
+    stamp, edits = stamp_of(session, plan, question)
+    made, _numbers = tables.table_of(rows, question, page, columns, base_url, stamp=stamp, edits=edits)
+    found = row_changes.overlay(session, plan, [row.key for row in made.rows if row.key])
+    shown = [
+        replace(row, edit=found[row.key], cells=tables.edited_cells(row.cells, found[row.key]))
+        if row.key in found
+        else row
+        for row in made.rows
+    ]
+    made = replace(made, rows=shown, is_pending=row_changes.is_pending(plan))
     return {"table": made, **choices_of(made)}
+
+
+def stamp_of(session: Session, plan: CleaningPlan | None, question: Question) -> tuple[str, Path | None]:
+    """(the part of an answer's name that edits change, the file of the edits).
+
+    Only answers about edits are made again with every edit: a search stays, so that rows do not slip away while a
+    person works through them.
+    """
+    if question.is_plain or plan is None:
+        return "", None
+    is_about_edits = bool(question.tag or question.state)
+    return (str(plan.edits_revision) if is_about_edits else ""), row_changes.layer_path(session, plan)
 
 
 def choices_of(made: tables.Table) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Table:
     indexed: float = 1.0
     chips: list[Chip] = field(default_factory=list)
     base_url: str = ""
-    is_stale: bool = False
+    is_pending: bool = False
 
     @property
     def is_working(self) -> bool:
