@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     runs_per_workspace: int = 4
     torch_index: str = ""
     hub_endpoint: str = Field("", description="empty: the Hugging Face hub")
+    fetch_networks: list[str] = Field(default_factory=list, description="private networks that people may fetch from")
+    fetch_delay_s: float = Field(0.5, ge=0, description="between two pages of a web site")
     model_folders: list[Path] = Field(default_factory=list, description="where local base models may lie")
     threads: int | None = None
     data_processes: int | None = Field(None, ge=1, description="that prepare data; empty: two where there are cores")

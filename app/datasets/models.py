@@ -59,6 +59,29 @@ class SourceFile(Base, LeasedWork):
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
+class RemoteSource(Base, LeasedWork):
+    """Material that is fetched from elsewhere; its work is the fetching, and what arrives becomes source files.
+
+    States beside those of all long work: found (a dataset of the hub that waits for a person's choice), removed.
+    """
+
+    __tablename__ = "remote_sources"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    # An https address, the name of a dataset on the hub, or s3://bucket/path.
+    address: Mapped[str] = mapped_column(Text)
+    # By kind: page limit; revision and files of the hub; endpoint of the storage; afterwards what was left out and why.
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Keys of the storage, encrypted with the installation's key.
+    sealed_keys: Mapped[str] = mapped_column(Text, default="")
+    licence: Mapped[str] = mapped_column(String(200), default="")
+    consent: Mapped[str] = mapped_column(String(500), default="")
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
 class Finding(Base):
     """Something a person should look at: file, place, reason code, and what was decided about it."""
 

@@ -15,6 +15,8 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
+from app.datasets.bringing import pages as bringing_pages
+from app.datasets.bringing import service as bringing
 from app.datasets.browsing import change_pages, row_pages
 from app.datasets.browsing import pages as rows_pages
 from app.datasets.browsing.questions import Question
@@ -24,7 +26,8 @@ from app.projects import service as projects
 
 router = APIRouter()
 PARTS = (
-    upload_pages, file_pages, clean_pages, version_pages, rows_pages, change_pages, row_pages, combining_pages,
+    upload_pages, bringing_pages, file_pages, clean_pages, version_pages, rows_pages, change_pages, row_pages,
+    combining_pages,
 )  # fmt: skip
 for part in PARTS:
     router.include_router(part.router)
@@ -37,6 +40,8 @@ def page_context(session: Session, actor: Actor, project_id: str, page: int = 1,
     """What the Data page and its fragments show."""
     project = projects.get(session, actor, project_id)
     files = service.list_files(session, actor, project_id)
+    remotes = bringing.listed(session, project_id)
+    remotes_live = any(source.state in shown.LIVE for source in remotes)
     plan = plans.get(session, actor, project_id)
     report = plans.report_of(plan)
     statistics = report.statistics if report else None
@@ -49,7 +54,9 @@ def page_context(session: Session, actor: Actor, project_id: str, page: int = 1,
         "plan": plan,
         "report": report,
         "state": shown.state_of(files, plan),
-        "is_live": shown.is_live(files, plan),
+        "is_live": shown.is_live(files, plan) or remotes_live,
+        "remotes": remotes,
+        "remotes_live": remotes_live,
         **rows_pages.table_context(session, actor, project_id, rows, Question(q=term), page, [], base_url),
         "cards": shown.fix_cards(report),
         "enough": shown.enough(statistics),
@@ -90,6 +97,29 @@ def paste(request: Request, session: SessionDep, actor: ActorDep, project_id: st
         headers = {"HX-Push-Url": f"/projects/{project_id}/data"}
         return render(request, "datasets/data.html", status=422, headers=headers, **context)
     return _arrived(project_id)
+
+
+@router.post("/projects/{project_id}/remote")
+def bring_remote(
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues
+) -> Response:
+    """An address, a web site, a dataset of the hub, a storage: begun, or the form again with what is wrong."""
+    form, errors = checked(bringing_pages.RemoteForm, values)
+    if form is not None:
+        try:
+            source = bringing_pages.begun(session, actor, project_id, form)
+        except Invalid as error:
+            errors = error.fields or {"address": error.sentence}
+        else:
+            response = RedirectResponse(f"/projects/{project_id}/data#remote", 303)
+            flash(response, _("Found. Choose what to bring.") if source.state == "found" else _("It is on its way."))
+            return response
+    projects.get(session, actor, project_id, need="editor")
+    secrets = ("key", "secret")
+    shown_values = {name: value for name, value in values.items() if name not in secrets}
+    context = page_context(session, actor, project_id) | {"errors": errors, "values": shown_values}
+    headers = {"HX-Push-Url": f"/projects/{project_id}/data"}
+    return render(request, "datasets/data.html", status=422, headers=headers, **context)
 
 
 @router.post("/projects/{project_id}/samples")

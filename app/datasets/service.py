@@ -19,7 +19,7 @@ from app.datasets.findings import REASONS
 from app.datasets.fitting import Fit, fit
 from app.datasets.importing import ImportReport
 from app.datasets.mapping import REPAIRS, Mapped, Mapping, Repair, apply, columns_of
-from app.datasets.models import CleaningPlan, DatasetVersion, Finding, SourceFile, VersionComparison
+from app.datasets.models import CleaningPlan, DatasetVersion, Finding, RemoteSource, SourceFile, VersionComparison
 from app.datasets.options import ReadOptions
 from app.datasets.tables import page, parts
 from app.projects import service as projects
@@ -30,6 +30,7 @@ PREVIEW_ROWS = 5
 # Long work of this slice: the table and the task that wakes it, for the housekeeper's watch.
 WATCHED = (
     (SourceFile, "datasets.import_file"),
+    (RemoteSource, "datasets.bring"),
     (CleaningPlan, "datasets.prepare"),
     (DatasetVersion, "datasets.freeze"),
     (VersionComparison, "datasets.compare"),
@@ -85,6 +86,17 @@ def receive(
     The same bytes in the same project are one file: the one that is there is given back.
     """
     projects.get(session, actor, project_id, need="editor")
+    return adopt(
+        session, user_id=actor.user_id, project_id=project_id, filename=filename, path=path, sha256=sha256,
+        origin=origin, licence=licence, origin_url=origin_url, consent=consent,
+    )  # fmt: skip
+
+
+def adopt(
+    session: Session, *, user_id: str | None, project_id: str, filename: str, path: Path, sha256: str, origin: str,
+    licence: str = "", origin_url: str = "", consent: str = "",
+) -> SourceFile:  # fmt: skip
+    """`receive` for work that a person was allowed to begin: no gate is asked again."""
     same = select(SourceFile).where(
         SourceFile.project_id == project_id,
         SourceFile.sha256 == sha256,
@@ -105,7 +117,7 @@ def receive(
         origin_url=origin_url[:2000],
         consent=consent[:500],
         obtained_on=utcnow().date(),
-        created_by=actor.user_id,
+        created_by=user_id,
     )
     session.add(file)
     session.flush()

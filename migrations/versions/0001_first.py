@@ -386,6 +386,42 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("project_id", name=op.f("pk_objectives")),
     )
     op.create_table(
+        "remote_sources",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("kind", sa.String(length=10), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("details", sa.JSON(), nullable=False),
+        sa.Column("sealed_keys", sa.Text(), nullable=False),
+        sa.Column("licence", sa.String(length=200), nullable=False),
+        sa.Column("consent", sa.String(length=500), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_remote_sources_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_remote_sources_project_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_remote_sources")),
+    )
+    with op.batch_alter_table("remote_sources", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_remote_sources_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_remote_sources_state"), ["state"], unique=False)
+
+    op.create_table(
         "row_changes",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -933,6 +969,11 @@ def downgrade() -> None:
         batch_op.drop_index("ix_row_changes_project_key")
 
     op.drop_table("row_changes")
+    with op.batch_alter_table("remote_sources", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_remote_sources_state"))
+        batch_op.drop_index(batch_op.f("ix_remote_sources_project_id"))
+
+    op.drop_table("remote_sources")
     op.drop_table("objectives")
     with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_dataset_versions_state"))

@@ -10,7 +10,15 @@ from app.accounts.models import Invitation, Member
 from app.chat.models import Chat, ChatMessage
 from app.core.db import new_id, transaction, utcnow
 from app.core.security import token_sha256
-from app.datasets.models import DatasetVersion, Finding, RowChange, SourceFile, Upload, VersionComparison
+from app.datasets.models import (
+    DatasetVersion,
+    Finding,
+    RemoteSource,
+    RowChange,
+    SourceFile,
+    Upload,
+    VersionComparison,
+)
 from app.deployments import names
 from app.deployments.models import ApiKey
 from app.evaluations.models import CaseResult, Evaluation
@@ -80,7 +88,8 @@ def make_world(name: str) -> World:
             started_at=utcnow() - timedelta(minutes=3),
             ended_at=utcnow(),
         )
-        session.add_all([finding, run, change])
+        remote = RemoteSource(project_id=project_id, kind="web", address="https://example.org/soup.csv", state="failed")
+        session.add_all([finding, run, change, remote])
         session.flush()
         checkpoint = Checkpoint(
             run_id=run.id,
@@ -125,6 +134,7 @@ def make_world(name: str) -> World:
             "project_id": project_id,
             "file_id": file.id,
             "upload_id": upload.id,
+            "source_id": remote.id,
             "version_id": version.id,
             "earlier_version_id": earlier.id,
             "comparison_id": comparison.id,

@@ -24,10 +24,11 @@ from app.core.errors import Invalid
 from app.core.queue import ring
 from app.core.work import Lease, LostLease, claim, working
 from app.datasets import plans, service, versions
+from app.datasets.bringing import fetching
 from app.datasets.child import CombineOrder, CompareOrder, FreezeOrder, ImportOrder, Limits, Order, PrepareOrder
 from app.datasets.combining import service as combining
 from app.datasets.importing import ImportReport
-from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, VersionComparison
+from app.datasets.models import CleaningPlan, DatasetVersion, RemoteSource, SourceFile, VersionComparison
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan
 from app.datasets.reports import PrepareReport
@@ -71,6 +72,23 @@ def import_file(file_id: str) -> None:
             assert row is not None
             service.record_import(session, row, report, rows_key)
         _keep_only(folder, "rows-", rows_key)
+
+
+@celery_app.task(name="datasets.bring")
+def bring(source_id: str) -> None:
+    """Fetch a remote source; what arrives is read like any other file."""
+    lease = claim(RemoteSource, source_id)
+    if lease is None:
+        return
+
+    def look() -> None:
+        if draining.is_set():
+            _give_back(lease)
+
+    with working(lease):
+        with reading() as session:
+            source = session.get_one(RemoteSource, source_id)
+        fetching.bring(lease, source, look)
 
 
 @celery_app.task(name="datasets.prepare")

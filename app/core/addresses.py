@@ -1,0 +1,91 @@
+"""Which machines may be asked on behalf of a person: public ones, checked at the moment of connecting.
+
+A name is resolved once, every address it has must be allowed, and the connection goes to that very address: a name
+that changes its answer between two look-ups (DNS rebinding) gains nothing. Ranges: IANA special-purpose registries.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+from app.core.config import get_settings
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_CLOSED_4 = [
+    ipaddress.IPv4Network(n)
+    for n in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4",
+    )
+]  # fmt: skip
+_OPEN_6 = ipaddress.IPv6Network("2000::/3")
+# Documentation, Teredo and ORCHID, and 6to4, which can carry a private IPv4 address inside.
+_CLOSED_6 = [ipaddress.IPv6Network(n) for n in ("2001:db8::/32", "2001::/23", "2002::/16", "3fff::/20")]
+CONNECT_S, READ_S = 10.0, 30.0
+
+
+class Forbidden(httpcore.ConnectError):
+    """The address is not a public one."""
+
+
+def is_allowed(address: Address) -> bool:
+    """Whether the address is public, or in a network that the operator opened."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if any(address in ipaddress.ip_network(n, strict=False) for n in get_settings().fetch_networks):
+        return True
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in _CLOSED_4)
+    return address in _OPEN_6 and not any(address in network for network in _CLOSED_6)
+
+
+def resolved(host: str, port: int) -> list[str]:
+    """The addresses of a host, all of them allowed. Raises Forbidden, or ConnectError for an unknown name."""
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise httpcore.ConnectError(f"{host} is not known") from error
+    found = list(dict.fromkeys(str(answer[4][0]).split("%")[0] for answer in answers))
+    for text in found:
+        if not is_allowed(ipaddress.ip_address(text)):
+            raise Forbidden(f"{host} is at {text}, which is not a public address")
+    return found
+
+
+class _Backend(httpcore.SyncBackend):
+    """Connects to what was checked, and to nothing else."""
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:  # fmt: skip
+        last: Exception | None = None
+        for address in resolved(host, port):
+            try:
+                return super().connect_tcp(address, port, timeout, local_address, socket_options)
+            except httpcore.ConnectError as error:
+                last = error
+        raise last or httpcore.ConnectError(host)
+
+    def connect_unix_socket(self, *_arguments: Any, **_named: Any) -> httpcore.NetworkStream:
+        raise Forbidden("sockets of this machine are not for fetching")
+
+
+def client() -> httpx.Client:
+    """An HTTP client without redirects, proxies and cookies that reaches public addresses only."""
+    transport = httpx.HTTPTransport(trust_env=False)
+    transport._pool = httpcore.ConnectionPool(
+        ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=_Backend(), max_connections=4
+    )
+    return httpx.Client(
+        transport=transport,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
+        headers={"user-agent": "GPT-Builder/0.1 (fetches at the request of a person)", "accept-encoding": "identity"},
+    )
