@@ -69,7 +69,8 @@ def begin(session: Session, *, email: str | None, address: str) -> Attempt:
             continue
         if row.last_at < now - FORGOTTEN_AFTER:
             row.count = 0
-        opens_at = row.last_at + timedelta(seconds=wait_s(kind, row.count))
+        # A clock that was ahead left times in the future behind; nobody waits for those.
+        opens_at = min(row.last_at, now) + timedelta(seconds=wait_s(kind, row.count))
         if opens_at > now:
             raise TooMany(_opens(opens_at, now), retry_after_s=(opens_at - now).total_seconds(), code="sign_in_wait")
         row.count, row.last_at = row.count + 1, now

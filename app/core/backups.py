@@ -54,7 +54,9 @@ def write(target: Path | None, *, with_models: bool = False) -> str:
     temporary = target.with_name(f".tmp-{target.name}")
     checksums: dict[str, str] = {}
     try:
-        temporary.touch(mode=0o600)
+        # Made by us alone: a file or a link that somebody else put there would keep their rights, or lead elsewhere.
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch, tarfile.open(temporary, "w") as archive:
             if database is not None:
                 copy = Path(scratch) / "gpt-builder.db"

@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     hub_endpoint: str = Field("", description="empty: the Hugging Face hub")
     fetch_networks: list[str] = Field(default_factory=list, description="private networks that people may fetch from")
     fetch_delay_s: float = Field(0.5, ge=0, description="between two pages of a web site")
-    model_folders: list[Path] = Field(default_factory=list, description="where local base models may lie")
+    model_folders: list[Path] = Field(
+        default_factory=list, description="where local base models may lie, beside models/ in home"
+    )
     threads: int | None = None
     data_processes: int | None = Field(None, ge=1, description="that prepare data; empty: two where there are cores")
 

@@ -37,6 +37,13 @@ class Finding:
     found: str
     fix: str = ""
 
+    @property
+    def in_public(self) -> "Finding":
+        """What people who do not run this machine may know: whether the part is well. No paths, versions, sizes."""
+        words = {"ok": "is well", "note": "could be better", "bad": "needs attention"}
+        fix = "" if self.level == "ok" else "Ask an owner of your workspace to look at this page."
+        return Finding(self.name, self.level, words[self.level], fix)
+
 
 def _version(text: str) -> tuple[int, ...]:
     parts = []

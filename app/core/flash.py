@@ -33,7 +33,7 @@ def pending(cookies: dict[str, str]) -> Toast | None:
         return None
     try:
         toast = Toast(**json.loads(base64.urlsafe_b64decode(packed)))
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         return None
     if toast.tone not in ("good", "warn", "bad") or not all(isinstance(v, str) for v in asdict(toast).values()):
         return None

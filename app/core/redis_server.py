@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -96,9 +97,12 @@ def sockets_dir(home: Path) -> Path:
         mark = sha256(str(home).encode()).hexdigest()[:12]
         folder = Path(tempfile.gettempdir()) / f"gpt-builder-{os.getuid()}-{mark}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
+    # In a shared temporary place another user may have been there first, with a folder or with a link to one: a link
+    # of theirs could be turned to their own sockets later, and would be given our passwords.
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
         raise PermissionError(
-            f"{folder} belongs to another user. Remove it, or set GPT_BUILDER_HOME to a shorter path."
+            f"{folder} is a link or belongs to another user. Remove it, or set GPT_BUILDER_HOME to a shorter path."
         )
     folder.chmod(0o700)
     return folder

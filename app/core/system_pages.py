@@ -24,13 +24,17 @@ def _rows(findings: list[Finding]) -> list[dict[str, str]]:
 
 @router.get("/system", include_in_schema=False)
 def system_page(request: Request) -> Response:
-    """What the machine and the parts are like now, each problem with its fix."""
+    """What the machine and the parts are like now, each problem with its fix; to people who own no workspace only
+    whether each part is well: paths, versions and sizes are the owners' business."""
     findings = check_all()
+    is_owner = "owner" in request.state.actor.roles.values()
+    if not is_owner:
+        findings = [found.in_public for found in findings]
     named = {name for _, names in _GROUPS for name in names}
     groups = [(title, _rows([found for found in findings if found.name in names])) for title, names in _GROUPS]
     groups.append(("Software", _rows([found for found in findings if found.name not in named])))
     problems = sorted((found for found in findings if found.level != "ok" and found.fix), key=lambda f: f.level)
-    return render(request, "system/page.html", groups=groups, problems=problems, stage="system")
+    return render(request, "system/page.html", groups=groups, problems=problems, stage="system", is_owner=is_owner)
 
 
 @health_router.get("/health", include_in_schema=False)

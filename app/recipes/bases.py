@@ -19,6 +19,8 @@ from app.core.work import Lease
 from app.recipes import base_facts, hub, vetting
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
+from app.text.check import check_template
+from app.text.template import TemplateFault, brought_template
 
 TASK = "recipes.bring"
 STARTER = ROOT / "starter" / "model"
@@ -39,6 +41,15 @@ class BaseModel:
     entry_id: str | None = None
     tokenizer_file: Path | None = None
     notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    """What the hub said about `ref` at the asked `revision`."""
+
+    ref: str
+    revision: str
+    found: hub.Found
 
 
 def starter() -> BaseModel | None:
@@ -116,8 +127,8 @@ def bring_folder(session: Session, workspace_id: str, text: str, name: str = "")
     return _queue(session, workspace_id, "folder", str(folder), "", name.strip()[:200] or folder.name)
 
 
-def bring_from_hub(session: Session, workspace_id: str, ref: str, revision: str = "") -> BaseModelEntry:
-    """Ask the hub about a model and keep the answer (licence, size, pinned commit) for a person to confirm.
+def look_up(ref: str, revision: str = "") -> HubAnswer:
+    """Ask the hub about a model. Takes seconds when the hub is slow: call it outside of every transaction.
 
     Raises Invalid for a name that cannot be or a model that cannot be used, Unavailable without a connection.
     """
@@ -128,13 +139,18 @@ def bring_from_hub(session: Session, workspace_id: str, ref: str, revision: str 
         raise Invalid(fields={"ref": "Write the model as owner/name, for example HuggingFaceTB/SmolLM2-135M."})
     if revision and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise Invalid(fields={"revision": "A revision is a branch, a tag or a commit, for example main."})
-    found = hub.look_up(ref, revision or "main")
+    return HubAnswer(ref, revision or "main", hub.look_up(ref, revision or "main"))
+
+
+def bring_from_hub(session: Session, workspace_id: str, answer: HubAnswer) -> BaseModelEntry:
+    """Keep what the hub answered (licence, size, pinned commit) for a person to confirm."""
+    ref, found = answer.ref, answer.found
     known = _known(session, workspace_id, "hub", ref, found.commit)
     if known is not None and known.state in ("succeeded", "queued", "running"):
         return known
     entry = known or BaseModelEntry(workspace_id=workspace_id, source="hub", ref=ref, revision=found.commit, name=ref)
     entry.state, entry.error, entry.licence, entry.size_bytes = "found", "", found.licence, found.size_bytes
-    entry.details = {"hub_files": [list(item) for item in found.files], "asked_revision": revision or "main"}
+    entry.details = {"hub_files": [list(item) for item in found.files], "asked_revision": answer.revision}
     session.add(entry)
     session.flush()
     return entry
@@ -189,6 +205,7 @@ def bring(lease: Lease, entry: BaseModelEntry) -> None:
     lease.progress(0, 0, phase="checking")
     names = vetting.vet_folder(arriving)
     facts = base_facts.from_folder(arriving)
+    _try_template(arriving)
     digests = {name: storage.file_sha256(arriving / name) for name in names}
     clean = storage.bases_dir() / f".clean-{entry.id}-{new_id()}"
     clean.mkdir(mode=0o700)
@@ -201,6 +218,16 @@ def bring(lease: Lease, entry: BaseModelEntry) -> None:
     with lease.write() as session:
         row = session.get_one(BaseModelEntry, entry.id)
         _describe(row, target, facts, row.licence or _licence(target), digests)
+
+
+def _try_template(folder: Path) -> None:
+    """Render three sentences in a limited process, so that a template that does not end is refused here and now."""
+    try:
+        source, special = brought_template(folder)
+        if source:
+            check_template(source, special)
+    except (TemplateFault, UnicodeDecodeError) as fault:
+        raise Invalid(f"This model cannot be used. {fault}") from fault
 
 
 def _copy(lease: Lease, source: Path, target: Path) -> None:
@@ -232,5 +259,7 @@ def _licence(folder: Path) -> str:
     card = folder / "README.md"
     if not card.is_file():
         return ""
-    match = re.search(r"^license:\s*([\w.-]+)\s*$", card.read_text(errors="replace")[:4000], re.MULTILINE)
+    with card.open(errors="replace") as stream:
+        head = stream.read(4000)
+    match = re.search(r"^license:\s*([\w.-]+)\s*$", head, re.MULTILINE)
     return match.group(1) if match else ""

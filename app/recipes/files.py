@@ -23,7 +23,8 @@ def from_yaml(text: str) -> RecipeSpec:
         raise Invalid(fields={"file": "This file is larger than any recipe. Choose a recipe.yaml."})
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # ValueError: a date that does not exist, a number of thousands of digits.
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f" in line {line + 1}" if line is not None else ""
         sentence = f"The file is not valid YAML{place}. Check the spaces at the start of lines."

@@ -1,5 +1,6 @@
 """The Hugging Face hub, or a server that speaks like it: look a model up, fetch it at one commit, resume."""
 
+import threading
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi
@@ -21,6 +22,10 @@ _OUT_OF_REACH = (
 )
 
 
+# How many may wait for the hub at once: each wait keeps a thread from rendering pages.
+_places = threading.BoundedSemaphore(4)
+
+
 @dataclass(frozen=True)
 class Found:
     """What the hub says about a model at one commit."""
@@ -37,6 +42,15 @@ class Found:
 
 def look_up(ref: str, revision: str) -> Found:
     """Pin `revision` to its commit and list what would be fetched. Raises Invalid or Unavailable with a sentence."""
+    if not _places.acquire(blocking=False):
+        raise Unavailable("The hub is being asked by several people right now. Try again in a few seconds.")
+    try:
+        return _looked_up(ref, revision)
+    finally:
+        _places.release()
+
+
+def _looked_up(ref: str, revision: str) -> Found:
     try:
         info = HfApi(endpoint=endpoint(), token=False).model_info(
             ref, revision=revision, files_metadata=True, timeout=8

@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
-from app.core.db import new_id
+from app.core.db import new_id, reading, transaction
 from app.core.errors import AppError, Invalid
 from app.core.forms import FormValues
 from app.core.templates import render
@@ -94,17 +94,23 @@ def bring_folder(
 
 
 @router.post("/projects/{project_id}/recipe/hub")
-def bring_from_hub(
-    request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues
-) -> Response:
-    """Ask the hub and show licence and size; nothing is fetched before the person says so."""
-    project = projects.get(session, actor, project_id, need="editor")
+def bring_from_hub(request: Request, project_id: str, actor: ActorDep, values: FormValues) -> Response:
+    """Ask the hub and show licence and size; nothing is fetched before the person says so.
+
+    No transaction is open while the hub thinks: on SQLite it would keep everybody else from writing.
+    """
+    with reading() as session:
+        projects.get(session, actor, project_id, need="editor")
     ref, revision = str(values.get("ref", ""))[:200], str(values.get("revision", ""))[:64]
     try:
-        bases.bring_from_hub(session, project.workspace_id, ref, revision)
+        answer = bases.look_up(ref, revision)
     except AppError as error:
         refused = error if getattr(error, "fields", None) else Invalid(fields={"ref": error.sentence})
-        return show(request, session, actor, project_id, error=refused, typed=values)
+        with reading() as session:
+            return show(request, session, actor, project_id, error=refused, typed=values)
+    with transaction() as session:
+        project = projects.get(session, actor, project_id, need="editor")
+        bases.bring_from_hub(session, project.workspace_id, answer)
     return RedirectResponse(f"/projects/{project_id}/recipe#bases", 303)
 
 

@@ -55,11 +55,12 @@ def is_wanted(name: str) -> bool:
 
 
 def allowed_roots() -> list[Path]:
-    """Folders below which a local base model may lie: the configured ones, else the person's own home."""
+    """Folders below which a local base model may lie: models/ in the product's home, and what the setting names.
+
+    Nothing wider by itself: whoever may edit a project is not always whoever owns the machine.
+    """
     settings = get_settings()
-    own = settings.home_dir / "models"
-    roots = settings.model_folders or [Path.home()]
-    return [own, *(root.expanduser().resolve() for root in roots)]
+    return [settings.home_dir / "models", *(root.expanduser().resolve() for root in settings.model_folders)]
 
 
 def allowed_folder(text: str) -> Path:

@@ -6,6 +6,7 @@ Messages replace, never append: fragments carry their place and points their ste
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ FRAGMENTS_EVERY_S = 2.0
 POLL_EVERY_S = 5.0
 HEARTBEAT_S = 15.0
 _QUEUE = 64
+_PLACE = re.compile(r"[0-9]{1,18}-[0-9]{1,18}", re.ASCII)
 _SERIES = ("step", "loss", "lr", "grad", "tps", "val")
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -124,7 +126,9 @@ class Hub:
                 yield message
             while True:
                 try:
-                    message_or_end = await asyncio.wait_for(watcher.queue.get(), HEARTBEAT_S)
+                    # Not wait_for: in Python 3.11 it may swallow a cancellation that comes together with a message.
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        message_or_end = await watcher.queue.get()
                 except TimeoutError:
                     yield b": still here\n\n"
                     continue
@@ -263,6 +267,16 @@ def _newer(run_id: str, after: int) -> tuple[dict[str, Any], int, str]:
 hub = Hub()
 
 
+def _place(run_id: str, asked: str) -> str:
+    """Where to begin: the asked place if it exists. All watchers of a run share one reader, and all runs of the process
+    one command to Redis: a place that Redis cannot read, or one in the future, would leave everybody without news."""
+    found = _PLACE.fullmatch(asked)
+    if found is None:
+        return "0-0"
+    newest = events.last_id(f"run:{run_id}")
+    return min(asked, newest, key=lambda place: tuple(int(part) for part in place.split("-")))
+
+
 @router.get("/runs/{run_id}/events")
 async def follow_run(
     request: Request,
@@ -280,7 +294,6 @@ async def follow_run(
             return actor.may(run.workspace_id, "editor")
 
     may_edit = await run_in_threadpool(allowed)
-    begin = last_event_id or after
-    begin = begin if begin.replace("-", "").isdigit() and len(begin) <= 40 else "0-0"
+    begin = await run_in_threadpool(_place, run_id, last_event_id or after)
     watcher = Watcher(may_edit, frozenset(skip.split(",")) - {""})
     return StreamingResponse(hub.watch(run_id, begin, watcher), media_type="text/event-stream", headers=_HEADERS)

@@ -19,6 +19,20 @@ STEADY_AFTER_S = 20.0
 CRASH_LOOP_AFTER = 5
 # What Redis writes before each of its lines.
 _REDIS_PREFIX = re.compile(r"^\d+:(?:[A-Z]|signal-handler) (?:\(\d+\) |\d+ \w+ \d+ (\d+:\d+:\d+)\.\d+ [-*#.] )")
+# What a process may know of its surroundings that needs none of our settings: no addresses, no secrets.
+_SURROUNDINGS = (
+    "PATH",
+    "PYTHONPATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+)
 _COLOURS = (36, 32, 35, 33, 34, 96, 92, 95, 93, 94)
 
 
@@ -59,6 +73,7 @@ class Child:
     """One process that must always run.
 
     `grace_s` is how long it may take to stop, `niceness` how much it gives way to the others (0 to 19).
+    A `secluded` one sees `environment` and the machine's own names, none of the supervisor's settings and secrets.
     """
 
     name: str
@@ -67,6 +82,7 @@ class Child:
     grace_s: float = 15
     pass_fds: tuple[int, ...] = ()
     niceness: int = 0
+    secluded: bool = False
     process: asyncio.subprocess.Process | None = None
     is_stopping: bool = False
     quick_ends: int = 0
@@ -80,6 +96,9 @@ class Child:
         die_with_parent()
         os.nice(self.niceness)
 
+    def _surroundings(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not self.secluded or name in _SURROUNDINGS}
+
     async def keep(self, console: Console, on_start: Callable[["Child"], None]) -> None:
         """Run it until it is told to stop, starting it again with growing pauses when it dies."""
         last_lines: deque[str] = deque(maxlen=8)
@@ -88,7 +107,7 @@ class Child:
             try:
                 self.process = await asyncio.create_subprocess_exec(
                     *self.command,
-                    env={**os.environ, **self.environment},
+                    env={**self._surroundings(), **self.environment},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

@@ -10,7 +10,9 @@ import contextlib
 import logging
 import signal
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvloop
 
@@ -19,11 +21,21 @@ from app.core.config import get_settings
 from app.supervisor import wire
 
 log = logging.getLogger(__name__)
+_BROKEN = (wire.BadRequest, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
 CHUNK = 256 * 1024
 CONNECT_PATIENCE_S = 40
 HEAD_TIMEOUT_S = 30
 IDLE_TIMEOUT_S = 75
 BODY_TIMEOUT_S = 120
+# Connections that have not asked anything yet, or nothing more. Beyond this the one that waited longest is let go, so
+# that somebody who opens thousands and sends half a request on each takes neither memory nor places from others.
+WAITING_LIMIT = 4096
+
+
+def _refusal(broken: BaseException) -> bytes:
+    if isinstance(broken, wire.BadRequest):
+        return wire.plain_answer(400, str(broken))
+    return wire.plain_answer(408, "The request's body did not come to its end in time.")
 
 
 def goes_to_stream(request: wire.RequestHead) -> bool:
@@ -55,19 +67,77 @@ class Upstream:
 
     address: str
 
-    async def connect(self, patience_s: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, patience_s: float) -> "Connection":
         """A connection; while the process restarts this waits, at most `patience_s`. Raises OSError."""
         end = asyncio.get_running_loop().time() + patience_s
         while True:
             try:
-                if self.address.startswith("/"):
-                    return await asyncio.open_unix_connection(self.address, limit=CHUNK)
-                host, _, port = self.address.rpartition(":")
-                return await asyncio.open_connection(host, int(port), limit=CHUNK)
+                return await self._connect()
             except OSError:
                 if asyncio.get_running_loop().time() > end:
                     raise
                 await asyncio.sleep(0.1)
+
+    async def _connect(self) -> "Connection":
+        loop = asyncio.get_running_loop()
+        family: int
+        place: Any
+        if self.address.startswith("/"):
+            family, place = socket.AF_UNIX, self.address
+        else:
+            host, _, port = self.address.rpartition(":")
+            found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            family, place = found[0][0], found[0][4]
+        up = socket.socket(family, socket.SOCK_STREAM)
+        up.setblocking(False)
+        try:
+            await loop.sock_connect(up, place)
+        except BaseException:
+            up.close()
+            raise
+        return Connection(up)
+
+
+class Connection:
+    """A connection to a process behind. A plain socket: when the process answers and closes before it has read the
+    whole body, asyncio's transports lose the answer together with the failed write; here reading goes on."""
+
+    def __init__(self, up: socket.socket) -> None:
+        self.socket, self.loop = up, asyncio.get_running_loop()
+        self.rest = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.loop.sock_sendall(self.socket, data)
+
+    async def head(self) -> bytes:
+        """Up to and with the first empty line. Raises NoAnswer when the connection ends before."""
+        got = b""
+        while b"\r\n\r\n" not in got:
+            piece = await self.read()
+            if not piece or len(got) > CHUNK:
+                raise wire.NoAnswer
+            got += piece
+        head, mark, self.rest = got.partition(b"\r\n\r\n")
+        return head + mark
+
+    async def read(self) -> bytes:
+        """What comes next, empty at the end."""
+        if self.rest:
+            piece, self.rest = self.rest, b""
+            return piece
+        try:
+            return await self.loop.sock_recv(self.socket, CHUNK)
+        except ConnectionError:
+            return b""
+
+    def end(self) -> None:
+        """Stop both directions; whoever reads gets the end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Only when nobody reads or writes any more."""
+        self.socket.close()
 
 
 @dataclass
@@ -80,6 +150,7 @@ class Front:
     is_https: bool = False
     is_draining: bool = False
     open_connections: int = 0
+    waiting: dict[asyncio.StreamWriter, None] = field(default_factory=dict)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Event) -> None:
         """One client connection: requests one after another until either side closes."""
@@ -90,7 +161,8 @@ class Front:
             timeout = HEAD_TIMEOUT_S
             while not gone.is_set() and not self.is_draining:
                 try:
-                    raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), timeout)
+                    async with asyncio.timeout(timeout), self._waits(writer):
+                        raw = await reader.readuntil(b"\r\n\r\n")
                     request = wire.parse_request(raw)
                 except asyncio.LimitOverrunError:
                     writer.write(wire.plain_answer(431, "The request's header is too long."))
@@ -101,7 +173,8 @@ class Front:
                 if not await self._exchange(request, client, reader, writer, gone):
                     break
                 timeout = IDLE_TIMEOUT_S
-            await asyncio.wait_for(writer.drain(), 5)
+            async with asyncio.timeout(5):
+                await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             pass
         except Exception:
@@ -110,6 +183,18 @@ class Front:
             self.open_connections -= 1
             with contextlib.suppress(Exception):
                 writer.close()
+
+    @contextlib.asynccontextmanager
+    async def _waits(self, writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+        self.waiting[writer] = None
+        if len(self.waiting) > WAITING_LIMIT:
+            oldest = next(iter(self.waiting))
+            del self.waiting[oldest]
+            oldest.transport.abort()
+        try:
+            yield
+        finally:
+            self.waiting.pop(writer, None)
 
     async def _exchange(
         self,
@@ -124,52 +209,52 @@ class Front:
         head = request.forwarded(client, self.trusted_proxies, self.is_https)
         for attempt in (1, 2, 3):
             try:
-                up_reader, up_writer = await upstream.connect(0 if self.is_draining else CONNECT_PATIENCE_S)
+                up = await upstream.connect(0 if self.is_draining else CONNECT_PATIENCE_S)
             except OSError:
                 break
             if request.expects_continue and attempt == 1:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            up_writer.write(head)
-            answer = asyncio.ensure_future(self._answer(request, up_reader, writer))
-            body = asyncio.ensure_future(self._send_body(request, reader, up_writer))
+            answer = asyncio.ensure_future(self._answer(request, up, writer))
+            body = asyncio.ensure_future(self._send(head, request, reader, up))
             left = asyncio.ensure_future(gone.wait())
+            broken: BaseException | None = None
             try:
-                await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+                while not answer.done() and not left.done():
+                    waiting = {answer, left} if body.done() else {answer, left, body}
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    if body.done() and isinstance(body.exception(), _BROKEN) and broken is None:
+                        broken = body.exception()
+                        up.end()  # it would wait for the rest for ever
                 if not answer.done():
                     return False
                 try:
                     return answer.result() and body.done() and body.exception() is None
                 except wire.NoAnswer:
+                    if broken is not None:
+                        writer.write(_refusal(broken))
+                        return False
                     if request.has_body or request.method not in wire.REPEATABLE:
                         break
             finally:
                 for task in (answer, body, left):
                     task.cancel()
                 await asyncio.gather(answer, body, left, return_exceptions=True)
-                up_writer.close()
+                up.close()
         writer.write(wire.unavailable_answer(request))
         return False
 
-    async def _send_body(
-        self, request: wire.RequestHead, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
-    ) -> None:
+    async def _send(self, head: bytes, request: wire.RequestHead, reader: asyncio.StreamReader, up: Connection) -> None:
+        await up.send(head)
         async for piece in wire.body_pieces(request, reader, CHUNK, BODY_TIMEOUT_S):
-            up_writer.write(piece)
-            await up_writer.drain()
+            await up.send(piece)
 
-    async def _answer(
-        self, request: wire.RequestHead, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _answer(self, request: wire.RequestHead, up: Connection, writer: asyncio.StreamWriter) -> bool:
         """Copy the answer to the client. True when it came whole and says itself where it ends."""
-        try:
-            raw = await up_reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise wire.NoAnswer from error
-        answer = wire.parse_answer(raw, request)
+        answer = wire.parse_answer(await up.head(), request)
         may_stay = answer.is_delimited and request.keeps_alive and not self.is_draining
         writer.write(answer.forwarded(may_stay))
         copied, tail = 0, b""
-        while piece := await up_reader.read(CHUNK):
+        while piece := await up.read():
             writer.write(piece)
             await writer.drain()
             copied += len(piece)

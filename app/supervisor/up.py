@@ -89,7 +89,8 @@ class Stack:
         self.sockets = redis_server.sockets_dir(home)
         self.children: list[Child] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.environment = {"GPT_BUILDER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.bare = {"GPT_BUILDER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.environment = dict(self.bare)
         self.redis: redis_server.RedisServer | None = None
         self.signals = 0
         self.last_signal = float("-inf")
@@ -103,10 +104,11 @@ class Stack:
         grace_s: float = 15,
         pass_fds: tuple[int, ...] = (),
         niceness: int = 0,
+        secluded: bool = False,
     ) -> Child:
-        """Keep `command` running under `name` from now on."""
-        everything = {**self.environment, **(environment or {})}
-        child = Child(name, list(command), everything, grace_s=grace_s, pass_fds=pass_fds, niceness=niceness)
+        """Keep `command` running under `name` from now on; a `secluded` one is told only where the home is."""
+        everything = {**(self.bare if secluded else self.environment), **(environment or {})}
+        child = Child(name, list(command), everything, grace_s, pass_fds, niceness, secluded)
         self.children.append(child)
         self.tasks.append(asyncio.ensure_future(child.keep(self.console, lambda _child: self.write_state())))
         return child
@@ -133,7 +135,7 @@ class Stack:
             # Left over from a supervisor that was killed; the file on disk is what counts.
             with contextlib.suppress(Exception), self.redis.client() as client:
                 client.shutdown(nosave=True)
-        self.start("redis", *command, grace_s=20)
+        self.start("redis", *command, grace_s=20, secluded=True)
         for _ in range(REDIS_START_S * 20):
             if self.stopping.is_set() or await asyncio.to_thread(self.redis.is_ready):
                 break
@@ -161,12 +163,24 @@ class Stack:
             self.start(role, *command, grace_s=grace_s, niceness=niceness)
         fd = listening.fileno()
         arguments = ["--fd", str(fd), "--web", web, "--stream", stream]
-        self.start("front", python, "-m", "app.supervisor.front", *arguments, grace_s=grace_s, pass_fds=(fd,))
+        # What faces the network, and what opens foreign models, knows neither database nor queue.
+        command = (python, "-m", "app.supervisor.front", *arguments)
+        told = self._front_settings()
+        self.start("front", *command, environment=told, grace_s=grace_s, pass_fds=(fd,), secluded=True)
         self.start("housekeeper", python, "-m", "worker.housekeeper", environment=queue_rights, niceness=5)
         for queue, grace_s, niceness in (("data", 30, 10), ("train", TRAINER_GRACE_S, 0)):
             command = (python, "-m", "worker", "--queue", queue)
             self.start(f"{queue} worker", *command, grace_s=grace_s, environment=queue_rights, niceness=niceness)
-        self.start("model server", python, "-m", "worker.server", "--socket", model, environment=queue_rights)
+        self.start("model server", python, "-m", "worker.server", "--socket", model, secluded=True)
+
+    def _front_settings(self) -> dict[str, str]:
+        settings = self.settings
+        return {
+            "GPT_BUILDER_IS_HTTPS": str(settings.is_https),
+            "GPT_BUILDER_TRUSTED_PROXIES": json.dumps(settings.trusted_proxies),
+            "GPT_BUILDER_LOG_JSON": str(settings.log_json),
+            "GPT_BUILDER_STOP_GRACE_S": str(settings.stop_grace_s),
+        }
 
     async def wait_ready(self) -> bool:
         """Wait until pages and streams are served. False when stopped meanwhile."""

@@ -3,10 +3,12 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 HEAD_LIMIT = 64 * 1024
+LEAST_BYTES_PER_S = 512
+_TRAILER_LIMIT = 32
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~]{1,16000}) HTTP/1\.([01])\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n\x00]*)?\Z")
@@ -26,7 +28,12 @@ _HOP_BY_HOP = frozenset(
 )
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-real-ip"})
 _NEVER_DROPPED = frozenset({b"content-length", b"transfer-encoding", b"host", b"cookie", b"authorization"})
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 
 
 class BadRequest(Exception):
@@ -124,21 +131,51 @@ def parse_request(raw: bytes) -> RequestHead:
     return RequestHead(found[1].decode(), found[2], path, found[3] == b"0", fields, length)
 
 
+@dataclass
+class _Pace:
+    """How long a body may take: `timeout_s` without a byte, and in all no slower than LEAST_BYTES_PER_S after that."""
+
+    reader: asyncio.StreamReader
+    timeout_s: float
+    received: int = 0
+    started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    def left_s(self) -> float:
+        spent = asyncio.get_running_loop().time() - self.started
+        return min(self.timeout_s, self.timeout_s + self.received / LEAST_BYTES_PER_S - spent)
+
+    async def read(self, size: int) -> bytes:
+        async with asyncio.timeout(self.left_s()):
+            piece = await self.reader.read(size)
+        if not piece:
+            raise asyncio.IncompleteReadError(b"", size)
+        self.received += len(piece)
+        return piece
+
+    async def line(self) -> bytes:
+        async with asyncio.timeout(self.left_s()):
+            line = await self.reader.readuntil(b"\r\n")
+        self.received += len(line)
+        return line
+
+
 async def body_pieces(
     request: RequestHead, reader: asyncio.StreamReader, size: int, timeout_s: float
 ) -> AsyncIterator[bytes]:
-    """The request's body as it came, chunk marks included. Raises BadRequest, TimeoutError, IncompleteReadError."""
+    """The request's body as it came, chunk marks included, without trailers.
+
+    Raises BadRequest, TimeoutError (silence, or a trickle that only keeps the connection busy), IncompleteReadError.
+    """
+    pace = _Pace(reader, timeout_s)
     if request.length is not None:
         left = request.length
         while left:
-            piece = await asyncio.wait_for(reader.read(min(left, size)), timeout_s)
-            if not piece:
-                raise asyncio.IncompleteReadError(b"", left)
+            piece = await pace.read(min(left, size))
             left -= len(piece)
             yield piece
         return
     while True:
-        line = await asyncio.wait_for(reader.readuntil(b"\r\n"), timeout_s)
+        line = await pace.line()
         found = _CHUNK_SIZE.match(line)
         if not found:
             raise BadRequest("A chunk of the request's body cannot be read.")
@@ -146,18 +183,18 @@ async def body_pieces(
         left = int(found[1], 16)
         if not left:
             break
-        left += 2
         while left:
-            piece = await asyncio.wait_for(reader.read(min(left, size)), timeout_s)
-            if not piece:
-                raise asyncio.IncompleteReadError(b"", left)
+            piece = await pace.read(min(left, size))
             left -= len(piece)
             yield piece
-    while True:
-        line = await asyncio.wait_for(reader.readuntil(b"\r\n"), timeout_s)
-        if line == b"\r\n":
-            yield line
+        if await pace.line() != b"\r\n":
+            raise BadRequest("A chunk of the request's body is longer than it says.")
+        yield b"\r\n"
+    for _ in range(_TRAILER_LIMIT):
+        if await pace.line() == b"\r\n":
+            yield b"\r\n"
             return
+    raise BadRequest("The request's body has too many trailers.")
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,9 @@ def _extras(message: Message) -> dict[str, Any]:
     return extras
 
 
-def load_template(folder: Path, vocabulary: dict[str, int]) -> ChatTemplate:
-    """The template of a model folder: chat_template.jinja, tokenizer_config.json, or our default for its vocabulary.
+def brought_template(folder: Path) -> tuple[str, dict[str, str]]:
+    """The template that a model folder brings ("" for none): chat_template.jinja, or tokenizer_config.json; and the
+    special tokens that it may name.
 
     Raises TemplateFault when the folder names several templates and none is called "default".
     """
@@ -182,6 +183,12 @@ def load_template(folder: Path, vocabulary: dict[str, int]) -> ChatTemplate:
         source = named.get("default")
         if source is None:
             raise TemplateFault(f"The model has templates named {sorted(map(str, named))}, none of them “default”.")
+    return str(source or ""), special
+
+
+def load_template(folder: Path, vocabulary: dict[str, int]) -> ChatTemplate:
+    """The template of a model folder, or our default for its vocabulary. Raises TemplateFault."""
+    source, special = brought_template(folder)
     if not source:
         source = CHATML if {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys() else PLAIN
         special.setdefault("eos_token", "<|im_end|>" if source is CHATML else _end_token(vocabulary))

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from app.contracts.conversation import Example, Message
 from app.contracts.generation import GenerationRequest, TokenEvent
 from app.contracts.recipe import ModelFiles
+from app.text.limited import limited
 from app.text.template import ChatTemplate, TemplateFault, load_template
 from app.text.tokens import encode_example, encode_prompt, encode_text
 from worker.engine import loading
@@ -40,7 +41,7 @@ def load(files: ModelFiles, device: str = "cpu") -> Loaded:
     model.to(torch.device(device))  # type: ignore[arg-type]
     folder = _tokenizer_folder(files)
     tokenizer = loading.load_tokenizer(folder)
-    template = load_template(folder, tokenizer.get_vocab())
+    template = limited(load_template(folder, tokenizer.get_vocab()))
     end_ids = loading.end_ids(model, tokenizer, folder)
     context = getattr(model.config, "max_position_embeddings", None) or 2048
     size = sum(p.numel() * p.element_size() for p in model.parameters())

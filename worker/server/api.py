@@ -15,6 +15,7 @@ from app.contracts.base import Contract
 from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, TokenEvent
 from app.contracts.recipe import ModelFiles
+from app.text.limited import LimitedTemplate
 from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
 from worker.engine.generate import Loaded, score
@@ -76,11 +77,13 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastA
                 waiting = asyncio.ensure_future(loaded(request.files, request.model_ref))
                 while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
                     yield _line(TokenEvent())
+                await asyncio.to_thread(_tried, waiting.result(), request)
                 answer = Answer(request, waiting.result(), asyncio.get_running_loop())
                 turns.add(answer)
                 while True:
                     try:
-                        event = await asyncio.wait_for(answer.events.get(), HEARTBEAT_S)
+                        async with asyncio.timeout(HEARTBEAT_S):
+                            event = await answer.events.get()
                     except TimeoutError:  # still waiting for its turn, or reading a long prompt
                         event = TokenEvent()
                     yield _line(event)
@@ -117,6 +120,12 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastA
         return JSONResponse({"scores": results})
 
     return app
+
+
+def _tried(model: Loaded, request: GenerationRequest) -> None:
+    """Let a template from outside waste its time here, not on the thread that makes everybody's answers."""
+    if isinstance(model.template, LimitedTemplate) and request.messages is not None:
+        model.template.text(request.messages, add_generation_prompt=True)
 
 
 def _scoring(

@@ -134,7 +134,7 @@ class Turns:
             generation = Generation(answer.loaded, answer.request)
             if is_packable(answer.loaded.model):
                 self._slots.setdefault(answer.loaded, Slots(answer.loaded)).add(generation)
-        except Exception as error:
+        except BaseException as error:  # a panic of the tokenizers library is no Exception, and would end this thread
             answer.tell(_failure(error))
         else:
             self._active[generation] = answer
@@ -150,7 +150,7 @@ class Turns:
     def _speak_together(self, slots: Slots) -> None:
         try:
             told = slots.step()
-        except Exception as error:
+        except BaseException as error:
             for generation in slots.answers:
                 self._tell(generation, _failure(error))
             self._slots = WeakKeyDictionary({k: v for k, v in self._slots.items() if v is not slots})
@@ -161,7 +161,7 @@ class Turns:
     def _speak_alone(self, generation: Generation) -> None:
         try:
             event = generation.step()
-        except Exception as error:
+        except BaseException as error:
             event = _failure(error)
         if event is not None:
             self._tell(generation, event)
@@ -174,7 +174,7 @@ class Turns:
         answer.tell(event)
 
 
-def _failure(error: Exception) -> TokenEvent:
+def _failure(error: BaseException) -> TokenEvent:
     if isinstance(error, EngineError | TemplateFault):
         return TokenEvent(finish_reason="error", error=str(error), error_kind="refused")
     log.error("an answer failed", exc_info=error)

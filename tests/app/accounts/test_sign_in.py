@@ -184,3 +184,10 @@ def test_an_ipv6_household_counts_as_one() -> None:
     assert sign_ins.network("2001:db8:1:2::5") != sign_ins.network("2001:db8:1:3::5")
     assert sign_ins.network("::ffff:192.0.2.7") == sign_ins.network("192.0.2.7") == "192.0.2.7"
     assert sign_ins.network("testclient") == "testclient"
+
+
+def test_a_clock_that_was_ahead_locks_nobody_out(ana: Person) -> None:
+    begin(ana.email, "198.51.100.7")
+    with transaction() as session:
+        session.execute(update(SignInFailure).values(last_at=utcnow() + timedelta(days=4000)))
+    begin(ana.email, "198.51.100.7")

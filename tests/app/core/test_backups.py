@@ -176,3 +176,14 @@ def test_migrations_and_tables_agree(kind: str, request: pytest.FixtureRequest) 
         request.getfixturevalue("postgres")
     migrations.upgrade()
     command.check(migrations._config())
+
+
+def test_a_backup_is_not_written_into_what_somebody_else_has_prepared(lived_in: Path, tmp_path: Path) -> None:
+    """Backups hold secrets; in a shared folder the name of the temporary file can be guessed."""
+    theirs = tmp_path / "theirs"
+    theirs.touch(mode=0o666)
+    (tmp_path / ".tmp-copy.tar").symlink_to(theirs)
+    backups.write(tmp_path / "copy.tar")
+    assert theirs.read_bytes() == b""
+    assert not (tmp_path / "copy.tar").is_symlink()
+    assert stat.S_IMODE((tmp_path / "copy.tar").stat().st_mode) == 0o600

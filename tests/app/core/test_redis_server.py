@@ -118,3 +118,19 @@ def test_without_redis_the_wake_up_waits_in_the_outbox(database: Path) -> None:
     assert deliver() == 0
     with reading() as session:
         assert session.scalars(select(Outbox.sent_at)).one() is None
+
+
+def test_a_link_that_somebody_laid_in_the_shared_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its target belongs to us today; whoever owns the link could turn it to a socket of their own tomorrow."""
+    shared, ours = tmp_path / "shared", tmp_path / "ours"
+    shared.mkdir()
+    ours.mkdir()
+    monkeypatch.setattr(redis_server.tempfile, "gettempdir", lambda: str(shared))
+    home = tmp_path / ("deep" * 25) / "h"
+    name = redis_server.sockets_dir(home).name
+    (shared / name).rmdir()
+    (shared / name).symlink_to(ours)
+    with pytest.raises(PermissionError, match="link"):
+        redis_server.sockets_dir(home)

@@ -5,16 +5,18 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from app.core import config
-from app.core.db import reading, transaction
+from app.core.db import get_engine, reading, transaction
 from app.core.errors import Invalid, Unavailable
 from app.recipes import bases
 from app.recipes.models import BaseModelEntry
 from tests.factories import a_world
+from tests.visitors import browser_of, make_person, make_project
 from tests.worker.tiny import make_model
 from worker.tasks.recipes import bring
 
@@ -32,6 +34,8 @@ class Hub:
         self.is_down = False
         self.announced = b""
         self.card: dict[str, object] = {"license": "mit"}
+        self.is_asked, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
 
 
 @pytest.fixture
@@ -52,6 +56,8 @@ def hub(tmp_path: Path, database, monkeypatch: pytest.MonkeyPatch) -> Iterator[H
 
         def answer(self, *, with_body: bool) -> None:
             path = self.path.split("?")[0]
+            state.is_asked.set()
+            state.may_answer.wait(20)
             if path.startswith(f"/api/models/{REF}"):
                 siblings = [{"rfilename": name, "size": len(body)} for name, body in state.files.items()]
                 for item in siblings:
@@ -112,8 +118,9 @@ def workspace_id(hub: Hub) -> str:
 
 
 def find(workspace_id: str, ref: str = REF) -> BaseModelEntry:
+    answer = bases.look_up(ref)
     with transaction() as session:
-        return bases.bring_from_hub(session, workspace_id, ref)
+        return bases.bring_from_hub(session, workspace_id, answer)
 
 
 def fetch(entry_id: str) -> BaseModelEntry:
@@ -197,3 +204,24 @@ def test_weights_that_the_hub_did_not_announce_are_not_kept(hub, workspace_id):
     assert entry.state == "failed"
     hub.announced = b""
     assert fetch(find(workspace_id).id).state == "succeeded"
+
+
+def test_a_slow_hub_keeps_nobody_from_writing(hub, app):
+    person = make_person(role="editor")
+    project_id = make_project(person.workspace_id)
+    browser = browser_of(app, person)
+    hub.may_answer.clear()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(browser.post, f"/projects/{project_id}/recipe/hub", data={"ref": REF})
+        try:
+            assert hub.is_asked.wait(10)
+            engine = get_engine()
+            with engine.connect() as connection:  # BEGIN IMMEDIATE: waits for whoever holds the lock
+                connection.exec_driver_sql("PRAGMA busy_timeout = 100")
+                connection.exec_driver_sql("UPDATE projects SET name = 'Soup'")
+                connection.exec_driver_sql("COMMIT")
+        finally:
+            hub.may_answer.set()
+        assert asking.result().status_code == 303
+    with reading() as session:
+        assert [entry.ref for entry in bases.entries(session, person.workspace_id)] == [REF]

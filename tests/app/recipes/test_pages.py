@@ -112,6 +112,15 @@ def test_a_recipe_file_goes_out_and_comes_back(page):
     assert "not valid YAML" in answer.text
 
 
+@pytest.mark.parametrize(
+    "text", ["a: 2021-13-45", f"epochs: {'1' * 5000}", "a: 2001-12-14t21:59:43.10-99:99", "[" * 90_000, "&a {a: *a}"]
+)
+def test_a_hostile_recipe_file_is_refused_in_words(page, text):
+    answer = page.post(f"/projects/{page.project_id}/recipe/import", data={"text": text})
+    assert answer.status_code == 422
+    assert "Start training" in answer.text, "the page again, with the mistake beside the file"
+
+
 def test_a_base_model_from_a_folder_is_checked_copied_and_chosen(page, tmp_path: Path, monkeypatch):
     from worker.tasks.recipes import bring
 

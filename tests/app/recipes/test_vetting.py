@@ -157,3 +157,14 @@ def test_our_own_store_is_closed_even_below_an_allowed_root(home, monkeypatch):
     with pytest.raises(Invalid):
         vetting.allowed_folder(str(home / "runs" / "somebody" / "model"))
     assert vetting.allowed_folder(str(home / "models" / "mine"))
+
+
+def test_unless_the_owner_says_so_only_the_home_of_the_product_is_read(home, tmp_path, monkeypatch):
+    """Whoever may edit a project must not read the files of the account that the server runs under."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    theirs = tmp_path / "private" / "model"
+    theirs.mkdir(parents=True)
+    with pytest.raises(Invalid, match="may not be read"):
+        vetting.allowed_folder(str(theirs))
+    (home / "models" / "mine").mkdir(parents=True)
+    assert vetting.allowed_folder(str(home / "models" / "mine"))

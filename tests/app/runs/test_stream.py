@@ -173,3 +173,33 @@ def test_an_event_cannot_be_forged_by_its_text():
         b"id: 5-0",
         b"event: metrics",
     ]
+
+
+@pytest.mark.parametrize("asked", ["9" * 40, "99999999999999999-0", "\u0661-\u0662", "0-99999999999999999999"])
+def test_a_place_that_cannot_be_leaves_the_other_runs_live(run_id, broker, asked):
+    """All runs of a process are read with one command: one place that Redis refuses would silence them all."""
+    with transaction() as session:
+        first = session.get_one(Run, run_id)
+        other = Run(
+            project_id=first.project_id, workspace_id=first.workspace_id, number=2, name="Other", state="running",
+            version_id=first.version_id, recipe=first.recipe, total_steps=1000,
+        )  # fmt: skip
+        session.add(other)
+        session.flush()
+        other_id = other.id
+    events.publish(f"run:{run_id}", "metrics", points(301))
+
+    async def story() -> None:
+        hub = Hub()
+        hostile = Page(hub, run_id, stream._place(run_id, asked))
+        page, neighbour = Page(hub, run_id, "0-0"), Page(hub, other_id, "0-0")
+        await until(lambda: len(hub.channels) == 2, "both are watched")
+        events.publish(f"run:{other_id}", "metrics", points(5))
+        events.publish(f"run:{run_id}", "metrics", points(302))
+        await until(lambda: 5 in neighbour.steps and 302 in page.steps, "live points")
+        assert not hub.polls
+        await until(lambda: not any(c.is_rendering for c in hub.channels.values()), "the last rendering has ended")
+        for one in (hostile, page, neighbour):
+            await one.close()
+
+    asyncio.run(story())

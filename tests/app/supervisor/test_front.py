@@ -1,6 +1,7 @@
 """The front: every request reaches the right process, whole; nothing that two parsers read differently gets through."""
 
 import asyncio
+import contextlib
 import socket
 import tempfile
 import threading
@@ -248,6 +249,58 @@ def test_nonsense_is_refused_with_a_sentence(running: Running) -> None:
     assert b"The request line cannot be read." in got
     got = running.raw(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 70_000, b"too long")
     assert got.startswith(b"HTTP/1.1 431 ")
+
+
+CHUNKED = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"3\r\nabcXX0\r\n\r\n", b"3\r\nabc\n0\r\n\r\n", b"-1\r\n", b"3\r\nabc\r\n0\r\n" + b"x: y\r\n" * 40],
+    ids=["longer", "bare line feed", "negative", "trailers without end"],
+)
+def test_chunks_that_do_not_keep_their_word_are_refused(running: Running, body: bytes) -> None:
+    got = running.raw(CHUNKED + body + b"GET /echo?n=smuggled HTTP/1.1\r\nhost: localhost\r\n\r\n", b"smuggled", 5)
+    assert got.startswith(b"HTTP/1.1 400 ")
+    assert b"smuggled" not in got
+
+
+def test_trailers_do_not_disturb_the_next_request(running: Running) -> None:
+    last = b"GET /echo?n=2 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    got = running.raw(CHUNKED + b"3\r\nabc\r\n0\r\nx-evil: 1\r\n\r\n" + last, b"n=2")
+    assert got.count(b"HTTP/1.1 200") == 2
+
+
+def test_a_body_that_stops_coming_or_trickles_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a few bytes keep a connection of the process behind open for ever."""
+    monkeypatch.setattr(front, "BODY_TIMEOUT_S", 0.3)
+    head = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n"
+    assert running.raw(head + b"abc", b"in time").startswith(b"HTTP/1.1 408 ")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(head)
+        for _ in range(40):
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("a byte now and then was enough")
+
+
+def test_thousands_that_only_wait_do_not_keep_others_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "WAITING_LIMIT", 5)
+    half = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(12)]
+    try:
+        for connection in half:
+            connection.sendall(b"GET /echo HTTP/1.1\r\nx: ")
+        wait_for(lambda: len(running.front.waiting) == 5, "the oldest were let go", 5)
+        with contextlib.suppress(ConnectionResetError):
+            assert half[0].recv(10) == b""
+        assert httpx.get(f"{running.url}/echo").status_code == 200
+    finally:
+        for connection in half:
+            connection.close()
 
 
 def test_no_connection_is_left_over(running: Running) -> None:

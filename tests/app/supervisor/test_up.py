@@ -28,7 +28,7 @@ PARTS = ("redis", "front", "web", "stream", "housekeeper", "data worker", "train
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], LiveServer]]:
     """One stack for this file."""
-    child, server = start_stack(tmp_path_factory.mktemp("stack") / "home")
+    child, server = start_stack(tmp_path_factory.mktemp("stack") / "home", HF_TOKEN="canary")
     yield child, server
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
@@ -58,6 +58,20 @@ def test_it_serves_and_tells_how_to_begin(stack: tuple[subprocess.Popen[bytes], 
     assert server.setup_token in log_of(server.home)
     assert stat.S_IMODE(server.home.stat().st_mode) == 0o700
     assert stat.S_IMODE((server.home / "up.json").stat().st_mode) == 0o600
+
+
+def test_what_faces_the_network_or_opens_models_knows_no_secret(
+    stack: tuple[subprocess.Popen[bytes], LiveServer],
+) -> None:
+    _, server = stack
+    running = pids(server.home)
+    password = json.loads((server.home / "redis" / "passwords.json").read_text())
+    for name in ("front", "model server", "redis"):
+        told = psutil.Process(running[name]).environ()
+        assert not {key for key in told if "REDIS" in key or "DATABASE" in key or key == "HF_TOKEN"}, name
+        assert not any(secret in value for secret in password.values() for value in told.values()), name
+    assert "GPT_BUILDER_REDIS_URL" in psutil.Process(running["web"]).environ()
+    assert psutil.Process(running["web"]).environ()["HF_TOKEN"] == "canary"
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -5,6 +5,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.contracts.conversation import Message
 from app.text.check import check_template
+from app.text.limited import limited
 from app.text.template import CHATML, PLAIN, ChatTemplate, TemplateFault
 
 LLAMA3 = (
@@ -100,3 +101,34 @@ def test_waste_is_stopped_in_the_child(source: str) -> None:
 
 def test_a_good_template_passes_the_check() -> None:
     assert check_template(CHATML).endswith("<|im_start|>user\nThanks.<|im_end|>\n<|im_start|>assistant\n")
+
+
+SLEEPER = "{% if messages[-1].content == 'boom' %}{{ BOOM }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    "waste",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    ],
+    ids=["time", "memory", "doubling"],
+)
+def test_a_template_that_behaves_until_it_is_asked_something_is_stopped_then(waste: str) -> None:
+    """The trial at the import cannot find these; the server renders them elsewhere and lives on."""
+    source = SLEEPER.replace("{{ BOOM }}", waste)
+    assert check_template(source)
+    template = limited(ChatTemplate(source))
+    good = [Message(role="user", content="hello")]
+    expected = ChatTemplate(CHATML).text(good, add_generation_prompt=True)
+    assert template.text(good, add_generation_prompt=True) == expected
+    with pytest.raises(TemplateFault):
+        template.text([Message(role="user", content="boom")], add_generation_prompt=True)
+    assert template.text(good, add_generation_prompt=True) == expected
+    assert template.rendered(good) == ChatTemplate(CHATML).rendered(good)
+
+
+def test_our_own_templates_need_no_process() -> None:
+    ours = ChatTemplate(CHATML)
+    assert limited(ours) is ours

@@ -1,0 +1,62 @@
+"""What a child of the supervisor is told of its surroundings."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.core.config import get_settings
+from app.supervisor.children import Child, Console
+from app.supervisor.up import Stack
+
+CANARIES = ("GPT_BUILDER_DATABASE_URL", "GPT_BUILDER_REDIS_URL_WORKER", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
+
+
+class Heard(Console):
+    """Keeps the lines instead of printing them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def plain(self, text: str = "") -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("secluded", [True, False])
+def test_a_secluded_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch, secluded: bool) -> None:
+    for name in CANARIES:
+        monkeypatch.setenv(name, "canary")
+    console = Heard()
+    show = "import os; print(' '.join(os.environ)); print('told', os.environ['MARK'])"
+    child = Child("x", [sys.executable, "-c", show], {"MARK": "yes"}, secluded=secluded)
+
+    async def once() -> None:
+        def stop_after_this(started: Child) -> None:
+            started.is_stopping = True
+
+        await child.keep(console, stop_after_this)
+
+    asyncio.run(once())
+    text = "\n".join(console.said)
+    assert "told yes" in text
+    assert [name in text for name in CANARIES] == [not secluded] * len(CANARIES)
+
+
+def test_only_those_who_need_them_are_told_where_queue_and_database_are(home: Path) -> None:
+    stack = Stack(get_settings(), home, Heard())
+    stack.environment["GPT_BUILDER_REDIS_URL"] = "canary"
+
+    async def started() -> dict[str, Child]:
+        for name, secluded in (("model server", True), ("web", False)):
+            stack.start(name, sys.executable, "-c", "", secluded=secluded)
+        found = {child.name: child for child in stack.children}
+        for task in stack.tasks:
+            task.cancel()
+        return found
+
+    children = asyncio.run(started())
+    assert "canary" not in children["model server"].environment.values()
+    assert children["model server"].environment["GPT_BUILDER_HOME"] == str(home)
+    assert "canary" in children["web"].environment.values()
