@@ -159,7 +159,7 @@ class Stack:
         grace_s = self.settings.stop_grace_s + 5
         # Pages come first: somebody waits for each. A trainer keeps its full share of the machine.
         for role, path, niceness in (("web", web, 0), ("stream", stream, 5)):
-            command = (python, "-m", "app.serve", "--role", role, "--socket", path)
+            command: tuple[str, ...] = (python, "-m", "app.serve", "--role", role, "--socket", path)
             self.start(role, *command, grace_s=grace_s, niceness=niceness)
         fd = listening.fileno()
         arguments = ["--fd", str(fd), "--web", web, "--stream", stream]
