@@ -107,6 +107,10 @@ class PersonalParams(Contract):
         return action
 
 
+# Below this, asking each text costs less than asking the column.
+FEW_TEXTS = 30
+
+
 def _resolved(spans: Iterable[Span]) -> list[Span]:
     """Without overlaps, in order of place: kinds named first win."""
     taken: list[Span] = []
@@ -123,6 +127,8 @@ def found_in(text: str, kinds: Iterable[str] = KINDS) -> list[Span]:
 
 def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dict[int, list[Span]]:
     """Place of a text to its finds; texts without any are not in it."""
+    if len(texts) < FEW_TEXTS:
+        return {place: spans for place, text in enumerate(texts) if (spans := found_in(text, kinds))}
     column, wanted = column_of(texts), set(kinds)
     finds: dict[int, list[Span]] = {}
     for name, kind in KINDS.items():

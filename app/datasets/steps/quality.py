@@ -69,6 +69,9 @@ def _top_pair(words: list[str], characters: int) -> float:
     return times * (len(pair[0]) + len(pair[1])) / characters if times > 2 else 0.0
 
 
+_LETTERS = re.compile(r"[A-Za-z]+")
+
+
 def findings(text: str, limits: QualityParams) -> list[str]:
     """Codes of a text of `least_words` and more. Fenced code is not looked at."""
     prose = _FENCE.sub(" ", text) if "```" in text or "~~~" in text else text
@@ -77,7 +80,10 @@ def findings(text: str, limits: QualityParams) -> list[str]:
         return []
     codes = []
     characters = sum(map(len, words))
-    letters = sum(c.isalpha() or (c.isalnum() and not c.isascii()) for c in prose)
+    if prose.isascii():
+        letters = sum(map(len, _LETTERS.findall(prose)))
+    else:
+        letters = sum(c.isalpha() or (c.isalnum() and not c.isascii()) for c in prose)
     # Marks above and below letters (Indic scripts, Arabic) belong to them.
     marks = 0 if prose.isascii() else sum(0x0300 <= ord(c) <= 0x0F84 and not c.isalnum() for c in prose)
     if letters + marks < limits.least_letters * characters:
