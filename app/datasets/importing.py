@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from app.datasets.findings import RAW_LIMIT_BYTES, REASONS, Problem, Record, Ref
 from app.datasets.options import ReadOptions
 from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import COLUMN_LIMIT
+from app.datasets.reading.fast import NotClean, may_be_clean, read_fast
 from app.datasets.reading.formats import sniff
 from app.datasets.reading.readers import corrected, read
 from app.datasets.reading.sniffed import Sniffed
@@ -138,6 +140,13 @@ def _nothing_read(report: ImportReport) -> str:
 def _into(
     source: Path, sniffed: Sniffed, folder: Path, options: ReadOptions, context: Context, tell: Tell
 ) -> ImportReport:
+    if may_be_clean(sniffed, options, context.total_bytes):
+        try:
+            return _into_fast(source, sniffed, folder, context, tell)
+        except NotClean:
+            context.done_bytes = 0
+            for part in folder.glob("*.parquet"):
+                part.unlink()
     writer, ledger = RowWriter(folder), _Ledger(folder / "findings.parquet")
     sample, pick, known = _Sample(), 0, set[str]()
     records = read(source, sniffed, options, context)
@@ -159,19 +168,40 @@ def _into(
         pick += 1
         if pick % 1000 == 0:
             tell(min(context.done_bytes, context.total_bytes), context.total_bytes)
+    return _report(sniffed, writer, ledger, sample, context, tell)
+
+
+def _into_fast(source: Path, sniffed: Sniffed, folder: Path, context: Context, tell: Tell) -> ImportReport:
+    """Whole batches from reader to disk. Raises NotClean when the tolerant reader must have the file."""
+    writer, ledger, sample = RowWriter(folder), _Ledger(folder / "findings.parquet"), _Sample()
+    try:
+        for numbers, table in read_fast(source, sniffed, context):
+            writer.add_table(numbers, table)
+            sample.add_table(numbers, table)
+            tell(min(context.done_bytes, context.total_bytes), context.total_bytes)
+    except NotClean:
+        ledger.close()
+        raise
+    return _report(sniffed, writer, ledger, sample, context, tell)
+
+
+def _report(
+    sniffed: Sniffed, writer: RowWriter, ledger: "_Ledger", sample: "_Sample", context: Context, tell: Tell
+) -> ImportReport:
     writer.flush()
     ledger.close()
     tell(context.total_bytes, context.total_bytes)
+    rows = sample.rows()
     return ImportReport(
         sniffed=sniffed,
         rows=writer.rows,
         quarantined=ledger.out,
         columns=dict(list(writer.columns.items())[:COLUMN_LIMIT]),
         problems=ledger.counts(),
-        detections=detect([(row, _meant(values)) for row, values in sample.rows()]),
+        detections=detect([(row, _meant(values)) for row, values in rows]),
         facts=context.facts,
         suggested_renames=ledger.renames,
-        shapes=column_shapes([values for _row, values in sample.rows()], dict(list(writer.columns.items())[:60])),
+        shapes=column_shapes([values for _row, values in rows], dict(list(writer.columns.items())[:60])),
     )
 
 
@@ -185,6 +215,10 @@ def _meant(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in hidden}
 
 
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 class _Sample:
     """The first 200 rows and 800 spread over the file (a reservoir with a fixed seed)."""
 
@@ -193,6 +227,7 @@ class _Sample:
         self._spread: list[tuple[int, dict[str, Any]]] = []
         self._seen = 0
         self._random = random.Random(7)
+        self._draw = np.random.default_rng(7)
 
     def add(self, record: Record) -> None:
         if len(self._first) < FIRST_ROWS:
@@ -203,6 +238,23 @@ class _Sample:
             self._spread.append((record.row, record.values))
         elif (place := self._random.randrange(self._seen)) < SPREAD_ROWS:
             self._spread[place] = (record.row, record.values)
+
+    def add_table(self, numbers: np.ndarray, table: pa.Table) -> None:
+        """Many rows at once; the same chances, drawn for the whole batch."""
+        start = min(table.num_rows, FIRST_ROWS - len(self._first))
+        for row, values in zip(numbers[:start], table.slice(0, start).to_pylist(), strict=True):
+            self._first.append((int(row), _present(values)))
+        rest = table.num_rows - start
+        seen = self._seen + 1 + np.arange(rest)
+        places = np.where(seen <= SPREAD_ROWS, seen - 1, (self._draw.random(rest) * seen).astype(np.int64))
+        self._seen += rest
+        chosen = np.flatnonzero(places < SPREAD_ROWS)
+        for index, values in zip(chosen, table.take(chosen + start).to_pylist(), strict=True):
+            item = (int(numbers[start + index]), _present(values))
+            if places[index] < len(self._spread):
+                self._spread[places[index]] = item
+            else:
+                self._spread.append(item)
 
     def rows(self) -> list[tuple[int, dict[str, Any]]]:
         return self._first + sorted(self._spread, key=lambda item: item[0])

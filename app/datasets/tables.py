@@ -56,7 +56,8 @@ class RowWriter:
         self.folder, self.rows, self.columns = folder, 0, {}  # type: ignore[var-annotated]
         self._numbers: list[int] = []
         self._values: list[dict[str, Any]] = []
-        self._size = self._part = 0
+        self._tables: list[pa.Table] = []
+        self._size = self._part = self._waiting = 0
 
     def add(self, row: int, values: dict[str, Any]) -> None:
         """The next row; `row` is its place in the source."""
@@ -67,8 +68,39 @@ class RowWriter:
         if len(self._numbers) >= PART_ROWS or self._size >= PART_BYTES:
             self.flush()
 
+    def add_table(self, numbers: Any, table: pa.Table) -> None:
+        """Many rows at once, all of whose columns are texts; `numbers` are their places in the source."""
+        fields = [pa.field(ROW, pa.int64())]
+        fields += [pa.field(f"c_{name}", pa.string(), metadata={"kind": "text"}) for name in table.column_names]
+        arrays = [pa.chunked_array([pa.array(numbers, pa.int64())]), *table.columns]
+        self._tables.append(pa.Table.from_arrays(arrays, schema=pa.schema(fields)))
+        self.rows += table.num_rows
+        self._waiting += table.num_rows
+        self._size += table.nbytes
+        for name in table.column_names:
+            if not self.columns.get(name):
+                self.columns[name] = kind_of(table.column(name).slice(0, 200).to_pylist())
+        while self._waiting >= PART_ROWS or self._size >= PART_BYTES:
+            whole = pa.concat_tables(self._tables)
+            rest = whole.slice(PART_ROWS)
+            self._write_texts(whole.slice(0, PART_ROWS))
+            self._tables, self._waiting, self._size = [rest], rest.num_rows, rest.nbytes
+
+    def _write_texts(self, table: pa.Table) -> None:
+        """One part. Texts of people hardly repeat, so no dictionary is tried."""
+        if table.num_rows:
+            path = self.folder / f"rows-{self._part:05d}.parquet"
+            pq.write_table(
+                table, path, compression="zstd", compression_level=1, row_group_size=GROUP_ROWS, use_dictionary=False,
+                write_statistics=False,
+            )  # fmt: skip
+            self._part += 1
+
     def flush(self) -> None:
         """Write what is waiting."""
+        if self._tables:
+            self._write_texts(pa.concat_tables(self._tables))
+            self._tables, self._waiting, self._size = [], 0, 0
         if not self._numbers:
             return
         names = list(dict.fromkeys(name for values in self._values for name in values))

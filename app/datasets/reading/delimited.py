@@ -104,7 +104,7 @@ def _assembled(
             if not pending and not line.text.strip():
                 yield Problem(line.number, "line.empty", is_kept=True)
                 continue
-            is_open = _ends_open(line.text, delimiter, is_open)
+            is_open = ends_open(line.text, delimiter, is_open)
             pending.append(line)
             if is_open and len(pending) < RECORD_LIMIT_LINES:
                 continue
@@ -133,7 +133,7 @@ def _record(pending: list[Line], delimiter: str) -> tuple[Line, list[str]]:
     return Line(pending[0].number, text, b"\n".join(line.raw for line in pending), code), cells
 
 
-def _ends_open(text: str, delimiter: str, is_open: bool) -> bool:
+def ends_open(text: str, delimiter: str, is_open: bool) -> bool:
     """Whether a quoted cell is still open at the end of the line (rules of the csv module, not strict)."""
     if '"' not in text:
         return is_open
