@@ -26,6 +26,7 @@ from app.projects import routes as projects
 from app.recipes import routes as recipes
 from app.recipes import tokenizing
 from app.runs import routes as runs
+from app.sources import routes as sources
 
 # Whatever is in this list needs a signed-in person and a request from our own pages.
 # projects comes before overview: /projects/new before /projects/{project_id}.
@@ -39,6 +40,7 @@ PRIVATE: list[APIRouter] = [
     chat.router,
     chat_stream.router,
     deployments.router,
+    sources.router,
     monitoring.router,
     overview.router,
 ]

@@ -10,6 +10,7 @@ from app.evaluations import models as evaluations
 from app.projects import models as projects
 from app.recipes import models as recipes
 from app.runs import models as runs
+from app.sources import models as sources
 
 __all__ = [
     "Base",
@@ -23,4 +24,5 @@ __all__ = [
     "projects",
     "recipes",
     "runs",
+    "sources",
 ]

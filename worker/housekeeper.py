@@ -25,6 +25,7 @@ from app.evaluations.models import Evaluation
 from app.overview import demos
 from app.recipes.models import BaseModelEntry
 from app.runs.reconcile import Reconciler
+from app.sources.models import Forgetting
 from worker import alive
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ LONG_WORK = (
     (VersionComparison, "datasets.compare"),
     (BaseModelEntry, "recipes.bring"),
     (Evaluation, "evaluations.run"),
+    (Forgetting, "sources.forget"),
 )
 
 

@@ -21,7 +21,15 @@ _PREFIX = "q:"
 _ENOUGH_RINGS = 5
 
 # Which queue a task goes to: the part of its name before the dot.
-QUEUES = {"runs": "train", "datasets": "data", "recipes": "data", "evaluations": "data", "exports": "data"}
+QUEUES = {
+    "runs": "train",
+    "datasets": "data",
+    "recipes": "data",
+    "evaluations": "data",
+    "exports": "data",
+    "sources": "data",
+    "drafts": "data",
+}
 
 
 def celery_settings() -> dict[str, object]:

@@ -43,6 +43,9 @@ class SourceFile(Base, LeasedWork):
     licence: Mapped[str] = mapped_column(String(200), default="")
     consent: Mapped[str] = mapped_column(String(500), default="")
     obtained_on: Mapped[date | None] = mapped_column(Date)
+    # The file whose text it was drafted from, and the sentence for what was forgotten with its source.
+    derived_from: Mapped[str | None] = mapped_column(String(20))
+    forgotten_because: Mapped[str] = mapped_column(Text, default="")
     # What was detected: format, encoding, delimiter, row shape with its share and the alternatives.
     detected: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     # Reading options that a person chose (app.datasets.options) and the folder of the rows that were read with them.

@@ -165,9 +165,11 @@ def list_files(session: Session, actor: Actor, project_id: str) -> list[SourceFi
 def get_file(session: Session, actor: Actor, file_id: str, *, need: str = "viewer") -> SourceFile:
     """A file, by the gate of its project."""
     file = session.get(SourceFile, file_id)
-    if file is None or file.deleted_at is not None:
+    if file is None:
         raise NotFound
     projects.get(session, actor, file.project_id, need=need)
+    if file.deleted_at is not None:
+        raise NotFound(file.forgotten_because)
     return file
 
 
@@ -303,6 +305,8 @@ def restore_file(session: Session, actor: Actor, file_id: str) -> SourceFile:
     if file is None:
         raise NotFound
     projects.get(session, actor, file.project_id, need="editor")
+    if file.forgotten_because:
+        raise NotFound(file.forgotten_because)
     file.deleted_at = None
     if file.state == "succeeded":
         session.flush()

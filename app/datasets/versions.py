@@ -92,6 +92,8 @@ def record(session: Session, version: DatasetVersion, manifest: dict[str, Any]) 
 
 def folder(version: DatasetVersion) -> Path:
     """The frozen files, fetched from the storage when they are not here. Raises NotFound before they are built."""
+    if version.state == "retired":
+        raise NotFound(version.error)
     if version.state != "succeeded":
         raise NotFound("This version is not finished.")
     local = storage.version_dir(version.id)

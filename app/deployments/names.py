@@ -129,7 +129,24 @@ def find(session: Session, actor: Actor, model_id: str) -> Published:
     for one in published(session, actor, slug=parts.group(1), number=int(parts.group(2))):
         if one.id == model_id:
             return one
+    if sentence := _retired(session, actor, parts.group(1), int(parts.group(2))):
+        raise NotFound(sentence, code="model_not_found", param="model")
     raise not_found()
+
+
+def _retired(session: Session, actor: Actor, slug: str, number: int) -> str:
+    """Why the model of this id is gone for good, for those who may see its project; else an empty text."""
+    query = (
+        select(Model)
+        .join(Run, Run.id == Model.run_id)
+        .join(ApiName, ApiName.project_id == Model.project_id)
+        .where(ApiName.workspace_id.in_(actor.roles), ApiName.slug == slug, Run.number == number)
+    )
+    model = session.scalar(query)
+    if model is None:
+        return ""
+    projects.get(session, actor, model.project_id)
+    return model.retired_because
 
 
 def target_of(session: Session, actor: Actor, model_id: str) -> tuple[Published, Target]:

@@ -194,5 +194,7 @@ class Model(Base):
     storage_url: Mapped[str] = mapped_column(Text, default="")
     stop_test: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     warning: Mapped[str] = mapped_column(Text, default="")
+    # Why it is gone, where a source that it came from was forgotten; `deleted_at` is set with it.
+    retired_because: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)

@@ -199,9 +199,11 @@ def retry(
 def get_model(session: Session, actor: Actor, model_id: str, *, need: str = "viewer") -> Model:
     """A finished model, for somebody who may see its project."""
     model = session.get(Model, model_id)
-    if model is None or model.deleted_at is not None:
+    if model is None:
         raise NotFound
     projects.get(session, actor, model.project_id, need=need)
+    if model.deleted_at is not None:
+        raise NotFound(model.retired_because)
     return model
 
 
@@ -220,13 +222,21 @@ def checkpoint_files(session: Session, actor: Actor, checkpoint_id: str) -> tupl
     run = get(session, actor, checkpoint.run_id)
     folder = storage.run_dir(run.id) / checkpoint.dir / "weights"
     if checkpoint.state != "kept" or not folder.is_dir():
-        raise NotFound("This checkpoint is no longer kept.")
+        raise NotFound(_retired(session, run) or "This checkpoint is no longer kept.")
     method = run.recipe["method"]
     kind = {"lora": "lora", "last_layers": "layers"}.get(method, "whole")
     return checkpoint, files_of(run, str(folder), kind)
 
 
+def _retired(session: Session, run: Run) -> str:
+    """Why nothing of this run can be used any more, or an empty text."""
+    found = session.get(DatasetVersion, run.version_id) if run.version_id else None
+    return found.error if found is not None and found.state == "retired" else ""
+
+
 def _queue_again(session: Session, run: Run, *, want: str, diary: str, kind: str) -> None:
+    if sentence := _retired(session, run):
+        raise Conflict(sentence)
     changes: dict[str, Any] = {"want": want, "reason": "", "sentence": "", "next_attempt_at": None}
     if run.state == "queued":
         session.execute(update(Run).where(Run.id == run.id, Run.state == "queued").values(**changes))
@@ -252,6 +262,8 @@ def _freeze(
     chosen = session.get(DatasetVersion, version_id)
     if chosen is None or chosen.project_id != project.id:
         raise Invalid(fields={"version_id": "Choose a dataset version of this project."})
+    if chosen.state == "retired":
+        raise Invalid(fields={"version_id": chosen.error})
     if chosen.state != "succeeded" or not chosen.train_rows:
         raise Invalid(fields={"version_id": "This dataset version has no training rows, or is still being made."})
     base, about = _base(session, project, recipe, base_model_id, parent_model_id)

@@ -371,6 +371,42 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_dataset_versions_state"), ["state"], unique=False)
 
     op.create_table(
+        "forgettings",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("file_id", sa.String(length=20), nullable=False),
+        sa.Column("filename", sa.String(length=255), nullable=False),
+        sa.Column("because", sa.Text(), nullable=False),
+        sa.Column("last_set", sa.Integer(), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_forgettings_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_forgettings_project_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_forgettings")),
+        sa.UniqueConstraint("file_id", name=op.f("uq_forgettings_file_id")),
+    )
+    with op.batch_alter_table("forgettings", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_forgettings_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_forgettings_state"), ["state"], unique=False)
+
+    op.create_table(
         "objectives",
         sa.Column("project_id", sa.String(length=20), nullable=False),
         sa.Column("task", sa.Text(), nullable=False),
@@ -462,6 +498,8 @@ def upgrade() -> None:
         sa.Column("licence", sa.String(length=200), nullable=False),
         sa.Column("consent", sa.String(length=500), nullable=False),
         sa.Column("obtained_on", sa.Date(), nullable=True),
+        sa.Column("derived_from", sa.String(length=20), nullable=True),
+        sa.Column("forgotten_because", sa.Text(), nullable=False),
         sa.Column("detected", sa.JSON(), nullable=False),
         sa.Column("options", sa.JSON(), nullable=False),
         sa.Column("rows_key", sa.String(length=40), nullable=False),
@@ -789,6 +827,7 @@ def upgrade() -> None:
         sa.Column("storage_url", sa.Text(), nullable=False),
         sa.Column("stop_test", sa.JSON(), nullable=False),
         sa.Column("warning", sa.Text(), nullable=False),
+        sa.Column("retired_because", sa.Text(), nullable=False),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
@@ -975,6 +1014,11 @@ def downgrade() -> None:
 
     op.drop_table("remote_sources")
     op.drop_table("objectives")
+    with op.batch_alter_table("forgettings", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_forgettings_state"))
+        batch_op.drop_index(batch_op.f("ix_forgettings_project_id"))
+
+    op.drop_table("forgettings")
     with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_dataset_versions_state"))
 

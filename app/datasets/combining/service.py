@@ -36,8 +36,7 @@ def combine(
     chosen = [(first, weight), *((versions.get(session, actor, key, need="editor"), w) for key, w in others)]
     if any(version.project_id != first.project_id for version, _weight in chosen):
         raise Conflict("These versions belong to different projects. Choose versions of one project.")
-    if any(version.state != "succeeded" for version, _weight in chosen):
-        raise Conflict("One of these versions is not finished. Choose finished ones.")
+    _check_finished([version for version, _weight in chosen])
     if len({version.id for version, _weight in chosen}) < len(chosen):
         raise Invalid("The same version was chosen twice. Choose each once; its weight says how much of it.")
     if len({version.kind for version, _weight in chosen}) > 1:
@@ -70,6 +69,14 @@ def combine(
     session.flush()
     ring(session, "datasets.freeze", version.id)
     return version
+
+
+def _check_finished(chosen: list[DatasetVersion]) -> None:
+    for version in chosen:
+        if version.state == "retired":
+            raise Conflict(version.error)
+        if version.state != "succeeded":
+            raise Conflict(f"Version {version.number} is not finished. Wait for it, or choose another.")
 
 
 def _parent(version: DatasetVersion, weight: float) -> Parent:
@@ -114,8 +121,7 @@ def compare(session: Session, actor: Actor, old_id: str, new_id_: str) -> Versio
     old, new = (versions.get(session, actor, key) for key in (old_id, new_id_))
     if old.project_id != new.project_id or old.id == new.id:
         raise Conflict("Choose two different versions of one project.")
-    if old.state != "succeeded" or new.state != "succeeded":
-        raise Conflict("One of these versions is not finished. Compare them when they are.")
+    _check_finished([old, new])
     known = session.scalar(
         select(VersionComparison).where(VersionComparison.old_id == old.id, VersionComparison.new_id == new.id)
     )

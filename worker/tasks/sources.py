@@ -1,0 +1,27 @@
+"""Forgetting a source: wait for the runs that were asked to end, then delete every file that came from it."""
+
+import threading
+
+from app.core.db import reading
+from app.core.work import claim, working
+from app.sources import erasing, service
+from app.sources.models import Forgetting
+from worker.celery_app import celery_app
+
+LOOK_EVERY_S = 0.5
+_quiet = threading.Event()
+
+
+@celery_app.task(name=service.TASK)
+def forget(forgetting_id: str) -> None:
+    """Do the work of the row, if nobody else has it."""
+    lease = claim(Forgetting, forgetting_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            row = session.get_one(Forgetting, forgetting_id)
+        while erasing.open_runs(row):
+            lease.progress(0, 0)
+            _quiet.wait(LOOK_EVERY_S)
+        erasing.erase(lease, row)
