@@ -12,8 +12,8 @@ from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import shown, versions
 from app.datasets.browsing import pages as rows_pages
+from app.datasets.browsing.opening import frozen_set
 from app.datasets.browsing.questions import Question
-from app.datasets.browsing.sets import frozen_set
 from app.datasets.combining import downloads, made
 from app.datasets.plan import Plan
 from app.projects import service as projects

@@ -22,7 +22,6 @@ from app.contracts.base import Contract
 from app.datasets.browsing.columns import ColumnWriter
 from app.datasets.browsing.languages import Languages
 from app.datasets.browsing.sets import RowSet, batches
-from app.datasets.cleaning import STEPS
 from app.datasets.edits import row_keys
 
 Tell = Callable[[int, int], None]
@@ -302,6 +301,10 @@ class Trace:
     """What was done to each kept row: marks as bits, a score and a language where a step gave one."""
 
     def __init__(self, rows: RowSet) -> None:
+        # Not above: a process that only scans has no use for all the cleaning steps and what they import.
+        from app.datasets.steps.catalogue import STEPS
+
+        self._steps = {step.name: step.bit for step in STEPS.values()}
         self.marks: dict[str, int] = {}
         self.has_score = False
         self._languages: list[str] = []
@@ -329,9 +332,9 @@ class Trace:
         bits = np.zeros(count, np.uint64)
         if "changed" in names:
             changed = table.column("changed").to_numpy()
-            for step in STEPS.values():
-                if (hit := (changed & step.bit) > 0).any():
-                    bits |= hit.astype(np.uint64) << np.uint64(self._bit(f"changed:{step.name}"))
+            for name, step_bit in self._steps.items():
+                if (hit := (changed & step_bit) > 0).any():
+                    bits |= hit.astype(np.uint64) << np.uint64(self._bit(f"changed:{name}"))
         if "codes" in names:
             coded = pc.fill_null(table.column("codes").combine_chunks(), "").dictionary_encode()
             per_value = np.array([self._bits_of(value) for value in coded.dictionary.to_pylist()] or [0], np.uint64)

@@ -15,8 +15,9 @@ from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import plans, row_changes, service, versions
 from app.datasets.browsing import table as tables
+from app.datasets.browsing.opening import frozen_set, working_set
 from app.datasets.browsing.questions import Question, question_of
-from app.datasets.browsing.sets import RowSet, frozen_set, working_set
+from app.datasets.browsing.sets import RowSet
 from app.datasets.models import CleaningPlan
 from app.projects import service as projects
 

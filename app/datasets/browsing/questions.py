@@ -7,14 +7,14 @@ from urllib.parse import urlencode
 import orjson
 from pydantic import Field
 
-from app.core.forms import FormBase
+from app.contracts.base import Contract
 
 State = Literal["", "edited", "deleted", "excluded", "untouched"]
 Sort = Literal["", "length", "-length", "score", "-score", "-row"]
 OPTIONAL = ("label", "split", "language", "words", "turns", "source", "score", "marks")
 
 
-class Question(FormBase):
+class Question(Contract):
     """All filters together must hold. Lengths are in words of the whole row; `code` is a mark of the trace."""
 
     q: str = Field("", max_length=200)

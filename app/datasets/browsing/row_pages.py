@@ -16,8 +16,9 @@ from app.core.web import SessionDep
 from app.datasets import plans, row_changes, shown, versions
 from app.datasets.browsing import background, columns, index, model_view, row, scanning
 from app.datasets.browsing import pages as table_pages
+from app.datasets.browsing.opening import frozen_set
 from app.datasets.browsing.questions import Question, question_of
-from app.datasets.browsing.sets import RowSet, frozen_set
+from app.datasets.browsing.sets import RowSet
 from app.datasets.browsing.table import LANGUAGES, SPLIT_WORDS
 from app.datasets.cleaning import CODES
 from app.datasets.plan import Plan

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from app.contracts.base import Contract
 from app.datasets.browsing import columns, index
@@ -21,6 +22,8 @@ from app.datasets.browsing.sets import RowSet, batches
 from app.datasets.edits import DELETED, EXCLUDED, EditLayer
 
 KEPT_ANSWERS = 20
+FIRST_HITS, FIRST_HITS_S = 100, 0.02
+_SEARCHED = ("kind", "messages", "text", "label")
 TELL_EVERY_S = 0.2
 
 
@@ -191,7 +194,7 @@ def _hits(
     edited = _edited_texts(rows, layer)
     numbers = np.array(sorted(edited), np.int64)
     term = question.q
-    for _group, start, table in batches(rows, ("kind", "messages", "text", "label")):
+    for _group, start, table in batches(rows, _SEARCHED):
         count = table.num_rows
         part = wanted[start : start + count] if wanted is not None else None
         if part is not None and not part.any():
@@ -247,6 +250,22 @@ def _sorted(rows: RowSet, question: Question, folder: Path) -> None:
         values = np.where(np.isnan(values), np.inf, -values if question.sort.startswith("-") else values)
         found = found[np.argsort(values, kind="stable")]
     found.tofile(folder / "rows.part")
+
+
+def first_hits(rows: RowSet, question: Question, budget_s: float = FIRST_HITS_S) -> list[int]:
+    """The first found rows of a plain search within a few milliseconds, for the page that asks first."""
+    found: list[int] = []
+    if not question.q or question.parts().keys() != {"q"}:
+        return found
+    end, start = time.monotonic() + budget_s, 0
+    with pq.ParquetFile(rows.parts[0]) as source:
+        wanted = [name for name in _SEARCHED if name in source.schema_arrow.names]
+        for batch in source.iter_batches(1000, columns=wanted, use_threads=False):
+            found += (np.flatnonzero(_matches(pa.Table.from_batches([batch]), question.q)) + start).tolist()
+            start += batch.num_rows
+            if len(found) >= FIRST_HITS or time.monotonic() > end:
+                break
+    return found[:FIRST_HITS]
 
 
 def prune(rows: RowSet) -> None:

@@ -1,6 +1,7 @@
-"""What can be browsed: the working set or a frozen version, as parts on disk with a trace and a place for an index.
+"""What can be browsed: a set of rows as parts on disk, with a trace and a place for an index.
 
-Both layouts of a working set are read: one `examples.parquet`, or parts `data-00000.parquet`….
+The processes that scan import this and little more, so that they start at once. Both layouts of a working set are
+read: one `examples.parquet`, or parts `data-00000.parquet`….
 """
 
 from bisect import bisect_right
@@ -11,12 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from app.core import storage
-from app.datasets import plans
-from app.datasets.models import CleaningPlan, DatasetVersion
-
-BATCH_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,20 +50,6 @@ def in_folder(folder: Path, index_folder: Path, *, is_frozen: bool, sources: dic
     parts = sorted(folder.glob("data-*.parquet")) or sorted(folder.glob("examples*.parquet"))
     traces = sorted(folder.glob("trace*.parquet"))
     return RowSet(tuple(parts), tuple(traces), index_folder, is_frozen, sources or {})
-
-
-def working_set(plan: CleaningPlan | None, sources: dict[str, str]) -> RowSet | None:
-    """The rows that were prepared last; None before there are any."""
-    if plan is None or not plan.set_key:
-        return None
-    folder = plans.set_dir(plan)
-    found = in_folder(folder, folder / "browsing", is_frozen=False, sources=sources)
-    return found if found.parts else None
-
-
-def frozen_set(version: DatasetVersion, folder: Path) -> RowSet:
-    """The rows of a version. Its own folder is immutable, so the index lies elsewhere."""
-    return in_folder(folder, storage.browsing_dir(version.id), is_frozen=True)
 
 
 def batches(rows: RowSet, columns: Sequence[str], first_group: int = 0) -> Iterator[tuple[int, int, pa.Table]]:

@@ -301,6 +301,9 @@ def table_of(
         answer, state = background.ensure_answer(rows, question, stamp, edits)
         found = state.found
     numbers = list(numbers_on(rows, question, page, answer, total))
+    if not numbers and state is not None and not state.is_done and page == 1:
+        numbers = scanning.first_hits(rows, question)
+        found = max(found, len(numbers))
     chosen = chosen_columns(asked_columns, meta, rows.is_frozen)
     table = Table(
         total=found, rows_in_set=total, page=page, question=question, chosen=chosen, meta=meta, state=state,

@@ -7,7 +7,8 @@ from sqlalchemy import select
 from app.core.db import reading, transaction
 from app.core.errors import Conflict, Forbidden, Invalid
 from app.datasets import plans, row_changes, service
-from app.datasets.browsing.sets import read, working_set
+from app.datasets.browsing.opening import working_set
+from app.datasets.browsing.sets import read
 from app.datasets.edits import DELETED, EditLayer, apply_edits, row_keys
 from app.datasets.models import CleaningPlan
 from worker.tasks import datasets as tasks

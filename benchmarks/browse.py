@@ -1,0 +1,255 @@
+"""Looking through five million rows: seconds to the first page, the filtered one, the deep one and the first hits.
+
+Run with `python benchmarks/browse.py --rows 5000000 --folder DIR`. It makes a working set from a seed, serves it with
+the real web process, and asks for pages as a browser does, first alone and then while a preparation runs beside it.
+Exits with 1 when a page takes more than 50 ms at the 95th percentile, or the web process more than 2 GB.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+POOL_ROWS, PART_ROWS, GROUP_ROWS = 100_000, 250_000, 10_000
+BAR_MS, BAR_BYTES = 50.0, 2 * 2**30
+RARE = "(4999991)"
+
+
+def make_set(folder: Path, count: int, seed: int = 1) -> None:
+    """A working set of `count` rows in parts, with its trace: the same seed gives the same rows."""
+    from app.datasets.tables import EXAMPLES, MESSAGES
+    from app.datasets.writing import TRACE
+    from benchmarks.make_rows import rows as made_rows
+
+    if (folder / "made.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = list(made_rows(POOL_ROWS, seed))
+    questions = pa.array([re.sub(r" \(\d+\)", "", q.encode("utf-8", "replace").decode()) for q, _a, _k in pool])
+    answers = pa.array([a.encode("utf-8", "replace").decode() for _q, a, _k in pool])
+    draw = np.random.default_rng(seed)
+    for part, start in enumerate(range(0, count, PART_ROWS)):
+        size = min(PART_ROWS, count - start)
+        numbers = np.arange(start, start + size)
+        ends = pc.binary_join_element_wise(" (", pc.cast(pa.array(numbers), pa.string()), ")", "")
+        asked = pc.binary_join_element_wise(questions.take(pa.array(draw.integers(0, POOL_ROWS, size))), ends, "")
+        answered = answers.take(pa.array(draw.integers(0, POOL_ROWS, size)))
+        order = np.stack([np.arange(size), np.arange(size) + size], 1).ravel()
+        turns = 2 * size
+        values = {
+            "role": pa.array(["user", "assistant"] * size),
+            "content": pa.concat_arrays([asked, answered]).take(pa.array(order)),
+            "train": pa.array([False, True] * size),
+        }  # fmt: skip
+        struct = pa.StructArray.from_arrays(
+            [values.get(f.name, pa.nulls(turns, f.type)) for f in MESSAGES.value_type], fields=list(MESSAGES.value_type)
+        )
+        messages = pa.ListArray.from_arrays(pa.array(np.arange(0, turns + 1, 2), pa.int32()), struct)
+        columns = {
+            "_rid": pa.array(numbers), "_file": pa.array(["benchmarkfile0000001"] * size), "_row": pa.array(numbers),
+            "kind": pa.array(["chat"] * size), "messages": messages, "text": pa.array([""] * size),
+            "label": pa.array([f"label {i % 12}" for i in numbers]), "meta": pa.array(["{}"] * size),
+        }  # fmt: skip
+        _write(folder / f"data-{part:05d}.parquet", EXAMPLES, columns, size)
+        kept = {
+            "_rid": pa.array(numbers), "status": pa.array(["kept"] * size), "codes": pa.array(["fix.space"] * size),
+            "changed": pa.array((numbers % 9 == 0) * 2, pa.uint32()), "language": pa.array(["en"] * size),
+            "quality": pa.array(draw.integers(0, 100, size).astype(np.float32)),
+        }  # fmt: skip
+        _write(folder / f"trace-{part:05d}.parquet", TRACE, kept, size)
+    (folder / "made.json").write_text(json.dumps({"rows": count, "seed": seed}))
+
+
+def _write(path: Path, schema: pa.Schema, columns: dict[str, Any], size: int) -> None:
+    arrays = [columns[f.name] if f.name in columns else pa.nulls(size, f.type) for f in schema]
+    arrays = [a.cast(f.type) if a.type != f.type else a for a, f in zip(arrays, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=GROUP_ROWS)
+
+
+def make_home(home: Path, made: Path) -> tuple[str, str]:
+    """A home with a person and a project whose working set lies in `made`; (cookie, project id)."""
+    os.environ["GPT_BUILDER_HOME"] = str(home)
+    from app.core import db
+    from app.core.db import new_id, transaction
+    from app.core.storage import working_dir
+    from app.datasets.models import CleaningPlan, SourceFile
+    from app.models import Base
+    from tests.visitors import make_person, make_project
+
+    Base.metadata.create_all(db.get_engine())
+    person = make_person()
+    project_id = make_project(person.workspace_id, "Five million rows")
+    with transaction() as session:
+        plan = CleaningPlan(id=new_id(), project_id=project_id, state="succeeded", set_key="set-1")
+        file = SourceFile(id="benchmarkfile0000001", project_id=project_id, filename="rows.jsonl", size_bytes=1,
+                          state="succeeded")  # fmt: skip
+        session.add_all([plan, file])
+    (working_dir(plan.id) / "set-1").symlink_to(made.resolve(), target_is_directory=True)
+    return person.cookie, project_id
+
+
+@contextmanager
+def served(home: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The web process on a free port; (its address, the process)."""
+    environment = os.environ | {"GPT_BUILDER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    log = home / "web.log"
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", "0", "--log-level", "info",
+             "--no-access-log"], cwd=ROOT, env=environment, stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        while not (found := re.search(r"http://[\d.]+:\d+", log.read_text())):
+            assert child.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield found.group(), psutil.Process(child.pid)
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def measure(browser: httpx.Client, web: psutil.Process, addresses: Callable[[], str], count: int) -> dict[str, float]:
+    """Milliseconds a page: median and 95th percentile at the browser, and processor time of the web process."""
+    browser.get(addresses())
+    before, taken = _cpu(web), []
+    for _ in range(count):
+        address, begun = addresses(), time.perf_counter()
+        assert browser.get(address).status_code == 200, address
+        taken.append(1000 * (time.perf_counter() - begun))
+    cpu = 1000 * (_cpu(web) - before) / count
+    return {"p50": float(np.percentile(taken, 50)), "p95": float(np.percentile(taken, 95)), "cpu": cpu}
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def until_done(browser: httpx.Client, address: str) -> tuple[float, float]:
+    """(seconds until the first hits were on the page, until the answer was whole)."""
+    begun, first = time.perf_counter(), 0.0
+    while True:
+        page = browser.get(address).text
+        if not first and 'class="rows-link"' in page:
+            first = time.perf_counter() - begun
+        if "rows-working" not in page:
+            return first or time.perf_counter() - begun, time.perf_counter() - begun
+        time.sleep(0.1)
+
+
+@contextmanager
+def preparing(folder: Path) -> Iterator[None]:
+    """A real preparation of a hundred thousand rows, again and again, on two processes."""
+    from app.datasets.child import PrepareOrder
+    from app.datasets.mapping import Mapping
+    from app.datasets.plan import Plan, PlannedFile
+    from app.datasets.steps.catalogue import STEPS
+    from app.datasets.steps.contract import ChosenStep
+    from app.datasets.tables import RowWriter
+    from benchmarks.make_rows import rows as made_rows
+
+    source = folder / "source"
+    if not source.exists():
+        source.mkdir(parents=True)
+        writer = RowWriter(source)
+        for number, (question, answer, _kind) in enumerate(made_rows(100_000, 2)):
+            writer.add(number, {"question": question, "answer": answer})
+        writer.flush()
+    mapping = Mapping(shape="pair", prompt="{question}", answer="{answer}")
+    file = PlannedFile(
+        file_id="f", filename="f.jsonl", sha256="0" * 64, rows=100_000, rows_dir=str(source), mapping=mapping
+    )
+    steps = [ChosenStep(name=name, version=step.version) for name, step in STEPS.items()]
+    loop = (
+        "import subprocess, sys, itertools\n"
+        "for n in itertools.count():\n"
+        "    order = sys.argv[1].replace('OUT', f'out-{n}')\n"
+        "    child = [sys.executable, '-m', 'app.datasets.child']\n"
+        "    subprocess.run(child, input=order.encode(), stdout=subprocess.DEVNULL)\n"
+    )
+    order = PrepareOrder(
+        plan=Plan(files=[file], steps=steps), out_dir=str(folder / "OUT"), processes=2
+    ).model_dump_json()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", loop, order + "\n"], cwd=ROOT, env=environment, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        os.killpg(child.pid, 9)
+        child.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=60)
+    given = parser.parse_args()
+    made = given.folder / f"set-{given.rows}"
+    begun = time.perf_counter()
+    make_set(made, given.rows)
+    print(f"{given.rows:,} rows made in {time.perf_counter() - begun:.0f} s", flush=True)
+    home = given.folder / f"home-{os.getpid()}"
+    home.mkdir(parents=True, mode=0o700)
+    cookie, project_id = make_home(home, made)
+    draw = random.Random(3)
+    last = given.rows // 100
+    is_missed = False
+    with served(home) as (url, web), httpx.Client(base_url=url, cookies={"sid": cookie}, timeout=120) as browser:
+        table = f"/projects/{project_id}/rows"
+        report("before the index", measure(browser, web, lambda: f"{table}?page={draw.randint(1, last)}", 20))
+        _first, whole = until_done(browser, table)
+        print(f"index: {whole:.0f} s, {given.rows / max(whole, 1e-9):,.0f} rows/s", flush=True)
+        for term in ("bread", RARE, "nothing has this"):
+            first, whole = until_done(browser, f"{table}?q={term}")
+            print(f"search “{term}”: first hits after {first:.2f} s, all after {whole:.1f} s", flush=True)
+        first, whole = until_done(browser, f"{table}?label=label+3&least=60&sort=-length")
+        print(f"filter and order: {whole:.1f} s", flush=True)
+        asked = {
+            "first page": lambda: table,
+            "deep page": lambda: f"{table}?page={draw.randint(1, last)}",
+            "filtered page": lambda: f"{table}?label=label+3&least=60&sort=-length&page={draw.randint(1, 1000)}",
+            "page of a search": lambda: f"{table}?q=bread&page={draw.randint(1, 200)}",
+        }
+        for name, addresses in asked.items():
+            is_missed |= report(name, measure(browser, web, addresses, given.count))
+        with preparing(given.folder / "preparing"):
+            for name, addresses in asked.items():
+                is_missed |= report(f"{name}, while preparing", measure(browser, web, addresses, given.count))
+            first, whole = until_done(browser, f"{table}?q=garden")
+            print(f"search while preparing: first hits after {first:.2f} s, all after {whole:.1f} s", flush=True)
+        memory = web.memory_info().rss
+        peak = int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{web.pid}/status").read_text()).group(1)) * 1024  # type: ignore[union-attr]
+        print(f"web process: {memory / 2**20:.0f} MB, at most {peak / 2**20:.0f} MB")
+        is_missed |= peak > BAR_BYTES
+    return int(is_missed)
+
+
+def report(name: str, found: dict[str, float]) -> bool:
+    """Print a line; whether the bar was missed."""
+    print(f"{name}: p50 {found['p50']:.1f} ms, p95 {found['p95']:.1f} ms, processor {found['cpu']:.1f} ms", flush=True)
+    return found["p95"] > BAR_MS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
