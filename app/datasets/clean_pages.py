@@ -9,18 +9,21 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.core.errors import Invalid, NotFound
+from app.core.errors import Conflict, Invalid, NotFound
 from app.core.flash import flash
 from app.core.forms import FormValues, checked
 from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
-from app.datasets import plans, service, shown, versions
-from app.datasets.cleaning import CODES, STEPS
+from app.datasets import clean_shown, plans, service, shown, sparing, trying, versions
+from app.datasets.cleaning import CODES, STEPS, ChosenStep
 from app.datasets.forms import SplitForm, listed
+from app.datasets.reports import StepReport
 from app.datasets.splitting import wanted_rows
-from app.datasets.steps.catalogue import secret_params
+from app.datasets.steps.catalogue import PRESETS, secret_params
 from app.datasets.steps.contract import Step
+from app.datasets.steps.personal import ACTIONS as CHOICES
+from app.datasets.steps.personal import NOT_COVERED
 from app.projects import service as projects
 
 router = APIRouter()
@@ -46,7 +49,10 @@ def _params(plan: Any) -> dict[str, list[dict[str, Any]]]:
                 "help": info.description or "",
                 "value": values[key],
                 "kind": _kind(info.annotation),
-                "options": [(choice, str(choice).capitalize()) for choice in get_args(info.annotation)],
+                "options": [
+                    (choice, CHOICES.get(str(choice)) or str(choice).capitalize())
+                    for choice in get_args(info.annotation)
+                ],
                 "attrs": {"step": "any"} if info.annotation is float else {},
             }
             for key, info in step.params.model_fields.items()
@@ -72,6 +78,9 @@ def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
         "params": _params(plan),
         "steps": STEPS,
         "codes": CODES,
+        "falls": clean_shown.waterfall(report, plans.chosen(plan)),
+        "presets": PRESETS,
+        "modes": {step.name: step.mode for step in plans.chosen(plan)},
         "split": split,
         "wanted": wanted_rows(report.rows, split) if report else None,
         "versions": found,
@@ -80,22 +89,24 @@ def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
         "may_edit": actor.may(project.workspace_id, "editor"),
         "shorten": shown.brief,
         "errors": {},
-        "step_values": {},
         "values": split.model_dump(),
     }
 
 
 def _refused(
-    request: Request, session: Session, actor: Actor, project_id: str, errors: dict[str, str], **typed: dict[str, Any]
+    request: Request, session: Session, actor: Actor, project_id: str, errors: dict[str, str], values: dict[str, Any]
 ) -> Response:
-    """The page again with what was typed (`values` of the split, or `step_values` of a step) and what is wrong."""
-    context = _context(session, actor, project_id) | {"errors": errors} | typed
-    sent = typed.get("step_values", {})
-    for field in context["params"].get(sent.get("step", ""), []):
-        if field["kind"] == "number":
-            field["value"] = sent.get(field["name"], field["value"])
-    headers = {"HX-Push-Url": f"/projects/{project_id}/clean"}
-    return render(request, "datasets/clean.html", status=422, headers=headers, **context)
+    """The page again with what was typed and what is wrong: a step's page for its settings, else the Clean page."""
+    context = _context(session, actor, project_id) | {"errors": errors}
+    name = values.get("step", "")
+    if name not in STEPS:
+        context["values"] = values
+        headers = {"HX-Push-Url": f"/projects/{project_id}/clean"}
+        return render(request, "datasets/clean.html", status=422, headers=headers, **context)
+    for field in context["params"][name]:
+        if field["kind"] in ("number", "text", "select"):
+            field["value"] = values.get(field["name"], field["value"])
+    return _step_page(request, context, name, "", shown.step_of(context["report"], name), errors=errors)
 
 
 def _back(project_id: str) -> RedirectResponse:
@@ -113,33 +124,120 @@ def clean_live(request: Request, session: SessionDep, actor: ActorDep, project_i
 
 
 @router.get("/projects/{project_id}/clean/step")
-def step_page(request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str = "") -> Response:
-    """Up to fifty rows that a step touched or would touch, before and after."""
+def step_page(
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str = "", code: str = ""
+) -> Response:
+    """Up to fifty rows that a step touched or would touch, before and after; its settings, and a preview of others."""
     context = _context(session, actor, project_id)
-    if name not in STEPS:
+    return _step_page(request, context, name, code, shown.step_of(context["report"], name))
+
+
+def _step_page(
+    request: Request, context: dict[str, Any], name: str, code: str, found: StepReport | None, **more: Any
+) -> Response:
+    step = STEPS.get(name)
+    if step is None:
         raise NotFound
-    found = shown.step_of(context["report"], name)
-    card = next((c for c in context["cards"] if c.name == name), None)
-    return render(
-        request, "datasets/step.html", **context, step=STEPS[name], found=found, card=card, diff=shown.diff_parts,
-        visible=shown.visible,
-    )  # fmt: skip
+    chosen = next((s for s in plans.chosen(context["plan"]) if s.name == name), None)
+    is_measured = name == "personal"
+    base = f"/projects/{context['project'].id}/clean/step?name={name}"
+    context |= {
+        "step": step,
+        "found": found,
+        "chosen": chosen,
+        "code": code,
+        "card": next((c for c in context["cards"] if c.name == name), None),
+        "reasons": clean_shown.reasons(found),
+        "tabs": [
+            {"label": _(r.words), "url": f"{base}&code={r.code}", "current": r.code == code, "count": r.rows}
+            for r in clean_shown.reasons(found)
+        ],
+        "estimate": clean_shown.estimate(found),
+        "pairs": clean_shown.pairs(found, code, chosen),
+        "measured": clean_shown.measured() if is_measured else [],
+        "not_covered": NOT_COVERED if is_measured else "",
+        "spared": [(_(sparing.SCOPES[s]), n) for s, n in sparing.counts(context["plan"], name).items()],
+        "is_preview": False,
+    }
+    status = 422 if more.get("errors") else 200
+    return render(request, "datasets/step.html", status=status, **(context | more))
 
 
 @router.post("/projects/{project_id}/clean/steps")
 def apply_step(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
-    """Apply the step named `step`, or change its parameters."""
+    """Apply the step named `step` (`mode` mark: only mark its rows), or change its parameters."""
     projects.get(session, actor, project_id, need="editor")
     name = str(values.get("step", ""))
     step = STEPS.get(name)
     if step is None:
         raise NotFound
+    mode: Literal["on", "mark"] = "mark" if values.get("mode") == "mark" else "on"
+    given = _given(_open_fields(step), values)
     try:
-        plans.apply_steps(session, actor, project_id, [name], _given(_open_fields(step), values))
+        plans.apply_steps(session, actor, project_id, [name], given, mode)
     except Invalid as error:
-        return _refused(request, session, actor, project_id, error.fields, step_values=values)
+        return _refused(request, session, actor, project_id, error.fields, values)
     response = _back(project_id)
     flash(response, _("%(title)s: being cleaned.", title=step.title), undo_url=f"/projects/{project_id}/clean/undo")
+    return response
+
+
+@router.post("/projects/{project_id}/clean/preview")
+def preview_step(
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues
+) -> Response:
+    """What a step would do with the settings sent, on the sampled rows; nothing is changed."""
+    projects.get(session, actor, project_id, need="editor")
+    context = _context(session, actor, project_id)
+    name, plan, report = str(values.get("step", "")), context["plan"], context["report"]
+    step = STEPS.get(name)
+    if step is None:
+        raise NotFound
+    if report is None or plan is None or not plan.set_key:
+        raise Conflict(sparing.NOTHING)
+    try:
+        params = plans.checked_params(step, _given(_open_fields(step), values))
+    except Invalid as error:
+        return _refused(request, session, actor, project_id, error.fields, values)
+    chosen = ChosenStep(name=name, version=step.version, params=params)
+    planned = plans.planned(session, project_id)
+    found = trying.preview(planned, plans.set_dir(plan), report.rows, chosen)
+    for field in context["params"][name]:
+        field["value"] = params[field["name"]]
+    return _step_page(request, context, name, "", found, is_preview=True, pairs=clean_shown.pairs(found, "", chosen))
+
+
+@router.post("/projects/{project_id}/clean/preset")
+def apply_preset(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    """Replace the steps by those of the preset `name`."""
+    plans.apply_preset(session, actor, project_id, str(values.get("name", "")))
+    response = _back(project_id)
+    flash(response, _("The steps are being applied."), undo_url=f"/projects/{project_id}/clean/undo")
+    return response
+
+
+@router.post("/projects/{project_id}/clean/spare")
+def spare(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    """Tell `step` to leave a row (`rid`), rows like it, or all rows of a reason (`code`) alone: `scope`."""
+    name, rid = str(values.get("step", "")), str(values.get("rid", ""))
+    sparing.spare(
+        session, actor, project_id, step=name, scope=str(values.get("scope", "")), code=str(values.get("code", "")),
+        rid=int(rid) if rid.isascii() and rid.isdigit() and len(rid) < 16 else -1,
+    )  # fmt: skip
+    response = RedirectResponse(f"/projects/{project_id}/clean/step?name={name}", 303)
+    flash(response, _("Noted. It holds for every new preparation, too."))
+    return response
+
+
+@router.post("/projects/{project_id}/clean/forget")
+def forget(session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
+    """Take every exception of `step` back."""
+    name = str(values.get("step", ""))
+    if name not in STEPS:
+        raise NotFound
+    sparing.forget(session, actor, project_id, name)
+    response = RedirectResponse(f"/projects/{project_id}/clean/step?name={name}", 303)
+    flash(response, _("The exceptions are taken back."))
     return response
 
 
@@ -206,7 +304,7 @@ def set_split(request: Request, session: SessionDep, actor: ActorDep, project_id
             response = _back(project_id)
             flash(response, _("Split saved."))
             return response
-    return _refused(request, session, actor, project_id, errors, values=values)
+    return _refused(request, session, actor, project_id, errors, values)
 
 
 @router.post("/projects/{project_id}/versions")

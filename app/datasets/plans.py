@@ -1,7 +1,7 @@
 """The cleaning plan of a project: steps and split. Every change is undoable and makes the working set again."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -20,7 +20,8 @@ from app.datasets.options import ReadOptions
 from app.datasets.plan import Override, Plan, PlannedFile
 from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SplitSettings
-from app.datasets.steps.catalogue import salted
+from app.datasets.steps.catalogue import PRESETS, of_preset, salted
+from app.datasets.steps.contract import Step
 from app.datasets.tables import parts
 from app.projects import service as projects
 
@@ -80,22 +81,37 @@ def _replace_steps(session: Session, plan: CleaningPlan, steps: list[ChosenStep]
 
 
 def apply_steps(
-    session: Session, actor: Actor, project_id: str, names: list[str], params: dict[str, Any] | None = None
+    session: Session,
+    actor: Actor,
+    project_id: str,
+    names: list[str],
+    params: dict[str, Any] | None = None,
+    mode: Literal["on", "mark"] = "on",
 ) -> CleaningPlan:
-    """Add steps (or change the parameters of one). Raises Invalid for parameters out of bounds, NotFound for a name."""
+    """Add steps (or change the parameters of one); without `params`, with what was suggested for the rows.
+
+    Raises Invalid for parameters out of bounds, NotFound for a name.
+    """
     projects.get(session, actor, project_id, need="editor")
     plan = _of(session, project_id)
     steps = chosen(plan)
+    report = report_of(plan)
+    suggested = {found.name: found.params for found in report.steps if not found.is_applied} if report else {}
     for name in names:
         step = STEPS.get(name)
         if step is None:
             raise NotFound("There is no cleaning step of this name.")
-        try:
-            checked = step.params.model_validate(params or {})
-        except ValidationError as error:
-            raise Invalid(fields=_sentences(error)) from error
-        steps.append(ChosenStep(name=name, version=step.version, params=checked.model_dump(mode="json")))
+        checked = checked_params(step, params or suggested.get(name, {}))
+        steps.append(ChosenStep(name=name, version=step.version, mode=mode, params=checked))
     return _replace_steps(session, plan, steps)
+
+
+def checked_params(step: Step, params: dict[str, Any]) -> dict[str, Any]:
+    """All parameters of a step as they are stored. Raises Invalid with a sentence for each that is out of bounds."""
+    try:
+        return step.params.model_validate(params).model_dump(mode="json")
+    except ValidationError as error:
+        raise Invalid(fields=_sentences(error)) from error
 
 
 def _sentences(error: ValidationError) -> dict[str, str]:
@@ -113,6 +129,14 @@ def _sentences(error: ValidationError) -> dict[str, str]:
             sentence = "Write a whole number." if item["type"].startswith("int") else "This value does not fit here."
         found[str(item["loc"][0]) if item["loc"] else ""] = sentence
     return found
+
+
+def apply_preset(session: Session, actor: Actor, project_id: str, name: str) -> CleaningPlan:
+    """Replace the steps by those of a preset. Raises NotFound for a name."""
+    projects.get(session, actor, project_id, need="editor")
+    if name not in PRESETS:
+        raise NotFound("There is no preset of this name.")
+    return _replace_steps(session, _of(session, project_id), of_preset(name))
 
 
 def remove_step(session: Session, actor: Actor, project_id: str, name: str) -> CleaningPlan:

@@ -1,5 +1,7 @@
 """What preparing found: counts of every step, samples of what it touched, statistics. Kept with the plan."""
 
+from typing import Any
+
 from pydantic import Field
 
 from app.contracts.base import Contract
@@ -36,6 +38,9 @@ class StepReport(Contract):
     low: int = 0
     high: int = 0
     is_known: bool = True
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="suggested for these rows, where a step needs some"
+    )
 
 
 class PrepareReport(Contract):

@@ -148,7 +148,7 @@ def fix_cards(report: PrepareReport | None) -> list[FixCard]:
     """Every step with something to do or done, open ones first, by gain."""
     cards = []
     for step in report.steps if report else []:
-        touched = step.changed + step.removed
+        touched = step.changed + step.removed + step.marked
         if not touched and not step.is_applied:
             continue
         known = STEPS[step.name]

@@ -15,6 +15,7 @@ from app.datasets.overrides import Exempt
 from app.datasets.plan import Plan
 from app.datasets.reports import Shown, StepReport
 from app.datasets.steps.batches import keep, of_examples, of_table, rows_changed, with_changes
+from app.datasets.steps.boilerplate import repeated
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import Batch, ChosenStep
 from app.datasets.tables import parts
@@ -22,13 +23,27 @@ from app.datasets.tables import parts
 # Up to this many rows every row is tried.
 WHOLE_ROWS = 20_000
 Z = 1.96
+SUGGESTED_LINES = 40
 
 
 def trials(plan: Plan, folder: Path, rows: int, names: list[str]) -> list[StepReport]:
     """The steps `names`, each alone on the rows that the plan's steps left in the working set `folder`."""
     is_whole = rows <= WHOLE_ROWS
     batch = _whole(folder) if is_whole else _sample(plan, folder)
-    return [_tried(ChosenStep(name=n, version=STEPS[n].version), batch, rows, is_whole) for n in names]
+    found = []
+    for name in names:
+        params = suggested(name, batch)
+        report = _tried(ChosenStep(name=name, version=STEPS[name].version, params=params), batch, rows, is_whole)
+        found.append(report.model_copy(update={"params": params}))
+    return found
+
+
+def suggested(name: str, batch: Batch) -> dict[str, Any]:
+    """Parameters that a step needs and that the rows themselves tell: the lines that repeat at their edges."""
+    if name != "boilerplate":
+        return {}
+    several = batch.texts.filter(batch.texts.str.count_matches("\n") >= 2).to_list()
+    return {"lines": [found.line for found in repeated(several)[:SUGGESTED_LINES]]}
 
 
 def preview(plan: Plan, folder: Path, rows: int, chosen: ChosenStep) -> StepReport:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from app.datasets.steps.balance import CAP
 from app.datasets.steps.boilerplate import BOILERPLATE
@@ -28,6 +28,29 @@ STEPS: dict[str, Step] = {
     )
 }  # fmt: skip
 CODES: dict[str, str] = {code: words for step in STEPS.values() for code, words in step.codes.items()}
+
+
+# What one click chooses: step to mode. Steps that only mark leave every row as it is.
+PRESETS: dict[str, dict[str, Literal["on", "mark"]]] = {
+    "light": {"unicode": "on", "whitespace": "on", "missing": "on", "exact": "on"},
+    "standard": {
+        "unicode": "on", "markup": "on", "whitespace": "on", "missing": "on", "exact": "on", "length": "on",
+        "language": "mark", "quality": "mark", "personal": "on", "near": "on",
+    },
+    "strict": {
+        "unicode": "on", "markup": "on", "whitespace": "on", "missing": "on", "exact": "on", "length": "on",
+        "language": "mark", "quality": "on", "profanity": "on", "personal": "on", "near": "on",
+    },
+}  # fmt: skip
+
+
+def of_preset(name: str) -> list[ChosenStep]:
+    """The steps of a preset, with their default parameters. Raises KeyError."""
+    modes = PRESETS[name]
+    return [
+        ChosenStep(name=n, version=STEPS[n].version, mode=mode, params=STEPS[n].params().model_dump(mode="json"))
+        for n, mode in modes.items()
+    ]
 
 
 def secret_params(step: Step) -> list[str]:

@@ -19,9 +19,9 @@ from app.datasets.steps.personal_numbers import Span
 
 Action = Literal["replace", "mask", "hash", "out", "keep"]
 ACTIONS: dict[str, str] = {
-    "replace": "Replace: the same value gets the same name in a row, such as <EMAIL_1>",
-    "mask": "Mask: [EMAIL], all alike",
-    "hash": "Hash with the project's salt: the same name in every row",
+    "replace": "Replace, <EMAIL_1>: the same name in a row",
+    "mask": "Mask, [EMAIL]: all alike",
+    "hash": "Hash: the same name in every row",
     "out": "Leave the row out",
     "keep": "Keep, with a reason",
 }
