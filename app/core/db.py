@@ -1,16 +1,16 @@
 """The database: one engine a process, short transactions, SQLite and PostgreSQL alike."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import DateTime, Engine, MetaData, TypeDecorator, create_engine, event
+from sqlalchemy import JSON, DateTime, Engine, MetaData, Text, TypeDecorator, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-from app.core.config import get_settings
+from app.core.config import ROOT, get_settings
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _NAMES = {
@@ -45,6 +45,64 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# What a path below the home, or of a file that ships with the product, is stored as: both move with a backup.
+_HOME, _PRODUCT = "{home}", "{product}"
+# The only values of stored JSON that are paths of ours; nothing that people write stands under these names.
+_PLACES = frozenset({"base_dir", "dir", "tokenizer_file"})
+
+
+def _portable(path: str) -> str:
+    for mark, root in ((_HOME, get_settings().home_dir), (_PRODUCT, ROOT)):
+        if path.startswith(f"{root}/"):
+            return mark + path[len(str(root)) :]
+    return path
+
+
+def _located(path: str) -> str:
+    for mark, root in ((_HOME, get_settings().home_dir), (_PRODUCT, ROOT)):
+        if path.startswith(f"{mark}/"):
+            return f"{root}{path[len(mark) :]}"
+    return path
+
+
+def _in_places(value: Any, change: Callable[[str], str]) -> Any:
+    """The JSON value with `change` made to every path in it."""
+    if isinstance(value, list):
+        return [_in_places(item, change) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: change(item) if key in _PLACES and isinstance(item, str) else _in_places(item, change)
+        for key, item in value.items()
+    }
+
+
+class HomePath(TypeDecorator[str]):
+    """A path as text, stored so that it is still right when the home lies elsewhere."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else _portable(value)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else _located(value)
+
+
+class PlacedJSON(TypeDecorator[Any]):
+    """JSON whose paths (ModelFiles, tokenizer files) are stored so that they are still right in another home."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return _in_places(value, _portable)
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return _in_places(value, _located)
 
 
 def new_id() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.db import Base, UTCDateTime, new_id, utcnow
+from app.core.db import Base, PlacedJSON, UTCDateTime, new_id, utcnow
 from app.core.work import LeasedWork
 
 
@@ -22,7 +22,7 @@ class Evaluation(Base, LeasedWork):
     row_limit: Mapped[int] = mapped_column(Integer, default=200)
     kind: Mapped[str] = mapped_column(String(20), default="")
     # Whom to ask, frozen at the start: {"tuned": Target, "base": Target or null}.
-    plan: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    plan: Mapped[dict[str, Any]] = mapped_column(PlacedJSON, default=dict)
     # Metric → {base, tuned, baselines, interval, n}, and the verdict in words.
     summary: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))

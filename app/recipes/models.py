@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.db import Base, UTCDateTime, new_id, utcnow
+from app.core.db import Base, HomePath, PlacedJSON, UTCDateTime, new_id, utcnow
 from app.core.work import LeasedWork
 
 
@@ -26,7 +26,7 @@ class BaseModelEntry(Base, LeasedWork):
     parameters: Mapped[int] = mapped_column(BigInteger, default=0)
     context_length: Mapped[int] = mapped_column(default=0)
     architecture: Mapped[str] = mapped_column(String(60), default="")
-    folder: Mapped[str] = mapped_column(Text, default="")
+    folder: Mapped[str] = mapped_column(HomePath, default="")
     size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
@@ -40,7 +40,7 @@ class RecipeDraft(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
     version_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
     preset: Mapped[str] = mapped_column(String(20), default="balanced")
-    choices: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    choices: Mapped[dict[str, Any]] = mapped_column(PlacedJSON, default=dict)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
 
 

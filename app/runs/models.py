@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.db import Base, UTCDateTime, new_id, utcnow
+from app.core.db import Base, PlacedJSON, UTCDateTime, new_id, utcnow
 
 LIVE_STATES = ("starting", "running", "finalizing", "pausing", "cancelling")
 OPEN_STATES = ("queued", "waiting", "paused", *LIVE_STATES)
@@ -45,7 +45,7 @@ class Run(Base):
     parent_model_id: Mapped[str | None] = mapped_column(String(20))
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
     # What was used: dataset hash, base files and their hash, system prompt, library versions, spec hash.
-    frozen: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    frozen: Mapped[dict[str, Any]] = mapped_column(PlacedJSON, default=dict)
     estimate: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
 
     state: Mapped[str] = mapped_column(String(20), default="queued")
@@ -186,7 +186,7 @@ class Model(Base):
     name: Mapped[str] = mapped_column(String(100))
     kind: Mapped[str] = mapped_column(String(10))
     # ModelFiles of contracts.recipe: base folder and overlays, all below our own roots.
-    files: Mapped[dict[str, Any]] = mapped_column(JSON)
+    files: Mapped[dict[str, Any]] = mapped_column(PlacedJSON)
     base_model_id: Mapped[str | None] = mapped_column(ForeignKey("base_models.id", ondelete="SET NULL"))
     step: Mapped[int] = mapped_column(Integer)
     size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -13,13 +13,19 @@ from pathlib import Path
 import pytest
 from alembic import command
 
+from app.contracts.recipe import ModelFiles, Overlay
 from app.core import backups, migrations, storage
 from app.core.config import get_settings
 from app.core.db import forget_engine, reading, transaction
 from app.core.migrations import CannotUpgrade
+from app.inference import targets
 from app.projects.models import Project
+from app.recipes import bases
+from app.recipes.models import BaseModelEntry
+from app.runs.models import Model, Run
 from tests.conftest import ROOT
 from tests.factories import a_world
+from tests.visitors import make_person, make_workspace
 
 
 @pytest.fixture
@@ -75,6 +81,59 @@ def test_a_home_in_use_is_never_overwritten(lived_in: Path, tmp_path: Path) -> N
         backups.restore(tmp_path / "copy.tar")
     with pytest.raises(backups.BackupError, match="exists already"):
         backups.write(tmp_path / "copy.tar")
+
+
+def test_models_are_found_in_the_home_they_were_restored_to(
+    lived_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model over a base of the home, over the starter that ships with the product, and a copied base by itself."""
+    person = make_person(workspace_id=make_workspace())
+    weights, base = storage.run_dir("r9") / "model", storage.bases_dir() / "b9"
+    for folder in (weights, base):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"n_positions": 77}')
+    overlays = [Overlay(kind="lora", dir=str(weights))]
+    with transaction() as session:
+        project = Project(workspace_id=person.workspace_id, name="Soup")
+        session.add(project)
+        session.flush()
+        refs = []
+        for number, below in enumerate((base, bases.STARTER), 1):
+            files = ModelFiles(base_dir=str(below), overlays=overlays).model_dump()
+            run = Run(
+                project_id=project.id, workspace_id=person.workspace_id, number=number, name="First",
+                recipe={"method": "lora"}, frozen={"base": files, "system_prompt": f"{lived_in}/kept as it is"},
+            )  # fmt: skip
+            session.add(run)
+            session.flush()
+            model = Model(project_id=project.id, run_id=run.id, name="First", kind="lora", files=files, step=5)
+            session.add(model)
+            session.flush()
+            refs.append((f"model:{model.id}", run.id))
+        entry = BaseModelEntry(
+            workspace_id=person.workspace_id, source="folder", ref="x", name="x", folder=str(base), state="succeeded"
+        )
+        session.add(entry)
+        session.flush()
+        entry_id, project_id = entry.id, project.id
+    backups.write(tmp_path / "copy.tar", with_models=True)
+    before = lived_in
+    move_to(tmp_path / "new", monkeypatch)
+    backups.restore(tmp_path / "copy.tar")
+    shutil.rmtree(before)
+    with reading() as session:
+        first, second = (targets.resolve(session, person.actor, project_id, ref) for ref, _ in refs)
+        assert targets.context_tokens(first.files) == 77
+        assert first.files.base_dir == str(tmp_path / "new/bases/b9")
+        assert second.files.base_dir == str(bases.STARTER)
+        assert [o.dir for o in second.files.overlays] == [str(tmp_path / "new/runs/r9/model")]
+        base_target = targets.resolve(session, person.actor, project_id, f"base:{entry_id}")
+        assert (Path(base_target.files.base_dir) / "config.json").is_file()
+        frozen = session.get_one(Run, refs[0][1]).frozen
+        assert frozen["base"]["base_dir"] == str(tmp_path / "new/bases/b9")
+        assert frozen["system_prompt"] == f"{before}/kept as it is"
+        stored = session.connection().exec_driver_sql("SELECT files FROM models").scalars().all()
+    assert not any(str(before) in text or str(ROOT) in text for text in stored)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
