@@ -55,7 +55,7 @@ class PrepareOrder(Contract):
 
 
 class FreezeOrder(Contract):
-    """Build a version."""
+    """Build a version. `known`: sides of an earlier version; `evaluation`: texts that the project evaluates with."""
 
     verb: Literal["freeze"] = "freeze"
     plan: Plan
@@ -63,6 +63,8 @@ class FreezeOrder(Contract):
     parent: str = ""
     ready: str = ""
     processes: int = 1
+    known: str = ""
+    evaluation: list[str] = Field(default_factory=list)
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -153,6 +155,7 @@ def main() -> int:
             report = freeze(
                 order.plan, Path(order.out_dir), _teller(), parent=order.parent,
                 ready=Path(order.ready) if order.ready else None, processes=order.processes,
+                known=Path(order.known) if order.known else None, evaluation=order.evaluation,
             )  # fmt: skip
     except Refused as refusal:
         _say({"refused": refusal.sentence, "code": refusal.code})

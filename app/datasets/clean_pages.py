@@ -82,6 +82,8 @@ def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
         "presets": PRESETS,
         "modes": {step.name: step.mode for step in plans.chosen(plan)},
         "split": split,
+        "columns": (columns := plans.spare_columns(files)),
+        "column_options": [(name, name) for name in columns],
         "wanted": wanted_rows(report.rows, split) if report else None,
         "versions": found,
         "is_live": shown.is_live(files, plan) or any(v.state in shown.LIVE for v in found),
@@ -294,6 +296,7 @@ def undo(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
 @router.post("/projects/{project_id}/split")
 def set_split(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
     projects.get(session, actor, project_id, need="editor")
+    values = listed(values, "group_columns")
     form, errors = checked(SplitForm, values)
     if form is not None:
         try:

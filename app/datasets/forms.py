@@ -129,12 +129,16 @@ class RepairForm(FormBase):
 
 
 class SplitForm(FormBase):
-    """Shares of validation and test in per cent."""
+    """Shares of validation and test in per cent, their bounds in rows, and what keeps rows together."""
 
     validation_percent: float = Field(5, ge=0, le=50)
     test_percent: float = Field(5, ge=0, le=50)
     seed: int = Field(1, ge=0, le=2**31 - 1)
     is_stratified: bool = False
+    group_columns: list[str] = Field(default_factory=list, max_length=5)
+    time_column: str = Field("", max_length=200)
+    validation_rows_min: int = Field(50, ge=0, le=100_000)
+    validation_rows_max: int = Field(2000, ge=1, le=1_000_000)
 
     def settings(self) -> SplitSettings:
         """The split that the form says. Raises ValidationError."""

@@ -1,5 +1,6 @@
 """The cleaning plan of a project: steps and split. Every change is undoable and makes the working set again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
 from app.datasets import row_changes
 from app.datasets.cleaning import STEPS, ChosenStep, in_order
-from app.datasets.mapping import Mapping
+from app.datasets.mapping import Mapping, columns_of
 from app.datasets.models import CleaningPlan, SourceFile
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Override, Plan, PlannedFile
@@ -163,6 +164,15 @@ def set_split(session: Session, actor: Actor, project_id: str, split: SplitSetti
     plan.split = split.model_dump(mode="json")
     session.flush()
     return plan
+
+
+def spare_columns(files: Sequence[SourceFile]) -> list[str]:
+    """Columns that the mapping leaves over: a row's ticket, author or date. Rows can be kept together by them."""
+    found: dict[str, None] = {}
+    for file in files:
+        used = columns_of(Mapping.model_validate(file.mapping)) if file.mapping else set()
+        found |= {s["name"]: None for s in file.detected.get("shapes", []) if s["name"] not in used}
+    return list(found)[:40]
 
 
 def planned(session: Session, project_id: str) -> Plan:

@@ -90,6 +90,21 @@ def record(session: Session, version: DatasetVersion, manifest: dict[str, Any]) 
     session.flush()
 
 
+def earlier_sides(session: Session, version: DatasetVersion) -> Path | None:
+    """The sides of the newest finished version before this one, when it was split by the same settings: rows stay
+    where they were, so that a model's test is never another model's training."""
+    query = select(DatasetVersion).where(
+        DatasetVersion.project_id == version.project_id,
+        DatasetVersion.number < version.number,
+        DatasetVersion.state == "succeeded",
+    )
+    earlier = session.scalar(query.order_by(DatasetVersion.number.desc()).limit(1))
+    if earlier is None or earlier.plan.get("split") != version.plan.get("split"):
+        return None
+    path = storage.version_dir(earlier.id) / "sides.parquet"
+    return path if path.exists() else None
+
+
 def folder(version: DatasetVersion) -> Path:
     """The frozen files, fetched from the storage when they are not here. Raises NotFound before they are built."""
     if version.state == "retired":

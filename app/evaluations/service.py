@@ -18,6 +18,7 @@ from app.runs.models import Model, Run
 
 TASK = "evaluations.run"
 MOST_ROWS = 2000
+MOST_TEXTS = 20_000
 
 
 def start(session: Session, actor: Actor, *, project_id: str, model_id: str, row_limit: int = 200) -> Evaluation:
@@ -85,6 +86,19 @@ def results(session: Session, evaluation: Evaluation) -> Sequence[CaseResult]:
     """Scored rows, in order."""
     query = select(CaseResult).where(CaseResult.evaluation_id == evaluation.id).order_by(CaseResult.position)
     return session.scalars(query).all()
+
+
+def texts_asked(session: Session, project_id: str) -> list[str]:
+    """Questions with their ideal answers that models of a project were scored on, each once; the latest 20,000. No
+    gate: for the worker, which measures how much of a new version stands in them."""
+    query = (
+        select(CaseResult.prompt, CaseResult.ideal)
+        .join(Evaluation, Evaluation.id == CaseResult.evaluation_id)
+        .where(Evaluation.project_id == project_id)
+        .order_by(CaseResult.id.desc())
+        .limit(MOST_TEXTS)
+    )
+    return sorted({f"{prompt}\n{ideal}" for prompt, ideal in session.execute(query)})
 
 
 def request_cancel(session: Session, actor: Actor, evaluation_id: str) -> Evaluation:

@@ -32,6 +32,7 @@ from app.datasets.models import CleaningPlan, DatasetVersion, RemoteSource, Sour
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan
 from app.datasets.reports import PrepareReport
+from app.evaluations import service as evaluations
 from worker.celery_app import celery_app, draining
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def freeze(version_id: str) -> None:
             parent = before.manifest_sha256 if before else ""
             current = session.scalar(select(CleaningPlan).where(CleaningPlan.project_id == version.project_id))
             ready = str(plans.set_dir(current)) if current and current.set_key else ""
+            known = versions.earlier_sides(session, version)
+            asked = evaluations.texts_asked(session, version.project_id)
         missing = next((file for file in plan.files if not Path(file.rows_dir).exists()), None)
         if missing is not None:
             raise Invalid(f"The file {missing.filename} was read again in the meantime. Freeze once more.")
@@ -151,6 +154,7 @@ def freeze(version_id: str) -> None:
             size = 3 * _bytes(plan)
             order = FreezeOrder(
                 plan=plan, out_dir=str(target), parent=parent, ready=ready, processes=_processes(),
+                known=str(known or ""), evaluation=asked,
                 limits=_limits(_bytes(plan)),
             )  # fmt: skip
         storage.require_space(size)
