@@ -14,7 +14,7 @@ from app.datasets.mapping import Mapping
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan, PlannedFile
 from app.datasets.preparing import prepare
-from app.datasets.steps.catalogue import STEPS, preset
+from app.datasets.steps.catalogue import STEPS, of_preset
 from app.datasets.steps.contract import ASSISTANT, USER, Batch, ChosenStep
 from app.datasets.steps.copies import row_keys
 from app.datasets.tables import count, parts
@@ -74,9 +74,9 @@ def main(verb: str, *paths: str) -> None:
     elif verb == "chain":
         prepare(planned(source, chain()), out, quiet, processes=1)
     elif verb == "standard":
-        prepare(planned(source, preset("standard")), out, quiet, processes=PROCESSES)
+        prepare(planned(source, of_preset("standard")), out, quiet, processes=PROCESSES)
     else:
-        freeze(planned(source, preset("standard")), out, quiet, ready=Path(paths[2]), processes=PROCESSES)
+        freeze(planned(source, of_preset("standard")), out, quiet, ready=Path(paths[2]), processes=PROCESSES)
 
 
 if __name__ == "__main__":
