@@ -27,7 +27,8 @@ class _Talk:
 
 def read_chat(path: Path, sniffed: Sniffed, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
     """One record a conversation with its `messages`; the chosen speaker is the assistant, all others the user."""
-    assistant = options.assistant or _assistant(path, sniffed, context)
+    likely = _assistant(path, sniffed, context)
+    assistant = options.assistant or likely
     gap = timedelta(minutes=options.gap_minutes)
     talk: _Talk | None = None
     last: datetime | None = None

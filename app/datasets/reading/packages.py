@@ -3,6 +3,7 @@
 import re
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from app.datasets.findings import Refused
@@ -12,7 +13,9 @@ UNPACKED_LIMIT_BYTES = 4 * 2**30
 RATIO_LIMIT = 100
 # Below this size the ratio says nothing: a small file of spaces packs better than any bomb.
 RATIO_FROM_BYTES = 64 * 2**20
-BROKEN = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError)
+BROKEN = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError,
+)  # fmt: skip
 _ENTITY = re.compile(rb"<\0?!\0?E\0?N\0?T\0?I\0?T\0?Y|<\0?!\0?D\0?O\0?C\0?T\0?Y\0?P\0?E", re.IGNORECASE)
 _CHUNK = 1 << 20
 

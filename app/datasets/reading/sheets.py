@@ -22,6 +22,16 @@ _ERRORS = ("#REF!", "#N/A", "#DIV/0!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!")
 
 def read_sheets(path: Path, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
     """Records of the sheet that was chosen, else of every sheet with the column `sheet`. Raises Refused."""
+    try:
+        yield from _read(path, options, context)
+    except BaseException as error:
+        # A damaged file may stop the Rust reader by a panic, which is no Exception.
+        if type(error).__name__ == "PanicException":
+            raise Refused(DAMAGED) from error
+        raise
+
+
+def _read(path: Path, options: ReadOptions, context: Context) -> Iterator[Record | Problem]:
     if zipfile.is_zipfile(path):
         with open_package(path) as archive:
             refuse_entities(archive)

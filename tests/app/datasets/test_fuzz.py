@@ -1,6 +1,8 @@
 """Damaged files: every reader ends with records, problems or a refusal in words, and never with anything else."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,3 +109,14 @@ def test_old_mac_line_ends(tmp_path: Path) -> None:
     path.write_bytes(b"question,answer\rwho?,me\rwhere?,here\r")
     found = list(read(path, sniff(path, path.name), ReadOptions()))
     assert [item.values["answer"] for item in found if isinstance(item, Record)] == ["me", "here"]
+
+
+def test_every_reader_answers_damage_in_words() -> None:
+    """A short run of the fuzzer: each file in a limited child, one typed verdict for each."""
+    fuzzer = Path(__file__).parents[3] / "benchmarks" / "fuzz_readers.py"
+    kinds = "docx,pdf,xlsx,epub,html,md,zip,irc,whatsapp,slack,arrow,gzip"
+    done = subprocess.run(
+        [sys.executable, str(fuzzer), "--count", "20", "--only", kinds], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) >= 13
