@@ -239,7 +239,7 @@ def _run(
             notes.mark(name, rows, values)
         notes.span(batch, rows, changes)
         if chosen.mode == "mark":
-            changes.texts, changes.labels = ((), ()), ((), ())
+            changes.texts, changes.labels, changes.metas = ((), ()), ((), ()), ((), ())
         after = with_changes(batch, changes)
         is_marked = chosen.mode == "mark"
         _show(order, chosen.name, batch, after, changes, is_gone, is_marked, notes)

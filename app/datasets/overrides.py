@@ -77,7 +77,7 @@ class Exempt:
             left_alone |= mask & np.isin(np.arange(number), rows)
         changes.codes = {code: wanted(code, np.asarray(rows)) for code, rows in changes.codes.items()}
         changes.removed = {code: wanted(code, np.asarray(rows)) for code, rows in changes.removed.items()}
-        for name, owners in (("texts", batch.owners), ("labels", np.arange(number))):
+        for name, owners in (("texts", batch.owners), ("labels", np.arange(number)), ("metas", np.arange(number))):
             indexes, new = getattr(changes, name)
             kept = [i for i, index in enumerate(indexes) if not left_alone[owners[int(index)]]]
             setattr(changes, name, ([int(indexes[i]) for i in kept], [new[i] for i in kept]))

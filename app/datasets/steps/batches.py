@@ -211,7 +211,8 @@ def with_changes(batch: Batch, changes: Changes) -> Batch:
     texts, labels = _placed(batch.texts, changes.texts), _placed(batch.labels, changes.labels)
     return Batch(
         rids=batch.rids, is_chat=batch.is_chat, texts=texts, owners=batch.owners, roles=batch.roles,
-        sides=batch.sides, is_learned=batch.is_learned, labels=labels, metas=batch.metas, extras=batch.extras,
+        sides=batch.sides, is_learned=batch.is_learned, labels=labels,
+        metas=_placed(batch.metas, changes.metas), extras=batch.extras,
         source_rows=batch.source_rows, file_id=batch.file_id, marks={**batch.marks, **changes.marks},
     )  # fmt: skip
 
@@ -227,6 +228,7 @@ def _placed(values: pl.Series, changed: tuple[Sequence[int] | Indexes, Sequence[
 
 
 def rows_changed(batch: Batch, changes: Changes) -> Indexes:
-    """Rows with a new text or label, ascending."""
+    """Rows with a new text, label or column beside them, ascending."""
     owners = batch.owners[np.asarray(changes.texts[0], np.int64)] if len(changes.texts[0]) else np.zeros(0, np.int64)
-    return np.unique(np.concatenate([owners, np.asarray(changes.labels[0], np.int64)])).astype(np.int64)
+    rows = [owners, np.asarray(changes.labels[0], np.int64), np.asarray(changes.metas[0], np.int64)]
+    return np.unique(np.concatenate(rows)).astype(np.int64)

@@ -90,6 +90,7 @@ class Changes:
 
     texts: tuple[Sequence[int] | Indexes, Sequence[str]] = ((), ())
     labels: tuple[Sequence[int] | Indexes, Sequence[str]] = ((), ())
+    metas: tuple[Sequence[int] | Indexes, Sequence[str]] = ((), ())
     codes: dict[str, Sequence[int] | Indexes] = field(default_factory=dict)
     removed: dict[str, Sequence[int] | Indexes] = field(default_factory=dict)
     marks: dict[str, npt.NDArray[Any]] = field(default_factory=dict)

@@ -1,6 +1,9 @@
 """The step that finds personal data and secrets and does with each kind what the person chose."""
 
+from typing import Any
+
 import numpy as np
+import orjson
 
 from app.datasets.steps.contract import Batch, Changes, RowRunner, Span, Step, Words
 from app.datasets.steps.personal import CODES, PersonalParams, Replacing, found
@@ -19,16 +22,30 @@ def _settled(state: Replacing, text: str) -> str:
     return text
 
 
+def _cleaned(state: Replacing, value: Any) -> Any:
+    """A value of the columns that travel with a row: texts rewritten; a number only where it is one of the finds."""
+    if isinstance(value, str):
+        return _settled(state, value)
+    if isinstance(value, list):
+        return [_cleaned(state, item) for item in value]
+    if isinstance(value, dict):
+        return {key: _cleaned(state, item) for key, item in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool) and found([str(value)]):
+        return _settled(state, str(value))
+    return value
+
+
 def _personal(params: PersonalParams) -> RowRunner:
     salt = bytes.fromhex(params.salt) if params.salt else b"no project"
 
     def run(batch: Batch) -> Changes:
         changes = Changes()
-        in_texts, in_labels = found(batch.texts), found(batch.labels)
-        rows = sorted({int(batch.owners[place]) for place in in_texts} | set(in_labels))
+        in_texts, in_labels, in_metas = found(batch.texts), found(batch.labels), found(batch.metas)
+        rows = sorted({int(batch.owners[place]) for place in in_texts} | set(in_labels) | set(in_metas))
         starts = batch.starts()
         texts: dict[int, str] = {}
         labels: dict[int, str] = {}
+        metas: dict[int, str] = {}
         codes: dict[str, list[int]] = {}
         out = []
         for row in rows:
@@ -44,12 +61,18 @@ def _personal(params: PersonalParams) -> RowRunner:
                 new = state.rewrite(batch.labels[row], in_labels[row])
                 if new != batch.labels[row]:
                     labels[row] = new
+            if row in in_metas:
+                columns = orjson.loads(batch.metas[row])
+                cleaned = _cleaned(state, columns)
+                if cleaned != columns:
+                    metas[row] = orjson.dumps(cleaned).decode()
             for code in state.codes:
                 codes.setdefault(code, []).append(row)
             if state.is_out:
                 out.append(row)
         changes.texts = (list(texts), list(texts.values()))
         changes.labels = (list(labels), list(labels.values()))
+        changes.metas = (list(metas), list(metas.values()))
         changes.codes = dict(codes)
         changes.removed = {"out.pii": np.array(out, np.int64)}
         changes.spans = [Span(place, s.kind, s.start, s.end) for place, spans in in_texts.items() for s in spans]

@@ -99,6 +99,16 @@ def test_labels_are_replaced_with_their_answers():
     assert row["label"] == row["messages"][1]["content"] == "<EMAIL_1>"
 
 
+def test_columns_that_travel_with_a_row_are_cleaned_too():
+    example = chat("who?", "ask bob@x.org") | {
+        "meta": {"from": "Bob <bob@x.org>", "card": 4111111111111111, "n": [7, None, 0.5]}
+    }
+    row = run(ChosenStep(name="personal"), [example])[0]
+    assert row.example["meta"] == {"from": "Bob <<EMAIL_1>>", "card": "<CARD_1>", "n": [7, None, 0.5]}
+    assert set(row.codes) == {"fix.pii.email", "fix.pii.card"}
+    assert run(ChosenStep(name="personal"), [row.example])[0].example == row.example
+
+
 def test_a_veil_shows_no_value():
     text = "mail bob@x.org, token=sk-proj-abcDEF1234567890abcdEFGH, 4111 1111 1111 1111"
     shown = veiled_text(text)
