@@ -293,6 +293,24 @@ def undo(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
     return _back(project_id)
 
 
+@router.post("/projects/{project_id}/clean/cancel")
+def cancel(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    plans.cancel(session, actor, project_id)
+    return _back(project_id)
+
+
+@router.post("/projects/{project_id}/clean/again")
+def again(session: SessionDep, actor: ActorDep, project_id: str) -> Response:
+    plans.again(session, actor, project_id)
+    return _back(project_id)
+
+
+@router.post("/versions/{version_id}/cancel")
+def cancel_version(session: SessionDep, actor: ActorDep, version_id: str) -> Response:
+    version = versions.cancel(session, actor, version_id)
+    return RedirectResponse(f"/versions/{version.id}", 303)
+
+
 @router.post("/projects/{project_id}/split")
 def set_split(request: Request, session: SessionDep, actor: ActorDep, project_id: str, values: FormValues) -> Response:
     projects.get(session, actor, project_id, need="editor")

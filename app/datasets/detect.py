@@ -24,6 +24,8 @@ PREFERENCES = (
 )  # fmt: skip
 RATINGS = ("label", "rating", "ktotag", "thumbs", "feedback", "desirable", "isdesirable", "isgood", "liked")
 TREE_RANK = 0.8
+# Above plain text, below what is taken without asking.
+TWO_TEXTS_RANK = 0.6
 _NONE = ("", "")
 _TEXT_NAMES = ("text", "content", "body", "document", "article", "story", "passage")
 _LABEL_NAMES = ("label", "category", "class", "intent", "topic", "sentiment", "tag", "type", "kind")
@@ -81,7 +83,7 @@ def _by_rules(rows: Rows) -> list[Detection]:
     for name, _count in columns.most_common():
         by_folded.setdefault(folded_name(name), name)
     found: list[Detection] = []
-    for rule in (_tree, _messages, _preference, _rated, _alpaca, _pairs, _labels, _text):
+    for rule in (_tree, _messages, _preference, _rated, _alpaca, _pairs, _two_texts, _labels, _text):
         found += rule(rows, by_folded)
     return found
 
@@ -234,6 +236,18 @@ def _pairs(rows: Rows, by_folded: Names) -> list[Detection]:
         )
         found.append(_scored("question" if first in ("question", "query") else "pair", rows, mapping, fits))
     return found[:3]
+
+
+def _two_texts(rows: Rows, by_folded: Names) -> list[Detection]:
+    """Two columns of texts whose names say nothing: probably asked and answered, in this order. Always asked about."""
+    names = list(dict.fromkeys(name for _row, values in rows for name in values))
+    if len(names) != 2 or set(_longest_columns(rows)) != set(names) or _pairs(rows, by_folded):
+        return []
+    if any(folded in _TEXT_NAMES for folded in by_folded):
+        return []
+    first, second = names
+    mapping = Mapping(shape="pair", prompt=column(first), answer=column(second))
+    return [_scored("question", rows, mapping, lambda v: _has_text(v, first) and _has_text(v, second), TWO_TEXTS_RANK)]
 
 
 def _labels(rows: Rows, by_folded: Names) -> list[Detection]:

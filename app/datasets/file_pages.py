@@ -19,7 +19,7 @@ from app.datasets import ledger, service, shown
 from app.datasets.detect import Detection
 from app.datasets.findings import REASONS
 from app.datasets.forms import MappingForm, ReadingForm, RepairForm, listed
-from app.datasets.mapping import REPAIRS, Mapping
+from app.datasets.mapping import REPAIRS, Mapping, column
 from app.datasets.models import SourceFile
 from app.datasets.options import ReadOptions
 from app.datasets.tables import parts
@@ -102,12 +102,20 @@ def _mapping_of(values: dict[str, Any]) -> tuple[Mapping | None, dict[str, str]]
         return None, {"": _("This mapping does not fit. Choose a column for the question and one for the answer.")}
 
 
+def _first_guess(file: SourceFile) -> Mapping | None:
+    """Where a question and its answer were just chosen and no columns yet: the first two, to be corrected."""
+    columns = list(file.detected.get("columns", {}))
+    return Mapping(shape="pair", prompt=column(columns[0]), answer=column(columns[1])) if len(columns) > 1 else None
+
+
 @router.post("/files/{file_id}/mapping/preview")
 def mapping_preview(
     request: Request, session: SessionDep, actor: ActorDep, file_id: str, values: FormValues
 ) -> Response:
     """What the first rows would become: changes nothing."""
     mapping, errors = _mapping_of(values)
+    if mapping is not None and mapping.shape == "pair" and not (mapping.prompt or mapping.answer):
+        mapping = _first_guess(service.get_file(session, actor, file_id)) or mapping
     context = _context(session, actor, file_id, mapping=mapping) | {"errors": errors}
     is_fragment = "hx-request" in request.headers
     return render(request, "datasets/_mapping.html" if is_fragment else "datasets/file.html", **context)

@@ -102,6 +102,11 @@ REASONS: dict[str, Reason] = {
     "columns.too_many": Reason(
         "Rows with ever new columns", "A file may have 512 different columns; these rows have further ones."
     ),
+    "header.is_row": Reason(
+        "The first line looks like a row",
+        "Its cells were taken as the names of the columns. If they are a question and an answer, say so.",
+        (Fix("It is a row", "has_header", "false"), Fix("It has the names", "has_header", "true")),
+    ),
     "header.doubled": Reason("Columns of the same name", "The later ones were numbered, such as “name 2”."),
     "key.unknown": Reason(
         "Rows with a mistyped column",

@@ -60,6 +60,25 @@ def change(session: Session, project_id: str) -> CleaningPlan:
     return plan
 
 
+def cancel(session: Session, actor: Actor, project_id: str) -> CleaningPlan:
+    """Stop preparing; the rows stay as they were before. Raises Conflict when nothing is being prepared."""
+    projects.get(session, actor, project_id, need="editor")
+    plan = _of(session, project_id)
+    if plan.state == "queued":
+        plan.state = "cancelled"
+    elif plan.state == "running":
+        plan.want = "cancel"
+    else:
+        raise Conflict("The rows are not being prepared.")
+    return plan
+
+
+def again(session: Session, actor: Actor, project_id: str) -> CleaningPlan:
+    """Prepare the rows once more, after it was stopped or failed."""
+    projects.get(session, actor, project_id, need="editor")
+    return change(session, project_id)
+
+
 def chosen(plan: CleaningPlan | None) -> list[ChosenStep]:
     """The steps of a plan, in order."""
     return in_order(ChosenStep.model_validate(step) for step in (plan.steps if plan else []))

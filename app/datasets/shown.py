@@ -194,12 +194,17 @@ def brief(text: str) -> str:
 def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]:
     """Findings with their advice and fixes; the choice in force is marked."""
     options = {"wrong_encoding": "repair", "short_rows": "pad", "long_rows": "join", "open_quotes": "skip",
-               "bad_json": "skip", "mistyped_columns": "keep"} | file.options  # fmt: skip
+               "bad_json": "skip", "mistyped_columns": "keep", "has_header": "true"} | file.options  # fmt: skip
     cards = []
     for finding in findings:
         reason = REASONS.get(finding.code) or Reason(finding.sentence, "")
         fixes = [
-            {"label": f.label, "name": f.name, "value": f.value, "is_current": options.get(f.name) == f.value}
+            {
+                "label": f.label,
+                "name": f.name,
+                "value": f.value,
+                "is_current": str(options.get(f.name)).lower() == f.value,
+            }
             for f in reason.fixes
         ]
         cards.append({"finding": finding, "title": reason.title, "advice": reason.advice, "fixes": fixes})

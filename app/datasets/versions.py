@@ -28,6 +28,8 @@ def freeze(session: Session, actor: Actor, project_id: str) -> DatasetVersion:
     current = plans.get(session, actor, project_id)
     if current is None or not current.report:
         raise Conflict("There are no rows to freeze yet. Bring a file and confirm its mapping first.")
+    if current.state in ("cancelled", "failed"):
+        raise Conflict("The rows were not prepared to the end. Prepare them again on the Clean page, then freeze.")
     if current.state != "succeeded" or current.prepared_revision != current.revision:
         raise Conflict("The rows are still being prepared. Freeze when they are ready.")
     if any(file.state in ("queued", "running") for file in service.list_files(session, actor, project_id)):
@@ -50,6 +52,18 @@ def freeze(session: Session, actor: Actor, project_id: str) -> DatasetVersion:
     session.add(version)
     session.flush()
     ring(session, "datasets.freeze", version.id)
+    return version
+
+
+def cancel(session: Session, actor: Actor, version_id: str) -> DatasetVersion:
+    """Stop freezing; nothing of it stays. Raises Conflict when it is over."""
+    version = get(session, actor, version_id, need="editor")
+    if version.state == "queued":
+        version.state = "cancelled"
+    elif version.state == "running":
+        version.want = "cancel"
+    else:
+        raise Conflict("This version is not being frozen.")
     return version
 
 

@@ -104,7 +104,8 @@ def _train(facts: Facts) -> tuple[str, str, float, str]:
     if project_facts.is_training(facts):
         if (run.coach or {}).get("kind") == "warn":
             return "look", _("Look"), share, str(run.coach.get("verdict", ""))
-        return "working", percent(share) if run.step else _("queued"), share, ""
+        begins = _("queued") if run.state in ("queued", "waiting") else _("starting")
+        return "working", percent(share) if run.step else begins, share, ""
     if run.state == "paused":
         return "look", _("paused"), share, _("The run is paused. It goes on where it stopped.")
     if facts.models:

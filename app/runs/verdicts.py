@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from app.core.db import utcnow
 from app.core.numbers import duration, later, number
+from app.core.numbers import loss as shown
 from app.runs import coach
 from app.runs.coach import Verdict
 from app.runs.curves import Curves
@@ -106,7 +107,7 @@ def _kept(step: int | None) -> list[str]:
 
 def _succeeded(run: Run, curves: Curves, model: Model | None) -> Verdict:
     best = (
-        f" Your model is step {number(run.best_step)}, with validation loss {run.best_loss:.3f}."
+        f" Your model is step {number(run.best_step)}, with validation loss {shown(run.best_loss)}."
         if run.best_loss
         else ""
     )
@@ -114,7 +115,7 @@ def _succeeded(run: Run, curves: Curves, model: Model | None) -> Verdict:
     evidence = [f"It trained for {duration(run.trained_s)} and read {number(run.tokens_seen)} tokens."]
     if curves.val:
         first, last = curves.val[0], curves.best or curves.val[-1]
-        evidence.append(f"Validation loss fell from {first[1]:.3f} at step {number(first[0])} to {last[1]:.3f}.")
+        evidence.append(f"Validation loss fell from {shown(first[1])} at step {number(first[0])} to {shown(last[1])}.")
     if model is None:
         return Verdict("deleted", "idle", "Its model was deleted", "Curve and log stay.", evidence, ("again",))
     tried = int(model.stop_test.get("tried", 0)) if model.stop_test else 0

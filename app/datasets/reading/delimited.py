@@ -1,6 +1,7 @@
 """CSV and TSV, tolerant: every record is read or named, and an open quote never swallows the rest of the file."""
 
 import csv
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from app.datasets.reading.sniffed import Sniffed
 
 RECORD_LIMIT_LINES = 500
 COLUMN_LIMIT = 512
+HEADER_LOOK_LINES = 200
 _RETURN = "\ue00d"
 csv.field_size_limit(64 * 1024 * 1024)
 
@@ -22,6 +24,7 @@ def read_delimited(
 ) -> Iterator[Record | Problem]:
     """Records with text values only (a postcode keeps its zero); a problem for each record that does not fit."""
     header: list[str] = []
+    first: tuple[Line, list[str]] | None = None
     for found in _assembled(read_lines(path, sniffed, context), sniffed.delimiter, options):
         if isinstance(found, Problem):
             yield found
@@ -38,8 +41,34 @@ def read_delimited(
                 yield Problem(line.number, "header.doubled", line.raw[:RAW_LIMIT_BYTES], is_kept=True)
             header = named
             if sniffed.has_header:
+                first = (line, cells)
+                if looks_like_row(cells):
+                    yield _header_is_row(line)
+                    first = None
                 continue
+        if first and line.number <= first[0].number + HEADER_LOOK_LINES and repeats(cells, first[1]):
+            yield _header_is_row(first[0])
+            first = None
         yield from _fitted(line, cells, header, sniffed.delimiter, options)
+
+
+_SENTENCE = re.compile(r"\S+\s+\S+\s+\S+.*[.?!]$", re.DOTALL)
+_VALUE = re.compile(r"[-+]?\d[\d.,:/ -]*|\S+@\S+\.\S+|https?://\S+")
+
+
+def looks_like_row(cells: list[str]) -> bool:
+    """Whether a first line is hardly one of column names: a sentence, a number, a date, an address or a long text."""
+    texts = [cell.strip() for cell in cells]
+    return any(len(text) > 80 or _SENTENCE.match(text) or _VALUE.fullmatch(text) for text in texts if text)
+
+
+def repeats(cells: list[str], first: list[str]) -> bool:
+    """Whether a row has a value of the first line in the same column, without being the same line again."""
+    return cells != first and any(a.strip() and a == b for a, b in zip(cells, first, strict=False))
+
+
+def _header_is_row(line: Line) -> Problem:
+    return Problem(line.number, "header.is_row", line.raw[:RAW_LIMIT_BYTES], is_kept=True)
 
 
 def clean_name(name: str) -> str:

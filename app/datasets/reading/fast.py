@@ -20,10 +20,13 @@ from app.datasets.options import ReadOptions
 from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import (
     COLUMN_LIMIT,
+    HEADER_LOOK_LINES,
     RECORD_LIMIT_LINES,
     clean_name,
     ends_open,
+    looks_like_row,
     numbered,
+    repeats,
 )
 from app.datasets.reading.lines import read_lines
 from app.datasets.reading.sniffed import Sniffed
@@ -106,6 +109,12 @@ def _head(path: Path, sniffed: Sniffed) -> list[str]:
     return lines
 
 
+def _repeated(head: list[str], first: list[str], delimiter: str) -> bool:
+    """Whether one of the next lines has a value of the first in the same column: the tolerant reader says so."""
+    lines = head[1 : HEADER_LOOK_LINES + 1]
+    return any(repeats(next(csv.reader([line], delimiter=delimiter), []), first) for line in lines)
+
+
 def _csv(path: Path, sniffed: Sniffed, context: Context) -> Iterator[Batch]:
     head = _head(path, sniffed)
     first = next(csv.reader(head[:1], delimiter=sniffed.delimiter), [])
@@ -113,6 +122,8 @@ def _csv(path: Path, sniffed: Sniffed, context: Context) -> Iterator[Batch]:
         raise NotClean("header")
     names = [clean_name(cell) for cell in first] if sniffed.has_header else [""] * len(first)
     if sniffed.has_header and numbered(names) != names:
+        raise NotClean("header")
+    if sniffed.has_header and (looks_like_row(first) or _repeated(head, first, sniffed.delimiter)):
         raise NotClean("header")
     names = numbered(names)
     is_broken = any(ends_open(line, sniffed.delimiter, False) for line in head)

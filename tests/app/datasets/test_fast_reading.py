@@ -78,6 +78,7 @@ def test_line_numbers_count_the_lines_of_the_file(tmp_path, monkeypatch):
         ("blank.csv", lines_of(b""), "line.empty"),
         ("byte.csv", lines_of("7,Größe,x".encode() + b"\n8,caf\xe9,x"), "decode.fallback"),
         ("open.csv", lines_of(b'7,"never closed,x'), "row.long"),
+        ("first.csv", lines_of().replace(b"id,question,answer", b"7,what is 7?,it is 7", 1), "header.is_row"),
         ("doubled.csv", lines_of().replace(b"id,question", b"answer,question", 1), "header.doubled"),
         ("return.csv", lines_of(b"7,a\rb,c"), ""),
         ("mixed.csv", lines_of(b'7,"a\r\nb",c'), ""),

@@ -205,6 +205,7 @@ def test_messages_that_answer_each_other_become_conversations():
         (("prompt", "completion"), "pair", "{prompt}", "{completion}"),
         (("User Query", "x", "response"), None, "", ""),
         (("article", "summary"), "pair", "{article}", "{summary}"),
+        (("Customer asks", "We say"), "question", "{Customer asks}", "{We say}"),
     ],
 )
 def test_named_pairs(columns, kind, prompt, answer):

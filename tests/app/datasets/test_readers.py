@@ -250,3 +250,25 @@ def test_other_line_ends_stay_inside_their_cell(tmp_path, sign):
     assert [r.values["a"] for r in records] == ["three", "six"]
     assert [len(r.values["q"].split()) for r in records] == [2, 2]
     assert not problems
+
+
+@pytest.mark.parametrize(
+    ("text", "is_row"),
+    [
+        ("question,answer\nIs it open?,Yes it is.\n", False),
+        ("Customer asks,We say\nopen?,Yes.\n", False),
+        ("is it open?,We are open from nine to six.\nand on Sunday?,No.\n", True),
+        ("great film,positive\nawful,negative\nlovely,positive\n", True),
+        ("2024-03-01,good\n2024-03-02,bad\n", True),
+        ("name,label\nAda,a\nname,label\nBob,b\n", False),
+    ],
+)
+def test_a_first_line_that_is_a_row_is_noticed_and_can_be_kept(tmp_path, text, is_row):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    records, problems = read_all(path)
+    assert [p.code for p in problems] == (["header.is_row"] if is_row else [])
+    assert all(p.row == 1 and p.is_kept for p in problems)
+    fix = next(fix for fix in REASONS["header.is_row"].fixes if fix.value == "false")
+    kept, problems = read_all(path, **{fix.name: fix.value})
+    assert (len(kept), problems) == (len(records) + 1, [])

@@ -249,3 +249,34 @@ def test_a_stopping_worker_gives_the_row_back(place, monkeypatch):
     assert (file.state, file.attempts) == ("queued", 0)
     tasks.import_file(file_id)
     assert row(SourceFile, file_id).state == "succeeded"
+
+
+def test_preparing_and_freezing_can_be_stopped_and_begun_again(place):
+    file_id = bring(place, FIXTURES / "messy_made" / "missing_values.jsonl")
+    tasks.import_file(file_id)
+    with transaction() as session:
+        service.set_mapping(session, place.ada, file_id, Mapping(prompt="{prompt}", answer="{completion}"))
+    with transaction() as session:
+        plans.cancel(session, place.ada, place.project_id)
+    assert prepare(place).state == "cancelled", "what was stopped is not taken up"
+    with transaction() as session, pytest.raises(Conflict):
+        versions.freeze(session, place.ada, place.project_id)
+    with transaction() as session, pytest.raises(Conflict, match="not being prepared"):
+        plans.cancel(session, place.ada, place.project_id)
+    with transaction() as session:
+        plans.again(session, place.ada, place.project_id)
+    assert prepare(place).state == "succeeded"
+    with transaction() as session:
+        version_id = versions.freeze(session, place.ada, place.project_id).id
+    with transaction() as session:
+        session.get(DatasetVersion, version_id).state = "running"
+        assert versions.cancel(session, place.ada, version_id).want == "cancel"
+        session.get(DatasetVersion, version_id).state = "queued"
+    tasks.freeze(version_id)
+    assert row(DatasetVersion, version_id).state == "cancelled"
+    assert not storage.version_dir(version_id).exists()
+    with transaction() as session:
+        newer = versions.freeze(session, place.ada, place.project_id)
+    assert newer.number == 2
+    tasks.freeze(newer.id)
+    assert row(DatasetVersion, newer.id).state == "succeeded"
