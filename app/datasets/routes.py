@@ -17,7 +17,7 @@ from app.core.web import SessionDep
 from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
 from app.datasets.bringing import pages as bringing_pages
 from app.datasets.bringing import service as bringing
-from app.datasets.browsing import change_pages, row_pages
+from app.datasets.browsing import change_pages, row_pages, statistics_pages
 from app.datasets.browsing import pages as rows_pages
 from app.datasets.browsing.questions import Question
 from app.datasets.combining import pages as combining_pages
@@ -27,7 +27,7 @@ from app.projects import service as projects
 router = APIRouter()
 PARTS = (
     upload_pages, bringing_pages, file_pages, clean_pages, version_pages, rows_pages, change_pages, row_pages,
-    combining_pages,
+    statistics_pages, combining_pages,
 )  # fmt: skip
 for part in PARTS:
     router.include_router(part.router)

@@ -215,6 +215,8 @@ TABLE: dict[str, Rule] = {
     "POST /projects/{project_id}/rows/changes/{change_id}/redo": editor(),
     "POST /projects/{project_id}/rows/prepare": editor(),
     "GET /versions/{version_id}/rows/{number}": viewer(),
+    "GET /projects/{project_id}/statistics": viewer(),
+    "GET /versions/{version_id}/statistics": viewer(),
     "GET /versions/{version_id}/rows": viewer(),
     "GET /versions/{version_id}/rows/live": viewer(),
     "GET /projects/{project_id}/sources": viewer(),

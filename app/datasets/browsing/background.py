@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from app.contracts.base import Contract
 from app.core.config import ROOT
@@ -23,6 +23,10 @@ from app.datasets.browsing.scanning import State
 from app.datasets.browsing.sets import RowSet
 from app.datasets.edits import EditLayer
 
+if TYPE_CHECKING:
+    from app.datasets.browsing.counting import TokenReport
+    from app.datasets.browsing.model_view import ReadingModel
+
 AT_ONCE_ROWS = 5_000
 _children: dict[Path, "subprocess.Popen[bytes]"] = {}
 _guard = threading.Lock()
@@ -31,7 +35,7 @@ _guard = threading.Lock()
 class Order(Contract):
     """What the child makes: the index of a set, or (with a question) an answer, for which it makes the index first."""
 
-    verb: Literal["index", "answer"]
+    verb: Literal["index", "answer", "counts"]
     parts: list[str]
     traces: list[str]
     folder: str
@@ -40,6 +44,9 @@ class Order(Contract):
     question: dict[str, object] = {}
     answer: str = ""
     edits: str = ""
+    tokenizer_file: str = ""
+    model: str = ""
+    limit_tokens: int = 0
 
     def rows(self) -> RowSet:
         """The set."""
@@ -48,7 +55,7 @@ class Order(Contract):
         )
 
 
-def _order(rows: RowSet, verb: Literal["index", "answer"], **more: object) -> Order:
+def _order(rows: RowSet, verb: Literal["index", "answer", "counts"], **more: object) -> Order:
     values: dict[str, object] = {
         "verb": verb, "parts": [str(p) for p in rows.parts], "traces": [str(p) for p in rows.traces],
         "folder": str(rows.folder), "is_frozen": rows.is_frozen, "sources": rows.sources,
@@ -95,6 +102,28 @@ def ensure_answer(rows: RowSet, question: Question, stamp: str, edits: Path | No
     more = {"question": question.parts(), "answer": str(folder), "edits": str(edits or "")}
     _spawn(folder / "lock", _order(rows, "answer", **more))
     return folder, state or State(total=rows.rows)
+
+
+def ensure_counts(rows: RowSet, model: "ReadingModel") -> "TokenReport | None":
+    """The finished counts by the model's tokenizer, or None while a child makes them."""
+    from app.datasets.browsing import counting
+
+    if (report := counting.report_of(rows, model)) is not None:
+        return report
+    rows.folder.mkdir(parents=True, exist_ok=True)
+    more = {"tokenizer_file": str(model.tokenizer_file), "model": model.name, "limit_tokens": model.limit_tokens}
+    _spawn(counting.report_path(rows, model).with_suffix(".lock"), _order(rows, "counts", **more))
+    return None
+
+
+def _count(rows: RowSet, order: Order) -> None:
+    # Not above: a search must not wait for the tokenizer's library.
+    from app.datasets.browsing import counting
+    from app.datasets.browsing.model_view import ReadingModel
+
+    model = ReadingModel(order.model, Path(order.tokenizer_file), order.limit_tokens)
+    if counting.report_of(rows, model) is None:
+        counting.count(rows, model, lambda _done, _total: None)
 
 
 def _spawn(lock: Path, order: Order) -> None:
@@ -157,6 +186,10 @@ def main(lock: Path) -> int:
         return 0
     with _locked(lock) as is_free:
         if not is_free:
+            return 0
+        if order.verb == "counts":
+            os.nice(5)
+            _count(rows, order)
             return 0
         if index.meta_of(rows) is None:
             _index(rows)

@@ -158,4 +158,11 @@ def _cut(reader: Reader, example: Example, encoded: Encoded, limit: int) -> tupl
         del messages[first:after]
         ids = reader.encode(example.model_copy(update={"messages": messages})).ids
     spans = reader.template.rendered(example.messages).spans
-    return spans[first + dropped - 1][1], False
+    last, kept = spans[first + dropped - 1][1], spans[first + dropped][0]
+    # The sign that ends the last turn goes with it; the one that begins the next turn stays.
+    signs = set(markers(reader.tokenizer).values())
+    between = [
+        span for number, span in zip(encoded.ids, encoded.offsets, strict=True)
+        if number in signs and last <= span[0] < kept
+    ]  # fmt: skip
+    return (between[1][0] if len(between) > 1 else between[0][1] if between else last), False
