@@ -18,6 +18,7 @@ from app.datasets.browsing.model_view import set_model_source
 from app.deployments import access as api_access
 from app.deployments import api
 from app.deployments import routes as deployments
+from app.drafting import routes as drafting
 from app.evaluations import routes as evaluations
 from app.monitoring import routes as monitoring
 from app.overview import routes as overview
@@ -41,6 +42,7 @@ PRIVATE: list[APIRouter] = [
     chat_stream.router,
     deployments.router,
     sources.router,
+    drafting.router,
     monitoring.router,
     overview.router,
 ]

@@ -6,6 +6,7 @@ from app.core import leader, outbox
 from app.core.db import Base
 from app.datasets import models as datasets
 from app.deployments import models as deployments
+from app.drafting import models as drafting
 from app.evaluations import models as evaluations
 from app.projects import models as projects
 from app.recipes import models as recipes
@@ -18,6 +19,7 @@ __all__ = [
     "chat",
     "datasets",
     "deployments",
+    "drafting",
     "evaluations",
     "leader",
     "outbox",

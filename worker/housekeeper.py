@@ -21,6 +21,7 @@ from app.core.leader import Leader
 from app.core.work import Watcher
 from app.datasets import uploads
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, VersionComparison
+from app.drafting.models import Drafting
 from app.evaluations.models import Evaluation
 from app.overview import demos
 from app.recipes.models import BaseModelEntry
@@ -39,6 +40,7 @@ LONG_WORK = (
     (BaseModelEntry, "recipes.bring"),
     (Evaluation, "evaluations.run"),
     (Forgetting, "sources.forget"),
+    (Drafting, "drafts.draft"),
 )
 
 

@@ -147,6 +147,17 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_base_models_state"), ["state"], unique=False)
 
     op.create_table(
+        "draft_endpoints",
+        sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("sealed_key", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["workspace_id"], ["workspaces.id"], name=op.f("fk_draft_endpoints_workspace_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("workspace_id", name=op.f("pk_draft_endpoints")),
+    )
+    op.create_table(
         "idempotent_answers",
         sa.Column("workspace_id", sa.String(length=20), nullable=False),
         sa.Column("key", sa.String(length=128), nullable=False),
@@ -586,6 +597,51 @@ def upgrade() -> None:
         batch_op.create_index("ix_chat_messages_chat", ["chat_id", "position"], unique=False)
 
     op.create_table(
+        "draftings",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("file_id", sa.String(length=20), nullable=False),
+        sa.Column("target", sa.String(length=60), nullable=False),
+        sa.Column("size_tokens", sa.Integer(), nullable=False),
+        sa.Column("overlap_tokens", sa.Integer(), nullable=False),
+        sa.Column("pairs", sa.Integer(), nullable=False),
+        sa.Column("asked", sa.Integer(), nullable=False),
+        sa.Column("made_file_id", sa.String(length=20), nullable=True),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_draftings_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["file_id"], ["source_files.id"], name=op.f("fk_draftings_file_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_draftings_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["workspace_id"], ["workspaces.id"], name=op.f("fk_draftings_workspace_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_draftings")),
+    )
+    with op.batch_alter_table("draftings", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_draftings_file_id"), ["file_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_draftings_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_draftings_state"), ["state"], unique=False)
+
+    op.create_table(
         "findings",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("file_id", sa.String(length=20), nullable=False),
@@ -791,6 +847,27 @@ def upgrade() -> None:
         sa.UniqueConstraint("run_id", "step", name=op.f("uq_checkpoints_run_id_step")),
     )
     op.create_table(
+        "drafts",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("drafting_id", sa.String(length=20), nullable=False),
+        sa.Column("chunk", sa.Integer(), nullable=False),
+        sa.Column("document", sa.String(length=255), nullable=False),
+        sa.Column("place", sa.String(length=200), nullable=False),
+        sa.Column("heading", sa.Text(), nullable=False),
+        sa.Column("passage", sa.Text(), nullable=False),
+        sa.Column("question", sa.Text(), nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.Column("state", sa.String(length=10), nullable=False),
+        sa.Column("is_edited", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["drafting_id"], ["draftings.id"], name=op.f("fk_drafts_drafting_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_drafts")),
+    )
+    with op.batch_alter_table("drafts", schema=None) as batch_op:
+        batch_op.create_index("ix_drafts_drafting_state", ["drafting_id", "state", "id"], unique=False)
+
+    op.create_table(
         "feedback",
         sa.Column("message_id", sa.String(length=20), nullable=False),
         sa.Column("user_id", sa.String(length=20), nullable=False),
@@ -954,6 +1031,10 @@ def downgrade() -> None:
     op.drop_table("models")
     op.drop_table("metric_points")
     op.drop_table("feedback")
+    with op.batch_alter_table("drafts", schema=None) as batch_op:
+        batch_op.drop_index("ix_drafts_drafting_state")
+
+    op.drop_table("drafts")
     op.drop_table("checkpoints")
     with op.batch_alter_table("attempts", schema=None) as batch_op:
         batch_op.drop_index(
@@ -989,6 +1070,12 @@ def downgrade() -> None:
         batch_op.drop_index("ix_findings_file_code")
 
     op.drop_table("findings")
+    with op.batch_alter_table("draftings", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_draftings_state"))
+        batch_op.drop_index(batch_op.f("ix_draftings_project_id"))
+        batch_op.drop_index(batch_op.f("ix_draftings_file_id"))
+
+    op.drop_table("draftings")
     with op.batch_alter_table("chat_messages", schema=None) as batch_op:
         batch_op.drop_index("ix_chat_messages_chat")
 
@@ -1051,6 +1138,7 @@ def downgrade() -> None:
     op.drop_table("members")
     op.drop_table("invitations")
     op.drop_table("idempotent_answers")
+    op.drop_table("draft_endpoints")
     with op.batch_alter_table("base_models", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_base_models_state"))
 

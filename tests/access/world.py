@@ -21,6 +21,7 @@ from app.datasets.models import (
 )
 from app.deployments import names
 from app.deployments.models import ApiKey
+from app.drafting.models import Draft, Drafting
 from app.evaluations.models import CaseResult, Evaluation
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
@@ -71,7 +72,13 @@ def make_world(name: str) -> World:
         session.add(earlier)
         session.flush()
         comparison = VersionComparison(project_id=project_id, old_id=earlier.id, new_id=version.id)
-        session.add(comparison)
+        drafting = Drafting(
+            project_id=project_id, workspace_id=workspace_id, file_id=file.id, target="endpoint", state="failed"
+        )
+        session.add_all([comparison, drafting])
+        session.flush()
+        draft = Draft(drafting_id=drafting.id, chunk=0, passage="Soup is hot.", question="Is it?", answer="Yes.")
+        session.add(draft)
         change = RowChange(id=7_100_000_000 + ord(name[0]), project_id=project_id, kind="delete", key=1)
         finding = Finding(file_id=file.id, code="empty", sentence="Row 3 is empty.")
         run = Run(
@@ -138,6 +145,8 @@ def make_world(name: str) -> World:
             "version_id": version.id,
             "earlier_version_id": earlier.id,
             "comparison_id": comparison.id,
+            "drafting_id": drafting.id,
+            "draft_id": str(draft.id),
             "finding_id": str(finding.id),
             "change_id": str(change.id),
             "base_id": base.id,

@@ -15,7 +15,10 @@ import httpx
 import openai
 import pytest
 
+from app.core import config
+from app.core.errors import Invalid
 from app.deployments.snippets import snippets
+from app.drafting import asking
 from tests.app.deployments.conftest import Stack
 from tests.conftest import wait_for
 from tests.visitors import Person
@@ -354,3 +357,15 @@ def test_the_page_asks_the_model_too(stack: Stack) -> None:
         answer = browser.post(f"/projects/{stack.project_id}/deploy/try", data=form, timeout=60)
     assert answer.status_code == 200
     assert 'id="answer"' in answer.text
+
+
+def test_drafts_are_written_by_this_products_own_api(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_BUILDER_FETCH_NETWORKS", '["127.0.0.0/8"]')
+    config.get_settings.cache_clear()
+    question = asking.prompt("Soup is served at noon.", "Menu", 1)[:200]
+    said = asking.ask(asking.Endpoint(f"{stack.url}/v1", stack.model, stack.key), question)
+    assert isinstance(said, str)
+    with pytest.raises(Invalid, match=r"refused \(401\)"):
+        asking.ask(asking.Endpoint(f"{stack.url}/v1", stack.model, "wrong"), question)
+    with pytest.raises(Invalid, match="no such model"):
+        asking.ask(asking.Endpoint(f"{stack.url}/v1", "nobody-run-9", stack.key), question)

@@ -1,0 +1,44 @@
+"""Drafting: asks about one chunk after the other; what was answered is kept, so a new attempt goes on after it."""
+
+from itertools import islice
+
+from app.core.db import reading
+from app.core.errors import Unavailable
+from app.core.work import claim, working
+from app.datasets.models import SourceFile
+from app.drafting import asking, service
+from app.drafting.models import Drafting
+from worker.celery_app import celery_app
+
+TRIES = 3
+
+
+@celery_app.task(name=service.TASK)
+def draft(drafting_id: str) -> None:
+    """Do the work of the row, if nobody else has it."""
+    lease = claim(Drafting, drafting_id)
+    if lease is None:
+        return
+    with working(lease):
+        with reading() as session:
+            row = session.get_one(Drafting, drafting_id)
+            file = session.get_one(SourceFile, row.file_id)
+            where = service.asked_of(session, row)
+        total = sum(1 for _ in service.chunks_of(file, row.size_tokens, row.overlap_tokens))
+        lease.progress(row.asked, total, "asking")
+        found = service.chunks_of(file, row.size_tokens, row.overlap_tokens)
+        for number, chunk in islice(enumerate(found), row.asked, None):
+            said = _asked(where, asking.prompt(chunk.text, chunk.heading, row.pairs))
+            with lease.write(done=number + 1, total=total) as session:
+                service.record(session, drafting_id, number, chunk, asking.pairs_in(said)[: row.pairs], said)
+            lease.progress(number + 1, total)
+
+
+def _asked(where: asking.Endpoint | asking.Target, text: str) -> str:
+    for attempt in range(1, TRIES + 1):
+        try:
+            return asking.ask(where, text)
+        except Unavailable:
+            if attempt == TRIES:
+                raise
+    raise AssertionError
