@@ -5,6 +5,7 @@ lets through, and the words that people put digits behind.
 """
 
 import re
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,11 +17,14 @@ HELP = "At least 12 characters. Three or four unrelated words are easy to rememb
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 _ROWS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm", "abcdefghijklmnopqrstuvwxyz", "qwertzuiop", "azertyuiop")
 _hashing = PasswordHash((Argon2Hasher(),))
+# Each check takes 64 MB and all cores for a moment: a flood of sign-ins waits in line instead of taking the memory.
+_places = threading.BoundedSemaphore(4)
 
 
 def hashed(password: str) -> str:
     """argon2id hash with its parameters."""
-    return _hashing.hash(password)
+    with _places:
+        return _hashing.hash(password)
 
 
 @lru_cache
@@ -32,7 +36,8 @@ def unknown_hash() -> str:
 def verify(password: str, password_hash: str | None) -> tuple[bool, str | None]:
     """Whether the password fits, and a new hash where the stored one has outdated parameters."""
     nobody = unknown_hash()  # asked for in both cases: its first call takes as long as a check
-    is_right, newer = _hashing.verify_and_update(password, password_hash or nobody)
+    with _places:
+        is_right, newer = _hashing.verify_and_update(password, password_hash or nobody)
     return is_right and password_hash is not None, newer
 
 

@@ -116,8 +116,8 @@ def _add_headers(headers: MutableHeaders, request_id: str, host: str) -> None:
     headers.setdefault("content-security-policy", content_policy(host if is_allowed_host(host) else "[::]"))
     if settings.is_https:
         headers.setdefault("strict-transport-security", "max-age=31536000")
-    if headers.get("content-type", "").startswith(("text/html", "application/json")):
-        headers.setdefault("cache-control", "no-store")
+    # Whatever does not say otherwise (static files do) is somebody's own: no proxy and no browser keeps it.
+    headers.setdefault("cache-control", "no-store")
 
 
 def _log_request(scope: Scope, status: int, elapsed_s: float) -> None:

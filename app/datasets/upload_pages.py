@@ -10,9 +10,11 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.types import Message
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
+from app.core import storage
 from app.core.config import get_settings
 from app.core.db import reading, transaction
 from app.core.errors import AppError, BadRequest, Conflict, Invalid, TooLarge
@@ -27,6 +29,8 @@ router = APIRouter()
 VERSION = "1.0.0"
 # One request may carry a whole file; the announced length and the setting are the real limits.
 BODY_LIMIT_BYTES = 1 << 40
+# Names and boundaries around the files of a form.
+FORM_OVERHEAD_BYTES = 1 << 20
 BODY_TYPE = "application/offset+octet-stream"
 
 
@@ -116,6 +120,10 @@ def remove(session: SessionDep, actor: ActorDep, upload_id: str, _version: Tus) 
 async def plain_form(request: Request, actor: ActorDep, project_id: str) -> Response:
     """The dropzone without scripts: one or several files in a multipart form."""
     await run_in_threadpool(_may_bring, actor, project_id)
+    # The whole form lands in temporary files before its parts are counted.
+    announced = request.headers.get("content-length", "0")
+    room = await run_in_threadpool(_room, int(announced) if announced.isascii() and announced.isdigit() else 0)
+    request = _bounded(request, room)
     async with request.form(max_files=50, max_fields=20) as form:
         files = [item for item in form.getlist("file") if isinstance(item, UploadFile) and item.filename]
         if not files:
@@ -125,6 +133,30 @@ async def plain_form(request: Request, actor: ActorDep, project_id: str) -> Resp
     response = RedirectResponse(f"/projects/{project_id}/data", 303)
     flash(response, _("Arrived. It is being read now."))
     return response
+
+
+def _room(announced: int) -> int:
+    """How many bytes a form may have beside its temporary copy. Raises TooLarge or DiskFull for the announced ones."""
+    limit = get_settings().upload_limit_bytes + FORM_OVERHEAD_BYTES
+    if announced > limit:
+        raise TooLarge
+    storage.require_space(2 * announced)
+    return min(limit, max(0, storage.free_bytes() - get_settings().disk_reserve_bytes) // 2)
+
+
+def _bounded(request: Request, room: int) -> Request:
+    """The same request, whose body may not go on for ever. Reading more than `room` bytes of it raises TooLarge."""
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > room:
+            raise TooLarge
+        return message
+
+    return Request(request.scope, receive)
 
 
 async def _receive_whole(actor: Actor, project_id: str, file: UploadFile) -> SourceFile:

@@ -208,6 +208,7 @@ def test_downloads_are_never_opened_by_the_browser(world: World) -> None:
     for route, answer in readable(create_app(), world):
         kind = answer.headers.get("content-type", "")
         assert answer.headers["x-content-type-options"] == "nosniff", route
+        assert answer.headers["cache-control"] in ("no-store", "no-cache"), "whatever is somebody's own is not kept"
         assert "svg" not in kind, route
         if answer.status_code == 200 and kind and not kind.startswith(("text/html", "application/json")):
             disposition = answer.headers.get("content-disposition", "")

@@ -1,6 +1,8 @@
 """Signing in: the same answer for unknown people, growing waits, and sessions that end when they should."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -191,3 +193,25 @@ def test_a_clock_that_was_ahead_locks_nobody_out(ana: Person) -> None:
     with transaction() as session:
         session.execute(update(SignInFailure).values(last_at=utcnow() + timedelta(days=4000)))
     begin(ana.email, "198.51.100.7")
+
+
+def test_a_flood_of_sign_ins_does_not_take_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """argon2 takes 64 MB a check; forty threads at once would take 2.5 GB."""
+    at_work, most, lock = 0, 0, threading.Lock()
+    real = passwords._hashing.verify_and_update
+
+    def counted(*arguments: str) -> object:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        try:
+            return real(*arguments)
+        finally:
+            with lock:
+                at_work -= 1
+
+    monkeypatch.setattr(passwords._hashing, "verify_and_update", counted)
+    with ThreadPoolExecutor(12) as pool:
+        assert set(pool.map(lambda _: passwords.verify("wrong-password-1", None), range(12))) == {(False, None)}
+    assert 1 <= most <= 4

@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import os
 import socket
+import tempfile
 import threading
 from pathlib import Path
 
@@ -201,3 +202,24 @@ def test_a_cut_connection_resumes_where_it_was(ana, served):
     reached = offset_of(ana, url)
     assert send(ana, url, reached, content[reached:]).status_code == 204
     assert row(SourceFile, row(Upload, upload_id).file_id).sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_form_that_would_fill_the_disk_is_refused_before_it_is_read(ana, monkeypatch):
+    """Its parts land in temporary files before anything can be counted."""
+    monkeypatch.setenv("GPT_BUILDER_UPLOAD_LIMIT_BYTES", "1000")
+    config.get_settings.cache_clear()
+    spooled = []
+    real = tempfile.SpooledTemporaryFile
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", lambda **k: spooled.append(k) or real(**k))
+    answer = ana.post(f"/projects/{ana.project}/files", files={"file": ("a.csv", b"x" * (2 << 20))})
+    assert answer.status_code == 413
+    endless = (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n', *[b"y" * 65536] * 40)
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert ana.post(f"/projects/{ana.project}/files", content=iter(endless), headers=headers).status_code == 413
+    spooled.clear()  # what came without an announced length is cut at the limit, not before
+    monkeypatch.setenv("GPT_BUILDER_UPLOAD_LIMIT_BYTES", str(10**12))
+    monkeypatch.setenv("GPT_BUILDER_DISK_RESERVE_BYTES", str(10**17))
+    config.get_settings.cache_clear()
+    answer = ana.post(f"/projects/{ana.project}/files", files={"file": ("a.csv", b"x" * 1000)})
+    assert answer.status_code == 507
+    assert spooled == []

@@ -1,8 +1,8 @@
 """Claim and lease on both databases: one owner, every workspace its turn, and no write after the fence has moved."""
 
 import threading
-import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import func, select
@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from app.core import config
 from app.core.db import new_id, reading, transaction
 from app.core.work import LostLease
-from app.runs import service
+from app.runs import reconcile, service
 from app.runs.claim import RunLease, claim
 from app.runs.models import Attempt, Run
 from app.runs.reconcile import Reconciler, release
@@ -123,21 +123,22 @@ def test_nothing_is_written_after_the_fence_has_moved(any_database: str) -> None
 def test_a_lease_ends_only_after_it_was_watched_standing_still(
     any_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPT_BUILDER_LEASE_TTL_S", "0.3")
-    config.get_settings.cache_clear()
+    watch = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(reconcile, "time", SimpleNamespace(monotonic=lambda: watch.now))
+    ttl = config.get_settings().lease_ttl_s
     (run_id,) = start(a_world_of("Ada"))
     claimed = claim(node="here", device="0")
     assert claimed
-    time.sleep(0.4)  # nobody watched: whatever the clock says, it counts for nothing
+    watch.now += 2 * ttl  # nobody watched: whatever the clock says, it counts for nothing
     reconciler = Reconciler()
     assert reconciler.release_dead() == 0
-    time.sleep(0.2)
+    watch.now += 0.7 * ttl
     with RunLease(claimed).write():
         pass
     assert reconciler.release_dead() == 0
-    time.sleep(0.2)
+    watch.now += 0.7 * ttl
     assert reconciler.release_dead() == 0
-    time.sleep(0.2)
+    watch.now += 0.4 * ttl
     assert reconciler.release_dead() == 1
     with reading() as session:
         run = session.get_one(Run, run_id)
