@@ -199,19 +199,26 @@ def test_the_queue_is_told_after_the_change(place):
         assert [(o.task, o.subject_id) for o in session.query(Outbox)] == [("datasets.import_file", file_id)]
 
 
-def test_cancel_stops_the_child(place, tmp_path):
-    big = tmp_path / "big.csv"
-    with big.open("w") as out:
-        out.write("question,answer\n")
-        out.writelines(f"what is number {i},it is {i}\n" for i in range(1_500_000))
-    file_id = bring(place, big)
+def test_cancel_stops_the_child(place, monkeypatch):
+    """The child is held still, so that it cannot be faster than the person who stops it."""
+    file_id = bring(place, FIXTURES / "messy_made" / "utf8.csv")
+    real, children = tasks.subprocess.Popen, []
+
+    def held(*args, **kwargs):
+        child = real(*args, **kwargs)
+        os.kill(child.pid, signal.SIGSTOP)
+        children.append(child)
+        return child
+
+    monkeypatch.setattr(tasks.subprocess, "Popen", held)
     thread = threading.Thread(target=tasks.import_file, args=(file_id,))
     thread.start()
-    wait_for(lambda: row(SourceFile, file_id).done > 0, "the import has begun", 60)
+    wait_for(lambda: children, "the child was started", 60)
     with transaction() as session:
         session.get(SourceFile, file_id).want = "cancel"
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
+    assert children[0].returncode == -signal.SIGKILL
     assert row(SourceFile, file_id).state == "cancelled"
     assert sorted(p.name for p in storage.sources_dir(file_id).glob("rows*")) == []
 
