@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
+from app.core.db import utcnow
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.flash import flash
 from app.core.forms import FormValues, checked
@@ -86,6 +87,7 @@ def _context(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
         "column_options": [(name, name) for name in columns],
         "wanted": wanted_rows(report.rows, split) if report else None,
         "versions": found,
+        "pace": shown.pace(plan, utcnow()),
         "is_live": shown.is_live(files, plan) or any(v.state in shown.LIVE for v in found),
         "state": shown.state_of(files, plan),
         "may_edit": actor.may(project.workspace_id, "editor"),

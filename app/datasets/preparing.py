@@ -57,7 +57,7 @@ def prepare(
 
     Work in progress lies beside it, named by the plan: a second call after a kill goes on from the last shard. Steps
     that are not in the plan are tried, each alone, so that the page can say what they would do. `tell(rows, of)`
-    counts each row twice, once for each pass.
+    counts half a row for each pass.
     """
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     digest = plan.digest()
@@ -68,8 +68,8 @@ def prepare(
     shards = layout(plan)
     total = sum(shard.rows for shard in shards)
     count = 1 if total < ALONE_ROWS else processes
-    _look(plan, shards, work, count, batch_rows, lambda done: tell(done, 2 * total))
-    results, reports = _write(plan, shards, work, count, lambda done: tell(total + done, 2 * total))
+    _look(plan, shards, work, count, batch_rows, lambda done: tell(done // 2, total))
+    results, reports = _write(plan, shards, work, count, lambda done: tell((total + done) // 2, total))
     report = _report(plan, results, reports)
     temporary = out_dir.with_name(f".tmp-{out_dir.name}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,17 @@ def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> tuple[str, s
 def is_live(files: list[SourceFile], plan: CleaningPlan | None) -> bool:
     """Whether something is still being worked on."""
     return any(file.state in LIVE for file in files) or (plan is not None and plan.state in LIVE)
+
+
+def pace(work: Any, now: datetime) -> tuple[float, float] | None:
+    """(rows a second since the work began, seconds left at that pace); None before it can be told."""
+    if work is None or work.state != "running" or not work.done or not work.total or work.work_started_at is None:
+        return None
+    elapsed_s = (now - work.work_started_at).total_seconds()
+    if elapsed_s < 2:
+        return None
+    rate = work.done / elapsed_s
+    return rate, max(0.0, (work.total - work.done) / rate)
 
 
 def enough(statistics: Statistics | None) -> tuple[str, str, str] | None:

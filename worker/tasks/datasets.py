@@ -146,6 +146,7 @@ def freeze(version_id: str) -> None:
         target = storage.version_dir(version_id)
         # Left by a worker that died between the rename and its last write: only a recorded version may stay.
         shutil.rmtree(target, ignore_errors=True)
+        _drop_unfinished(version_id)
         order: FreezeOrder | CombineOrder
         if combination is not None:
             size = sum(_folder_bytes(Path(parent.folder)) for parent in combination.parents)
@@ -192,6 +193,17 @@ def compare(comparison_id: str) -> None:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.parquet"))
+
+
+def _drop_unfinished(version_id: str) -> None:
+    """Delete what was begun of versions that nobody works on any more; an interrupted one goes on from its own."""
+    with reading() as session:
+        live = set(session.scalars(select(DatasetVersion.id).where(DatasetVersion.state.in_(("queued", "running")))))
+    for folder in storage.versions_dir().glob(".tmp-*"):
+        name = folder.name.removeprefix(".tmp-")
+        # A hyphen: a version being fetched from the storage.
+        if "-" not in name and name not in live | {version_id}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _bytes(plan: Plan) -> int:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.datasets import preparing
+from app.datasets import freezing, preparing
 from app.datasets.columnar import mapped
+from app.datasets.freezing import freeze, is_intact, manifest_id
 from app.datasets.importing import import_file
 from app.datasets.looking import layout
 from app.datasets.mapping import Mapping, apply
@@ -129,7 +130,7 @@ def test_finished_shards_outlive_a_kill(tmp_path):
     program = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom app.datasets.plan import Plan\n"
         "from app.datasets.preparing import prepare\nplan = Plan.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "def tell(done, total):\n    if done == 120: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "def tell(done, total):\n    if done == 60: os.kill(os.getpid(), signal.SIGSTOP)\n"
         "prepare(plan, Path(sys.argv[2]), tell)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(order), str(tmp_path / "set")])
@@ -151,6 +152,42 @@ def test_finished_shards_outlive_a_kill(tmp_path):
     assert all(seen[0][name] == inode for name, inode in done.items()), "what was finished is not done again"
     assert rows_of(tmp_path / "set") == rows_of(tmp_path / "whole")
     assert not list(tmp_path.glob(".work-*"))
+
+
+def test_a_version_is_the_same_for_any_processes_and_after_a_kill(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path)
+    one = freeze(plan, tmp_path / "one", quiet, parent="ab")
+    prepare(plan, tmp_path / "ready", quiet)
+    monkeypatch.setattr(preparing, "ALONE_ROWS", 0)
+    monkeypatch.setattr(freezing, "ALONE_ROWS", 0)
+    other = freeze(plan, tmp_path / "other", quiet, parent="ab", processes=2)
+    assert manifest_id(one) == manifest_id(other)
+    assert one["parent"] == "ab"
+    order = tmp_path / "plan.json"
+    order.write_text(plan.model_dump_json())
+    # It stops itself when its first shard is packed: there it waits for the kill.
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom app.datasets.plan import Plan\n"
+        "from app.datasets.freezing import freeze\nplan = Plan.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "out = Path(sys.argv[2])\npacked = out.with_name('.tmp-killed') / 'packed-00000.json'\n"
+        "def tell(done, total):\n    if packed.exists(): os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "freeze(plan, out, tell, parent='ab', ready=Path(sys.argv[3]))\n"
+    )
+    target = tmp_path / "killed"
+    child = subprocess.Popen([sys.executable, "-c", program, str(order), str(target), str(tmp_path / "ready")])
+    try:
+        wait_for(lambda: os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT), "it has stopped", 60)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not target.exists(), "no half version"
+    packed = (tmp_path / ".tmp-killed" / "data-00000.parquet").stat().st_ino
+    assert manifest_id(freeze(plan, target, quiet, parent="ab")) == manifest_id(one)
+    assert (target / "data-00000.parquet").stat().st_ino == packed, "what was finished is not done again"
+    assert is_intact(target)
+    left = {path.name for path in target.iterdir()}
+    assert left == {path.name for path in (tmp_path / "one").iterdir()}
+    assert not [name for name in left if name.startswith((".", "packed", "work"))]
 
 
 @pytest.mark.parametrize(
