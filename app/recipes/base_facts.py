@@ -62,12 +62,25 @@ def from_folder(folder: Path) -> BaseFacts:
     template = (folder / "chat_template.jinja").is_file() or (
         tokenizer_config.is_file() and bool(vetting.read_json(tokenizer_config).get("chat_template"))
     )
-    return _from_config(
+    facts = _from_config(
         config,
         parameters=sum(tensor.elements for tensor in tensors.values()),
         size_bytes=sum(path.stat().st_size for path in weights),
         has_template=template,
     )
+    _check_promise(facts)
+    return facts
+
+
+def _check_promise(facts: BaseFacts) -> None:
+    """Raise Invalid when config.json describes a model many times the size of its weights: whoever loads it first makes
+    room for what the config says. Packed weights hold up to eight values an element."""
+    described = facts.head_parameters + facts.layers * facts.layer_parameters
+    if described > 10 * facts.parameters + 10_000_000:
+        raise Invalid(
+            f"config.json describes about {described / 1e6:,.0f} million weights, but the files hold "
+            f"{facts.parameters / 1e6:,.1f} million. Choose the folder of a whole model."
+        )
 
 
 def _from_config(config: dict[str, Any], **known: Any) -> BaseFacts:

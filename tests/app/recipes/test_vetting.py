@@ -168,3 +168,13 @@ def test_unless_the_owner_says_so_only_the_home_of_the_product_is_read(home, tmp
         vetting.allowed_folder(str(theirs))
     (home / "models" / "mine").mkdir(parents=True)
     assert vetting.allowed_folder(str(home / "models" / "mine"))
+
+
+@pytest.mark.parametrize(
+    "lie", [{"vocab_size": 10**9}, {"hidden_size": 10**6}, {"num_hidden_layers": 10**7}, {"intermediate_size": 10**10}]
+)
+def test_a_config_that_promises_more_than_the_files_hold_is_refused(folder, lie):
+    """Loading would first make room for what it says: one small upload would take the memory of the model server."""
+    edit(folder, **lie)
+    with pytest.raises(Invalid, match="million weights"):
+        base_facts.from_folder(folder)
