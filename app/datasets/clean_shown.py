@@ -91,7 +91,7 @@ def measured() -> list[dict[str, Any]]:
     return [
         {
             "title": KINDS[kind].title,
-            "found": figures["found"], "items": figures["items"],
+            "found": figures["found"], "made": figures["items"],
             "share": figures["found"] / figures["items"],
             "decoys_hit": figures["decoys_hit"], "decoys": stored["decoys"],
         }

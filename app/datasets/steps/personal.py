@@ -19,9 +19,9 @@ from app.datasets.steps.personal_numbers import Span
 
 Action = Literal["replace", "mask", "hash", "out", "keep"]
 ACTIONS: dict[str, str] = {
-    "replace": "Replace, <EMAIL_1>: the same name in a row",
-    "mask": "Mask, [EMAIL]: all alike",
-    "hash": "Hash: the same name in every row",
+    "replace": "Replace: <EMAIL_1>",
+    "mask": "Mask: [EMAIL]",
+    "hash": "Hash: alike in all rows",
     "out": "Leave the row out",
     "keep": "Keep, with a reason",
 }

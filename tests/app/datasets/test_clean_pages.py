@@ -44,6 +44,7 @@ def test_a_step_is_looked_at_previewed_applied_and_excepted(ana, tmp_path):  # n
     assert "&lt;script&gt;" in shown
     assert "<script>x" not in shown
     assert "clean-veiled" in shown
+    assert "Measured on 300 made items" in shown
     assert "clean-profane" in get(ana, f"{clean}/step?name=profanity")
     answer = ana.post(f"{clean}/preview", data={"step": "personal", "is_full": "1", "email": "keep", "reason": "ours"})
     assert answer.status_code == 200
