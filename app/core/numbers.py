@@ -3,15 +3,19 @@
 from datetime import UTC, datetime, timedelta
 
 from babel.dates import format_date, format_datetime, format_time
-from babel.numbers import format_compact_decimal, format_decimal
+from babel.numbers import format_compact_decimal, format_decimal, get_group_symbol
 
 LOCALE = "en_GB"
+_IS_COMMA = get_group_symbol(LOCALE) == ","
 
 
 def number(value: float | None, digits: int = 0) -> str:
     """48,210 · 1.81. A dash where there is no value."""
     if value is None or value != value:
         return "–"
+    if isinstance(value, int) and not digits and _IS_COMMA:
+        # A table page shows hundreds of whole numbers, and the general way takes 0.1 ms for each.
+        return f"{value:,}"
     pattern = "#,##0" + ("." + "0" * digits if digits else "")
     return format_decimal(value, format=pattern, locale=LOCALE)
 
