@@ -88,7 +88,7 @@ def bent(content: bytes, dice: random.Random) -> bytes:
                 del changed[place : place + dice.randrange(1, 200)]
             case 4:
                 changed[place:place] = changed[place : place + dice.randrange(1, 500)]
-    return bytes(changed[: dice.randrange(1, len(changed) + 1)] if dice.random() < 0.05 else changed)
+    return bytes(changed[: dice.randrange(len(changed) + 1)] if dice.random() < 0.05 else changed)
 
 
 def damaged(content: bytes, dice: random.Random) -> bytes:

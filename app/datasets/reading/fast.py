@@ -68,6 +68,7 @@ class _Counted:
         self._context, self._seam = context, seam
         self._buffer = bytearray(COUNTED_BYTES)
         self.feeds = self.returns = self.pairs = self.seams = 0
+        self.is_plain = True
         self._last = b""
 
     def go_on(self, count: int) -> None:
@@ -83,6 +84,11 @@ class _Counted:
 
     def _look(self, data: bytearray) -> None:
         self.feeds += data.count(b"\n")
+        if self._seam and self.is_plain:
+            # Only these can become text that is no UTF-8; an escape may be cut in two by the end of a buffer.
+            self.is_plain = (
+                data.isascii() and b"\\u" not in data and not (self._last[-1:] == b"\\" and data[:1] == b"u")
+            )
         if self._last[-1:] == b"\r" or b"\r" in data:
             self.returns += data.count(b"\r")
             self.pairs += data.count(b"\r\n") + (self._last[-1:] == b"\r" and data[:1] == b"\n")
@@ -200,10 +206,13 @@ def _json_lines(path: Path, sniffed: Sniffed, context: Context) -> Iterator[Batc
         ),
     )
     line = 1
+    # Always ahead of the batch, which may reach into the block behind its own.
+    source.go_on(2 * BLOCK_BYTES)
     filled = dict.fromkeys(names, 0)
     for batch in reader:
         source.go_on(BLOCK_BYTES)
-        batch.validate(full=True)
+        if not source.is_plain:
+            batch.validate(full=True)
         table = pa.Table.from_batches([batch]).select(list(names))
         for name in names:
             filled[name] += table.num_rows - table.column(name).null_count
