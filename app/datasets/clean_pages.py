@@ -23,6 +23,8 @@ from app.datasets.reports import StepReport
 from app.datasets.splitting import wanted_rows
 from app.datasets.steps.catalogue import PRESETS, secret_params
 from app.datasets.steps.contract import Step
+from app.datasets.steps.near import EDGES_FILE
+from app.datasets.steps.near import counts as near_counts
 from app.datasets.steps.personal import ACTIONS as CHOICES
 from app.datasets.steps.personal import NOT_COVERED
 from app.projects import service as projects
@@ -136,6 +138,13 @@ def step_page(
     return _step_page(request, context, name, code, shown.step_of(context["report"], name))
 
 
+def _thresholds(plan: Any, name: str) -> dict[str, Any]:
+    """Near copies at other thresholds, from the pairs kept with the working set."""
+    kept = next(iter(plans.set_dir(plan).glob(f"steps/*/{EDGES_FILE}")), None) if name == "near" and plan else None
+    thresholds, crowded = near_counts(kept) if kept else ({}, [])
+    return {"thresholds": thresholds, "crowded": crowded}
+
+
 def _step_page(
     request: Request, context: dict[str, Any], name: str, code: str, found: StepReport | None, **more: Any
 ) -> Response:
@@ -162,6 +171,7 @@ def _step_page(
         "not_covered": NOT_COVERED if is_measured else "",
         "spared": [(_(sparing.SCOPES[s]), n) for s, n in sparing.counts(context["plan"], name).items()],
         "is_preview": False,
+        **_thresholds(context["plan"], name if chosen else ""),
     }
     status = 422 if more.get("errors") else 200
     return render(request, "datasets/step.html", status=status, **(context | more))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,7 +114,7 @@ def _write(
     decisions.save(decided)
     chosen = drawn(decisions, plan)
     picked = _picked(decisions, sorted({rid for rids in chosen.values() for rid in rids}))
-    wanted = set(picked) | {twin for _code, twin in picked.values() if twin >= 0}
+    wanted = set(picked) | {twin for _code, twin, _score in picked.values() if twin >= 0}
     names = tuple(step.name for step in plan.applied())
     orders = [
         Write(
@@ -133,19 +134,23 @@ def _write(
     for position, rids in chosen.items():
         found = shown[names[position]] = []
         for rid in rids:
-            code, twin = picked[rid]
+            code, twin, score = picked[rid]
             if rid in texts:
                 other = veiled_text("\n".join(texts.get(twin, [])))[:EXCERPT_CHARACTERS]
                 parts = excerpt(rid, code, texts[rid], None)
-                found.append(Shown(**parts, of=twin if twin >= 0 else None, twin=other))
+                found.append(Shown(**parts, of=twin if twin >= 0 else None, twin=other, score=score))
     return results, shown
 
 
-def _picked(decisions: Decisions, rids: list[int]) -> dict[int, tuple[str, int]]:
-    """(code, twin or -1) of some rows that go."""
+def _picked(decisions: Decisions, rids: list[int]) -> dict[int, tuple[str, int, float | None]]:
+    """(code, twin or -1, how alike or None) of some rows that go."""
     places = decisions.rids.searchsorted(rids).tolist()
     return {
-        rid: (decisions.codes[int(decisions.code_ids[place])], int(decisions.of[place]))
+        rid: (
+            decisions.codes[int(decisions.code_ids[place])],
+            int(decisions.of[place]),
+            None if np.isnan(decisions.scores[place]) else round(float(decisions.scores[place]), 3),
+        )
         for rid, place in zip(rids, places, strict=True)
     }
 

@@ -17,6 +17,7 @@ class Shown(Contract):
     after: str | None = None
     of: int | None = None
     twin: str = ""
+    score: float | None = None
 
 
 class StepReport(Contract):

@@ -14,7 +14,17 @@ from app.core.forms import FormValues, checked
 from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
-from app.datasets import clean_pages, file_pages, plans, service, shown, upload_pages, version_pages, versions
+from app.datasets import (
+    clean_pages,
+    contradiction_pages,
+    file_pages,
+    plans,
+    service,
+    shown,
+    upload_pages,
+    version_pages,
+    versions,
+)
 from app.datasets.bringing import pages as bringing_pages
 from app.datasets.bringing import service as bringing
 from app.datasets.browsing import change_pages, row_pages, statistics_pages
@@ -27,7 +37,7 @@ from app.projects import service as projects
 router = APIRouter()
 PARTS = (
     upload_pages, bringing_pages, file_pages, clean_pages, version_pages, rows_pages, change_pages, row_pages,
-    statistics_pages, combining_pages,
+    statistics_pages, combining_pages, contradiction_pages,
 )  # fmt: skip
 for part in PARTS:
     router.include_router(part.router)

@@ -236,6 +236,8 @@ TABLE: dict[str, Rule] = {
     "POST /sources/{file_id}/forget": owner(form={"name": "another.csv"}),
     "GET /projects/{project_id}/clean": viewer(),
     "GET /projects/{project_id}/clean/live": viewer(),
+    "GET /projects/{project_id}/contradictions": viewer(),
+    "POST /projects/{project_id}/contradictions": editor(form={"verb": "all"}),
     "GET /projects/{project_id}/clean/step": viewer(query="name=exact"),
     "POST /projects/{project_id}/clean/steps": editor(form={"step": "exact"}),
     "POST /projects/{project_id}/clean/preview": editor(form={"step": "exact"}),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from app.datasets.steps.balance import CAP
 from app.datasets.steps.boilerplate import BOILERPLATE
 from app.datasets.steps.contract import ChosenStep, Step
+from app.datasets.steps.contradictions import CONTRADICTIONS
 from app.datasets.steps.copies import EXACT
 from app.datasets.steps.language import LANGUAGE
 from app.datasets.steps.markup import MARKUP
@@ -24,7 +25,7 @@ STEPS: dict[str, Step] = {
     step.name: step
     for step in (
         UNICODE, MARKUP, BOILERPLATE, WHITESPACE, MISSING, EXACT, LENGTH, LANGUAGE, QUALITY, PROFANITY, PERSONAL, NEAR,
-        CAP,
+        CONTRADICTIONS, CAP,
     )
 }  # fmt: skip
 CODES: dict[str, str] = {code: words for step in STEPS.values() for code, words in step.codes.items()}

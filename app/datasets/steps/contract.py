@@ -110,6 +110,10 @@ class Store(Protocol):
         """One array over all rows (the shards' arrays joined), memory-mapped where it is one shard."""
         ...
 
+    def spared(self, code: str) -> Indexes:
+        """Rids that a person told the step to leave alone for this reason."""
+        ...
+
     def parts(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """The array of each shard, memory-mapped, in order. Its first dimension may differ from the rows."""
         ...
