@@ -362,7 +362,7 @@ def test_the_page_asks_the_model_too(stack: Stack) -> None:
 def test_drafts_are_written_by_this_products_own_api(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT_BUILDER_FETCH_NETWORKS", '["127.0.0.0/8"]')
     config.get_settings.cache_clear()
-    question = asking.prompt("Soup is served at noon.", "Menu", 1)[:200]
+    question = "Ask one thing about soup."  # the tiny model reads 128 tokens
     said = asking.ask(asking.Endpoint(f"{stack.url}/v1", stack.model, stack.key), question)
     assert isinstance(said, str)
     with pytest.raises(Invalid, match=r"refused \(401\)"):
