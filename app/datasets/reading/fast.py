@@ -85,10 +85,8 @@ class _Counted:
     def _look(self, data: bytearray) -> None:
         self.feeds += data.count(b"\n")
         if self._seam and self.is_plain:
-            # Only these can become text that is no UTF-8; an escape may be cut in two by the end of a buffer.
-            self.is_plain = (
-                data.isascii() and b"\\u" not in data and not (self._last[-1:] == b"\\" and data[:1] == b"u")
-            )
+            # Only other bytes and escapes can become text that is no UTF-8.
+            self.is_plain = data.isascii() and b"\\" not in data
         if self._last[-1:] == b"\r" or b"\r" in data:
             self.returns += data.count(b"\r")
             self.pairs += data.count(b"\r\n") + (self._last[-1:] == b"\r" and data[:1] == b"\n")
