@@ -287,9 +287,14 @@ def excerpt(rid: int, code: str, old: list[str], new: list[str] | None) -> dict[
     """The text around the first difference, before and after (None: the row goes), personal data made unreadable."""
     if new is None:
         return {"rid": rid, "code": code, "before": veiled_text("\n".join(old))[:EXCERPT_CHARACTERS], "after": None}
+    if new == old:  # marked only: what it is marked for may stand anywhere, and ends tell the most
+        text = veiled_text("\n".join(old))
+        if len(text) > EXCERPT_CHARACTERS:
+            text = f"{text[: EXCERPT_CHARACTERS // 2]} … {text[-EXCERPT_CHARACTERS // 2 :]}"
+        return {"rid": rid, "code": code, "before": text, "after": text}
     index = next((i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b), 0)
     one, other = (texts[index] if texts else "" for texts in (old, new))
     place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    begin = max(0, place - 60) if one != other else 0
+    begin = max(0, place - 60)
     end = begin + EXCERPT_CHARACTERS
     return {"rid": rid, "code": code, "before": veiled_text(one)[begin:end], "after": veiled_text(other)[begin:end]}

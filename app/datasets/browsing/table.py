@@ -92,7 +92,8 @@ class Table:
     @property
     def is_working(self) -> bool:
         """Whether the page should look again soon."""
-        return self.meta is None or (self.state is not None and not self.state.is_done)
+        is_unread = self.meta is None and self.rows_in_set > 0
+        return is_unread or (self.state is not None and not self.state.is_done)
 
     def link(self, **changes: Any) -> str:
         """The address of this table with other filters, on its first page."""
