@@ -92,7 +92,7 @@ def _table(model: Any) -> Any:
     return model.__table__.c
 
 
-_IDS = bindparam("ids", expanding=True)
+_IDS: Any = bindparam("ids", expanding=True)
 _file, _version, _run, _model, _evaluation = map(_table, (SourceFile, DatasetVersion, Run, Model, Evaluation))
 _chat, _message, _feedback = _table(Chat), _table(ChatMessage), _table(Feedback)
 _objective, _plan, _draft = _table(Objective), _table(CleaningPlan), _table(RecipeDraft)
