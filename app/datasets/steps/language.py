@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pycld2
 from pydantic import Field
@@ -21,8 +22,13 @@ LEAST_LETTERS = 20
 # A word of these scripts is one or two characters long.
 LEAST_DENSE_LETTERS = 7
 READ_CHARACTERS = 4000
+Numbers = npt.NDArray[np.int64]
 _DENSE = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _SIGNS = r"[{}();=<>\[\]_|\\]"
+_ASCII = "".join(map(chr, range(128)))
+# 16 bits hold the sum over the 4,000 characters that are read.
+_IS_LETTER = np.array([c.isalpha() for c in _ASCII], np.uint16)
+_IS_SIGN = np.array([bool(re.match(_SIGNS, c)) for c in _ASCII], np.uint16)
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _ODD = re.compile(r"[^\w\s.,;:!?'’\"()-]")
 _SAME = {"iw": "he", "in": "id", "jw": "jv", "mo": "ro", "nn": "no", "nb": "no", "zh-Hant": "zh", "sr-ME": "sr"}
@@ -76,16 +82,34 @@ def _guess(text: str) -> tuple[str, float]:
     return _code(name), float(confidence)
 
 
+def _signs_of(column: pl.Series) -> tuple[Numbers, Numbers, Numbers]:
+    """Letters, letters of dense scripts and signs of code in each text; plain ASCII is counted byte by byte."""
+    is_plain = ~column.str.contains(r"[^\x00-\x7f]")
+    letters, dense, signs = (np.zeros(len(column), np.int64) for _ in range(3))
+    plain = is_plain & (column.str.len_bytes() > 0)
+    if plain.any():
+        texts = column.filter(plain)
+        ends = texts.str.len_bytes().to_numpy().cumsum(dtype=np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        read = np.frombuffer("".join(texts.to_list()).encode("ascii"), np.uint8)
+        where = plain.to_numpy()
+        letters[where] = np.add.reduceat(_IS_LETTER[read], starts, dtype=np.uint16)
+        signs[where] = np.add.reduceat(_IS_SIGN[read], starts, dtype=np.uint16)
+    others = column.filter(~is_plain)
+    where = ~is_plain.to_numpy()
+    letters[where] = others.str.count_matches(r"[\p{L}\p{M}]").to_numpy()
+    dense[where] = others.str.count_matches(_DENSE).to_numpy()
+    signs[where] = others.str.count_matches(_SIGNS).to_numpy()
+    return letters, dense, signs
+
+
 def guesses(texts: Sequence[str]) -> list[Guess]:
     """The language of each text. Fenced code is not read; a text that is mostly code has none."""
     read = [_FENCE.sub(" ", text) if "```" in text or "~~~" in text else text for text in texts]
     column = column_of([text[:READ_CHARACTERS] for text in read])
-    counted = pl.select(
-        letters=column.str.count_matches(r"[\p{L}\p{M}]"), dense=column.str.count_matches(_DENSE),
-        signs=column.str.count_matches(_SIGNS),
-    )  # fmt: skip
+    counted = zip(*(numbers.tolist() for numbers in _signs_of(column)), strict=True)
     found = []
-    for text, (letters, dense, signs) in zip(column, counted.iter_rows(), strict=True):
+    for text, (letters, dense, signs) in zip(column.to_list(), counted, strict=True):
         is_long = letters >= LEAST_LETTERS or dense >= LEAST_DENSE_LETTERS
         if not is_long or signs > 0.12 * letters:
             found.append(Guess("", 0.0, letters))

@@ -27,35 +27,54 @@ ACTIONS: dict[str, str] = {
 }
 
 
+class Finder(NamedTuple):
+    """`gate`: a Rust pattern that every text with a find of `find` has."""
+
+    gate: str
+    find: Callable[[str], Iterator[Span]]
+
+
 class Kind(NamedTuple):
-    """What is looked for. `gate`: a Rust pattern that every text with one of them has."""
+    """What is looked for, by one finder or several."""
 
     name: str
     title: str
-    gate: str
-    find: Callable[[str], Iterator[Span]]
+    finders: tuple[Finder, ...]
+
+    def find(self, text: str) -> Iterator[Span]:
+        """What all finders see in one text."""
+        for finder in self.finders:
+            yield from finder.find(text)
 
 
 # Where two finds overlap the earlier kind wins.
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("private_key", "Private keys", r"PRIVATE KEY", secrets.private_keys),
-        Kind("url", "Logins in web addresses", r"://[^\s/]*@|[?&][A-Za-z_]+=", secrets.url_logins),
+        Kind("private_key", "Private keys", (Finder(r"PRIVATE KEY", secrets.private_keys),)),
+        Kind("url", "Logins in web addresses", (Finder(r"://[^\s/]*@|[?&][A-Za-z_]+=", secrets.url_logins),)),
         Kind(
             "key", "Keys and tokens",
-            r"sk-|AKIA|ASIA|AROA|AIDA|gh[pousr]_|github_pat_|glpat-|xox|xapp-|AIza|ya29|GOCSPX|_live_|_test_|whsec_|hf_"
-            r"|npm_|pypi-|dop_v1|shp|SG\.|key-|SK[0-9a-f]{32}|sq0|eyJ|AGE-SECRET|:AA|hooks\.slack"
-            r"|(?i:key|token|secret|passw|pwd|bearer|authorization)[^\n]{1,24}[A-Za-z0-9_+/=.~!@$%^&*-]{12}"
-            r"|[A-Za-z0-9+/_-]{24}",
-            secrets.keys,
+            (
+                Finder(
+                    r"sk-|AKIA|ASIA|AROA|AIDA|gh[pousr]_|github_pat_|glpat-|xox|xapp-|AIza|ya29|GOCSPX|_live_|_test_"
+                    r"|whsec_|hf_|npm_|pypi-|dop_v1|shp|SG\.|key-|SK[0-9a-f]{32}|sq0|eyJ|AGE-SECRET|:AA",
+                    secrets.prefixed_keys,
+                ),
+                Finder(r"hooks\.slack", secrets.hooks),
+                Finder(
+                    r"(?i:key|token|secret|passw|pwd|bearer|authorization)[^\n]{1,24}[A-Za-z0-9_+/=.~!@$%^&*-]{12}",
+                    secrets.assigned_keys,
+                ),
+                Finder(r"[A-Za-z0-9+/_-]{24}", secrets.keys_alone),
+            ),
         ),
-        Kind("email", "E-mail addresses", r"(?i)@|[\[(] ?at ?[\])]", numbers.emails),
-        Kind("iban", "Bank accounts (IBAN)", r"[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11}", numbers.ibans),
-        Kind("card", "Payment cards", r"\d(?:[ -]?\d){11}", numbers.cards),
-        Kind("ssn", "US social security numbers", r"\d{3}[ -]\d{2}[ -]\d{4}|\d{9}", numbers.social_numbers),
-        Kind("ip", "IP addresses", r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9A-Fa-f]{0,4}:", numbers.addresses),
-        Kind("phone", "Phone numbers", r"\d(?:[ ().+/-]{0,4}\d){6}", numbers.phones),
+        Kind("email", "E-mail addresses", (Finder(r"(?i)@|[\[(] ?at ?[\])]", numbers.emails),)),
+        Kind("iban", "Bank accounts (IBAN)", (Finder(r"[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11}", numbers.ibans),)),
+        Kind("card", "Payment cards", (Finder(r"\d(?:[ -]?\d){11}", numbers.cards),)),
+        Kind("ssn", "US social security numbers", (Finder(r"\d{3}[ -]\d{2}[ -]\d{4}|\d{9}", numbers.social_numbers),)),
+        Kind("ip", "IP addresses", (Finder(r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9A-Fa-f]{0,4}:", numbers.addresses),)),
+        Kind("phone", "Phone numbers", (Finder(r"\d(?:[ ().+/-]{0,4}\d){6}", numbers.phones),)),
     )
 }  # fmt: skip
 NAMES = {"url": "LOGIN"} | {name: name.upper() for name in KINDS if name != "url"}
@@ -133,8 +152,9 @@ def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dic
     finds: dict[int, list[Span]] = {}
     for name, kind in KINDS.items():
         if name in wanted:
-            for place in column.str.contains(kind.gate).arg_true().to_list():
-                finds.setdefault(place, []).extend(kind.find(texts[place]))
+            for finder in kind.finders:
+                for place in column.str.contains(finder.gate).arg_true().to_list():
+                    finds.setdefault(place, []).extend(finder.find(texts[place]))
     return {place: _resolved(spans) for place, spans in finds.items() if spans}
 
 

@@ -48,19 +48,29 @@ _ALONE = re.compile(r"(?<![\w/.=@:#&+%-])[A-Za-z0-9+/_-]{24,128}={0,2}(?![\w/.@:
 
 def _is_drawn(value: str) -> bool:
     """Whether letters of both cases and digits alternate as by chance, which no word or name does."""
+    if value.islower() or value.isupper():
+        return False
     kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" if c.islower() else "s" for c in value]
     changes = sum(a != b for a, b in pairwise(kinds))
     return {"d", "u", "l"} <= set(kinds) and changes >= len(value) / 3 and entropy(value) >= 4.0
 
 
-def keys(text: str) -> Iterator[Span]:
-    """Keys of services by prefix; others only after a word such as `token` and when they look drawn at random."""
+def prefixed_keys(text: str) -> Iterator[Span]:
+    """Keys of services by their prefix."""
     for match in _PREFIXED.finditer(text):
         body = match.group()[4:]
         if entropy(body) >= 2.8 and not _PLACEHOLDER.search(body):
             yield Span("key", *match.span())
+
+
+def hooks(text: str) -> Iterator[Span]:
+    """What is secret in the address of a web hook."""
     for match in _HOOK.finditer(text):
         yield Span("key", *match.span(1))
+
+
+def assigned_keys(text: str) -> Iterator[Span]:
+    """What stands after a word such as `token` and looks drawn at random."""
     for match in _ASSIGNED.finditer(text):
         value = re.split(r"&\w+=", match.group(1))[0].rstrip(".,;:!?&")
         kinds = sum(any(map(test, value)) for test in (str.islower, str.isupper, str.isdigit))
@@ -69,6 +79,10 @@ def keys(text: str) -> Iterator[Span]:
         if entropy(value) < 3.0 or _PLACEHOLDER.search(value) or _UUID_OR_PATH.fullmatch(value):
             continue
         yield Span("key", match.start(1), match.start(1) + len(value))
+
+
+def keys_alone(text: str) -> Iterator[Span]:
+    """Long words without anything before them that look drawn at random."""
     for match in _ALONE.finditer(text):
         if _is_drawn(match.group()):
             yield Span("key", *match.span())

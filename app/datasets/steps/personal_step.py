@@ -43,19 +43,17 @@ def _personal(params: PersonalParams) -> RowRunner:
         in_texts, in_labels, in_metas = found(batch.texts), found(batch.labels), found(batch.metas)
         rows = sorted({int(batch.owners[place]) for place in in_texts} | set(in_labels) | set(in_metas))
         starts = batch.starts()
+        states: dict[int, Replacing] = {}
         texts: dict[int, str] = {}
         labels: dict[int, str] = {}
         metas: dict[int, str] = {}
-        codes: dict[str, list[int]] = {}
-        out = []
         for row in rows:
             places = [place for place in range(starts[row], starts[row + 1]) if place in in_texts]
             state = Replacing(params, salt, batch.texts[int(starts[row]) : int(starts[row + 1])])
+            states[row] = state
             for place in places:
-                old = batch.texts[place]
-                first = state.rewrite(old, in_texts[place])
-                new = _settled(state, first) if first != old else old
-                if new != old:
+                new = state.rewrite(batch.texts[place], in_texts[place])
+                if new != batch.texts[place]:
                     texts[place] = new
             if row in in_labels:
                 new = state.rewrite(batch.labels[row], in_labels[row])
@@ -66,10 +64,19 @@ def _personal(params: PersonalParams) -> RowRunner:
                 cleaned = _cleaned(state, columns)
                 if cleaned != columns:
                     metas[row] = orjson.dumps(cleaned).decode()
+        again = list(texts)
+        for _ in range(ROUNDS):
+            finds = found([texts[place] for place in again])
+            again = [again[number] for number in finds]
+            for place, spans in zip(again, finds.values(), strict=True):
+                texts[place] = states[int(batch.owners[place])].rewrite(texts[place], spans)
+            if not again:
+                break
+        codes: dict[str, list[int]] = {}
+        for row, state in states.items():
             for code in state.codes:
                 codes.setdefault(code, []).append(row)
-            if state.is_out:
-                out.append(row)
+        out = [row for row, state in states.items() if state.is_out]
         changes.texts = (list(texts), list(texts.values()))
         changes.labels = (list(labels), list(labels.values()))
         changes.metas = (list(metas), list(metas.values()))

@@ -14,7 +14,8 @@ from app.datasets.preparing import prepare
 from app.datasets.steps.boilerplate import repeated
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.language import guesses
-from app.datasets.steps.personal import KINDS, PersonalParams, found_in, veiled_text
+from app.datasets.steps.personal import KINDS, PersonalParams, found, found_in, veiled_text
+from benchmarks.data.personal_items import decoys, items
 from benchmarks.data.personal_measure import STORED, measure
 from tests.app.datasets.test_cleaning import NAUGHTY, chat, cleaned, plain
 from tests.app.datasets.test_freezing import planned, quiet
@@ -35,6 +36,16 @@ def test_made_personal_data_is_found_as_often_as_the_page_says():
         assert figures["found"] >= (0.94 if kind == "phone" else 0.98) * figures["items"], kind
         assert figures["exact"] >= 0.94 * figures["items"], kind
     assert sum(figures["decoys_hit"] for figures in stored["kinds"].values()) <= 3
+
+
+def test_the_gates_of_a_column_hide_nothing_that_is_found_in_a_text_alone():
+    texts = [item.text for kind in KINDS for item in items(kind, 60)] + [item.text for item in decoys(60)]
+    hook = "https://hooks.slack.com/services/" + "T0AB12CD3/B0EF45GH6/" + "aB3dE6gH9jK2mN5pQ8sT1vW4"
+    alone = "Zx8Kq2Lw9Vb4Nm7Rt1Yp6Hs3Jd5F"
+    texts += [hook, alone, f"token: {alone}"]
+    column = found(texts)
+    assert column == {place: spans for place, text in enumerate(texts) if (spans := found_in(text))}
+    assert set(range(len(texts) - 3, len(texts))) <= set(column)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +159,15 @@ def test_languages_of_the_declaration_of_human_rights():
     right = sum(g.language == row["language"] for g, row in zip(guesses([r["text"] for r in rows]), rows, strict=True))
     assert len(rows) == 3423
     assert right / len(rows) >= 0.985
+
+
+def test_letters_are_counted_alike_whether_a_text_is_plain_ascii_or_not():
+    texts = ["", "Plain words, 12 of them; (a) [b] {c} = <d> | e_f \\ g", "x" * 4000, "{}();=<>[]_|\\", "ab\nc"]
+    plain_letters = [g.letters for g in guesses(texts)]
+    assert plain_letters == [0, sum(map(str.isalpha, texts[1])), 4000, 0, 3]
+    assert [g.letters for g in guesses(["€" + text for text in texts])] == [*plain_letters[:2], 3999, 0, 3]
+    mixed = [text for pair in zip(texts, ["é" * 3] * 5, strict=True) for text in pair]
+    assert [g.letters for g in guesses(mixed)] == [n for letters in plain_letters for n in (letters, 3)]
 
 
 def test_language_never_removes_code_short_rows_or_allowed_ones():
