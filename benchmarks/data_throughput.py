@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data.bench import Bench, Row, make_peers  # noqa: E402
 
 # Modules with `run`; those without are scripts of their own with their own bars, and run as they are.
-PARTS = ("cleaning_chain", "exact_copies", "whole_chain")
+PARTS = ("cleaning_chain", "exact_copies", "tokens", "whole_chain")
 SCRIPTS = ("near_copies", "reading", "personal_measure")
 
 

@@ -36,7 +36,7 @@ def markers(tokenizer: Tokenizer) -> dict[str, int]:
     return {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
 
 
-def _pieces(tokenizer: Tokenizer, rendered: Rendered) -> Iterable[tuple[int, int, int | None]]:
+def marked_pieces(tokenizer: Tokenizer, rendered: Rendered) -> Iterable[tuple[int, int, int | None]]:
     """(start, end, marker id or None) over the text; a marker inside a content is ordinary text.
 
     Some markers swallow the blanks beside them (Phi-3's do): then the pieces leave these out.
@@ -60,7 +60,7 @@ def _pieces(tokenizer: Tokenizer, rendered: Rendered) -> Iterable[tuple[int, int
         yield position, len(text), None
 
 
-def _is_first_special(tokenizer: Tokenizer) -> bool:
+def puts_blank_first(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer puts a blank before the first piece only (Metaspace, "first"), not after a marker."""
     marker = next(iter(markers(tokenizer)), None)
     if marker is None:
@@ -83,12 +83,12 @@ def _plain(tokenizer: Tokenizer, text: str, is_inner: bool) -> tuple[list[int], 
 
 def _encode(tokenizer: Tokenizer, rendered: Rendered) -> tuple[list[int], list[tuple[int, int]], list[bool]]:
     """Ids, character offsets and whether each token is a marker."""
-    has_first = _is_first_special(tokenizer)
+    has_first = puts_blank_first(tokenizer)
     tokenizer.encode_special_tokens = True
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     is_marker: list[bool] = []
-    for start, end, marker in _pieces(tokenizer, rendered):
+    for start, end, marker in marked_pieces(tokenizer, rendered):
         if marker is not None:
             ids.append(marker)
             offsets.append((start, end))
@@ -175,7 +175,7 @@ def encode_shown(
     if learn_prompts:
         return Encoded(ids, [True] * len(ids), offsets, rendered.text)
     learned = [
-        _learned_span(template, example.messages, number, rendered, offsets, is_marker)
+        learned_span(template, example.messages, number, rendered, offsets, is_marker)
         for number, message in enumerate(example.messages)
         if message.role == "assistant" and message.train
     ]
@@ -183,7 +183,7 @@ def encode_shown(
     return Encoded(ids, learn, offsets, rendered.text)
 
 
-def _learned_span(
+def learned_span(
     template: ChatTemplate,
     messages: Sequence[Message],
     number: int,

@@ -15,7 +15,14 @@ import pyarrow.parquet as pq
 from benchmarks.make_rows import SETS, make, rows
 
 ROOT = Path(__file__).resolve().parents[2]
-PEER_PACKAGES = ("datasets==4.4.1", "pandas==2.3.3", "ftfy==6.3.1", "beautifulsoup4==4.14.2", "lxml==6.0.2")
+PEER_PACKAGES = (
+    "datasets==4.4.1",
+    "pandas==2.3.3",
+    "ftfy==6.3.1",
+    "beautifulsoup4==4.14.2",
+    "lxml==6.0.2",
+    "tokenizers==0.23.3",
+)
 
 
 @dataclass(frozen=True)
