@@ -22,6 +22,7 @@ PEER_PACKAGES = (
     "beautifulsoup4==4.14.2",
     "lxml==6.0.2",
     "tokenizers==0.23.3",
+    "transformers==5.23.0",
 )
 
 

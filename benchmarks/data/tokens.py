@@ -6,9 +6,8 @@ the same Parquet, and prints a hash of all ids and of where each row ends.
 
 import hashlib
 import sys
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,9 +16,9 @@ from tokenizers import Tokenizer
 from app.contracts.conversation import Example
 from app.text.accelerated import SAMPLED_ROWS, proved
 from app.text.template import CHATML, ChatTemplate
-from benchmarks.data.bench import Bench, Cost, Row, measured
-from benchmarks.make_rows import SETS, rows
-from worker.engine.tokenizer import train_bpe
+
+if TYPE_CHECKING:
+    from benchmarks.data.bench import Bench, Cost, Row
 
 LEARNED_ROWS, VOCABULARY = 20_000, 32_000
 PEER = r"""
@@ -27,12 +26,10 @@ import hashlib, os, sys
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from pathlib import Path
 import numpy as np
-from tokenizers import Tokenizer
-tokenizer = Tokenizer.from_file(str(Path(sys.argv[1]).with_name("tokenizer.json")))
 digest = hashlib.sha256()
-def encoded(questions, answers):
-    texts = [q + "\n" + a for q, a in zip(questions, answers)]
-    return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+file = str(Path(sys.argv[1]).with_name("tokenizer.json"))
+def texts(questions, answers):
+    return [q + "\n" + a for q, a in zip(questions, answers)]
 def add(rows):
     digest.update(np.array([len(ids) for ids in rows], np.uint32).tobytes())
     digest.update(np.concatenate(rows).astype(np.uint32).tobytes())
@@ -41,21 +38,27 @@ TOKENIZERS = (
     PEER
     + r"""
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(file)
 for batch in pq.ParquetFile(sys.argv[1]).iter_batches(1000, use_threads=False):
-    add(encoded(batch.column("question").to_pylist(), batch.column("answer").to_pylist()))
+    rows = texts(batch.column("question").to_pylist(), batch.column("answer").to_pylist())
+    add([e.ids for e in tokenizer.encode_batch_fast(rows, add_special_tokens=False)])
 print(digest.hexdigest())
 """
 )
+# As the documentation of datasets shows it: the tokenizer of transformers, called on batches.
 DATASETS = (
     PEER
     + r"""
 from datasets import load_dataset
+from transformers import PreTrainedTokenizerFast
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=file)
 made = load_dataset("parquet", data_files=sys.argv[1], split="train").map(
-    lambda batch: {"ids": encoded(batch["question"], batch["answer"])}, batched=True,
+    lambda batch: tokenizer(texts(batch["question"], batch["answer"]), add_special_tokens=False), batched=True,
     remove_columns=["question", "answer"],
 )
 for batch in made.with_format("numpy").iter(1000):
-    add(list(batch["ids"]))
+    add(list(batch["input_ids"]))
 print(digest.hexdigest())
 """
 )
@@ -75,7 +78,7 @@ def ours(path: Path) -> str:
     samples = [
         Example(rid=0, kind="text", text=text)
         for group in range(groups)
-        for text in islice(_texts(source.read_row_group(group, use_threads=False)), each)
+        for text in _texts(source.read_row_group(group, use_threads=False).slice(0, each))
     ]
     fast = proved(Tokenizer.from_file(str(path.with_name("tokenizer.json"))), ChatTemplate(CHATML), samples)
     if fast is None:
@@ -88,8 +91,12 @@ def ours(path: Path) -> str:
     return digest.hexdigest()
 
 
-def run(bench: Bench) -> list[Row]:
+def run(bench: "Bench") -> "list[Row]":
     """Interpreters and imports are in the figures of all."""
+    from benchmarks.data.bench import Row, measured
+    from benchmarks.make_rows import SETS, rows
+    from worker.engine.tokenizer import train_bpe
+
     path = bench.parquet()
     learned = rows(min(LEARNED_ROWS, SETS[bench.set_name]))
     train_bpe((f"{question}\n{answer}" for question, answer, _kind in learned), VOCABULARY).save(
@@ -106,7 +113,9 @@ def run(bench: Bench) -> list[Row]:
     return table
 
 
-def _line(bench: Bench, who: str, mine: Cost, theirs: Cost | None, bar: float) -> Row:
+def _line(bench: "Bench", who: str, mine: "Cost", theirs: "Cost | None", bar: float) -> "Row":
+    from benchmarks.data.bench import Row
+
     if theirs is None:
         return Row("tokens", who, bar=f">= {bar:g}", verdict="not run", note="(could not be installed or failed)")
     is_equal = theirs.output.split()[-1] == mine.output.split()[-1]

@@ -105,15 +105,16 @@ def ensure_answer(rows: RowSet, question: Question, stamp: str, edits: Path | No
 
 
 def ensure_counts(rows: RowSet, model: "ReadingModel") -> "TokenReport | None":
-    """The finished counts by the model's tokenizer, or None while a child makes them."""
+    """The counts by the model's tokenizer, or None before there are any. A child goes on until they are of all rows."""
     from app.datasets.browsing import counting
 
-    if (report := counting.report_of(rows, model)) is not None:
+    report = counting.report_of(rows, model)
+    if report is not None and report.counted == report.rows:
         return report
     rows.folder.mkdir(parents=True, exist_ok=True)
     more = {"tokenizer_file": str(model.tokenizer_file), "model": model.name, "limit_tokens": model.limit_tokens}
     _spawn(counting.report_path(rows, model).with_suffix(".lock"), _order(rows, "counts", **more))
-    return None
+    return report
 
 
 def _count(rows: RowSet, order: Order) -> None:
@@ -122,7 +123,8 @@ def _count(rows: RowSet, order: Order) -> None:
     from app.datasets.browsing.model_view import ReadingModel
 
     model = ReadingModel(order.model, Path(order.tokenizer_file), order.limit_tokens)
-    if counting.report_of(rows, model) is None:
+    report = counting.report_of(rows, model)
+    if report is None or report.counted < report.rows:
         counting.count(rows, model, lambda _done, _total: None)
 
 

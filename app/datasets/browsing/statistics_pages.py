@@ -11,7 +11,7 @@ from app.accounts.service import Actor
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import versions
-from app.datasets.browsing import background, model_view
+from app.datasets.browsing import background, counting, model_view
 from app.datasets.browsing import pages as table_pages
 from app.datasets.browsing.opening import frozen_set
 from app.datasets.browsing.sets import RowSet
@@ -27,10 +27,13 @@ def _context(session: Session, actor: Actor, project_id: str, rows: RowSet | Non
     has_rows = rows is not None and rows.rows > 0
     meta = background.ensure_index(rows) if rows is not None and has_rows else None
     report = background.ensure_counts(rows, model) if rows is not None and has_rows and model else None
+    is_partial = report is not None and report.counted < report.rows
+    progress = counting.progress_of(rows, model) if rows is not None and model and has_rows else None
     top = max(report.lengths.counts, default=0) if report else 0
     return {
         "project": project, "model": model, "meta": meta, "report": report, "has_rows": has_rows, "rows_url": rows_url,
-        "top": top, "word_of": word_of, "is_working": has_rows and (meta is None or (model is not None and not report)),
+        "top": top, "word_of": word_of, "progress": progress, "is_partial": is_partial,
+        "is_working": has_rows and (meta is None or (model is not None and (report is None or is_partial))),
     }  # fmt: skip
 
 
