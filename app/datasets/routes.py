@@ -29,6 +29,7 @@ from app.datasets.bringing import pages as bringing_pages
 from app.datasets.bringing import service as bringing
 from app.datasets.browsing import change_pages, row_pages, statistics_pages
 from app.datasets.browsing import pages as rows_pages
+from app.datasets.browsing.opening import working_set
 from app.datasets.browsing.questions import Question
 from app.datasets.combining import pages as combining_pages
 from app.datasets.forms import PasteForm
@@ -42,11 +43,10 @@ PARTS = (
 for part in PARTS:
     router.include_router(part.router)
 
-Page = Annotated[int, Query(ge=1, le=1_000_000)]
 Term = Annotated[str, Query(max_length=200)]
 
 
-def page_context(session: Session, actor: Actor, project_id: str, page: int = 1, term: str = "") -> dict[str, Any]:
+def page_context(session: Session, actor: Actor, project_id: str, term: str = "") -> dict[str, Any]:
     """What the Data page and its fragments show."""
     project = projects.get(session, actor, project_id)
     files = service.list_files(session, actor, project_id)
@@ -55,8 +55,8 @@ def page_context(session: Session, actor: Actor, project_id: str, page: int = 1,
     plan = plans.get(session, actor, project_id)
     report = plans.report_of(plan)
     statistics = report.statistics if report else None
-    rows = rows_pages.working(session, actor, project_id)
-    base_url = f"/projects/{project_id}/rows"
+    names = {file.id: file.filename for file in files}
+    may_edit, base_url = actor.may(project.workspace_id, "editor"), f"/projects/{project_id}/rows"
     return {
         "project": project,
         "stage": "data",
@@ -67,11 +67,13 @@ def page_context(session: Session, actor: Actor, project_id: str, page: int = 1,
         "is_live": shown.is_live(files, plan) or remotes_live,
         "remotes": remotes,
         "remotes_live": remotes_live,
-        **rows_pages.table_context(session, actor, project_id, rows, Question(q=term), page, [], base_url),
+        **rows_pages.table_context(
+            session, plan, working_set(plan, names), Question(q=term), 1, [], base_url, may_edit=may_edit, is_brief=True
+        ),
         "cards": shown.fix_cards(report),
         "enough": shown.enough(statistics),
         "latest": versions.latest(session, project_id),
-        "may_edit": actor.may(project.workspace_id, "editor"),
+        "may_edit": may_edit,
         "shorten": shown.brief,
         "left": shown.left,
         "samples": service.SAMPLES.values(),
@@ -81,10 +83,9 @@ def page_context(session: Session, actor: Actor, project_id: str, page: int = 1,
 
 
 @router.get("/projects/{project_id}/data")
-def data_page(
-    request: Request, session: SessionDep, actor: ActorDep, project_id: str, page: Page = 1, q: Term = ""
-) -> Response:
-    return render(request, "datasets/data.html", **page_context(session, actor, project_id, page, q.strip()))
+def data_page(request: Request, session: SessionDep, actor: ActorDep, project_id: str, q: Term = "") -> Response:
+    """The page with the first rows; all of them have a page of their own."""
+    return render(request, "datasets/data.html", **page_context(session, actor, project_id, q.strip()))
 
 
 @router.get("/projects/{project_id}/data/live")

@@ -24,12 +24,13 @@ router = APIRouter()
 @router.get("/versions/{version_id}")
 def version_page(
     request: Request, session: SessionDep, actor: ActorDep, version_id: str,
-    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1, q: Annotated[str, Query(max_length=200)] = "",
+    q: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:  # fmt: skip
+    """The version with its first rows; all of them have a page of their own."""
     version = versions.get(session, actor, version_id)
     project = projects.get(session, actor, version.project_id)
     is_done = version.state == "succeeded"
-    table, missing = rows_pages.table_context(session, actor, project.id, None, Question(), 1, [], ""), ""
+    table, missing = rows_pages.table_context(session, None, None, Question(), 1, [], ""), ""
     if is_done:
         try:
             rows = frozen_set(version, versions.folder(version))
@@ -37,7 +38,7 @@ def version_page(
             is_done, missing = False, error.sentence
         else:
             question, base_url = Question(q=q.strip()), f"/versions/{version_id}/rows"
-            table = rows_pages.table_context(session, actor, project.id, rows, question, page, [], base_url)
+            table = rows_pages.table_context(session, None, rows, question, 1, [], base_url, is_brief=True)
     context: dict[str, Any] = {
         "project": project,
         "stage": "clean",

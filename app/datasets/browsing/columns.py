@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 CELL_CHARACTERS = 120
+AT_ONCE_BYTES = 131_072
 DTYPES = {
     "key": "<u8", "source": "<u2", "label": "<i4", "split": "u1", "language": "u1", "turns": "<u2", "words": "<u4",
     "first": "<u4", "second": "<u4", "marks": "<u8", "score": "<f4",
@@ -65,18 +66,24 @@ def load(folder: Path, name: str) -> np.ndarray:
 def values_at(folder: Path, name: str, numbers: Sequence[int]) -> list[int]:
     """The values of some rows."""
     dtype = np.dtype(DTYPES[name])
-    return [np.frombuffer(raw, dtype)[0].item() for raw in _records(folder / f"{name}.col", dtype.itemsize, numbers)]
+    raw = _records(folder / f"{name}.col", dtype.itemsize, numbers)
+    found: list[int] = np.frombuffer(b"".join(raw), dtype).tolist()
+    return found
 
 
 def cells_at(folder: Path, name: str, numbers: Sequence[int]) -> list[str]:
     """The shown texts of some rows."""
-    spans = []
-    path = folder / f"{name}.ends"
-    for number, raw in zip(numbers, _records(path, 8, [n - 1 for n in numbers], length=16), strict=True):
-        start, end = np.frombuffer(raw, "<i8").tolist() if number else (0, int(np.frombuffer(raw[8:], "<i8")[0]))
-        spans.append((start, end))
+    if not numbers:
+        return []
+    raw = _records(folder / f"{name}.ends", 8, [n - 1 for n in numbers], length=16)
+    # The end of the row before the first one is the zeros before the file.
+    spans = np.frombuffer(b"".join(raw), "<i8").reshape(-1, 2).tolist()
+    first, last = min(start for start, _end in spans), max(end for _start, end in spans)
     descriptor = os.open(folder / f"{name}.cells", os.O_RDONLY)
     try:
+        if last - first <= AT_ONCE_BYTES:
+            block = os.pread(descriptor, last - first, first)
+            return [block[start - first : end - first].decode("utf-8", "replace") for start, end in spans]
         return [os.pread(descriptor, end - start, start).decode("utf-8", "replace") for start, end in spans]
     finally:
         os.close(descriptor)

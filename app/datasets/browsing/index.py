@@ -107,6 +107,12 @@ def meta_of(rows: RowSet) -> Meta | None:
         return None
 
 
+def name_of(rows: RowSet) -> str:
+    """What tells this finished index from every other, and from one that is made anew in its place."""
+    path = folder_of(rows) / "meta.json"
+    return f"{path}:{path.stat().st_mtime_ns}"
+
+
 def build(rows: RowSet, tell: Tell) -> Meta:
     """Make the index, whole or not at all; the one that is there stays."""
     target = folder_of(rows)

@@ -14,6 +14,7 @@ from app.core.errors import NotFound
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import plans, row_changes, service, versions
+from app.datasets.browsing import drawing
 from app.datasets.browsing import table as tables
 from app.datasets.browsing.opening import frozen_set, working_set
 from app.datasets.browsing.questions import Question, question_of
@@ -30,20 +31,22 @@ NOBODY: list[str] = []
 def working(session: Session, actor: Actor, project_id: str, *, need: str = "viewer") -> RowSet | None:
     """The project's working set, by its gate; None before there is one."""
     projects.get(session, actor, project_id, need=need)
-    names = {file.id: file.filename for file in service.list_files(session, actor, project_id)}
-    return working_set(plans.get(session, actor, project_id), names)
+    return _working(session, project_id, plans.find(session, project_id))
+
+
+def _working(session: Session, project_id: str, plan: CleaningPlan | None) -> RowSet | None:
+    return working_set(plan, service.names_of_files(session, project_id))
 
 
 def table_context(
-    session: Session, actor: Actor, project_id: str, rows: RowSet | None, question: Question, page: int,
-    columns: list[str], base_url: str,
+    session: Session, plan: CleaningPlan | None, rows: RowSet | None, question: Question, page: int,
+    columns: list[str], base_url: str, *, may_edit: bool = False, is_brief: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the fragment `_table.html` shows; `rows` None is an empty table."""
+    """What the fragment `_table.html` shows; `rows` None is an empty table. `plan` is None for a frozen version."""
     if rows is None:
-        return {"table": tables.Table(question=question, base_url=base_url), "optional": [], "choices": {}}
-    plan = None if rows.is_frozen else plans.find(session, project_id)
+        return {"table": tables.Table(question=question, base_url=base_url)}
     stamp, edits = stamp_of(session, plan, question)
-    made, _numbers = tables.table_of(rows, question, page, columns, base_url, stamp=stamp, edits=edits)
+    made = tables.table_of(rows, question, page, columns, base_url, stamp=stamp, edits=edits, is_brief=is_brief)
     found = row_changes.overlay(session, plan, [row.key for row in made.rows if row.key])
     shown = [
         replace(row, edit=found[row.key], cells=tables.edited_cells(row.cells, found[row.key]))
@@ -52,7 +55,12 @@ def table_context(
         for row in made.rows
     ]
     made = replace(made, rows=shown, is_pending=row_changes.is_pending(plan))
-    return {"table": made, **choices_of(made)}
+    if not made.rows_in_set:
+        return {"table": made}
+    fixed = drawing.fixed_of(made)
+    can_tick = may_edit and plan is not None and made.meta is not None
+    body = drawing.rows_html(made, fixed.heads, can_tick=can_tick)
+    return {"table": made, "head_html": fixed.head_html, "tools_html": fixed.tools_html, "rows_html": body}
 
 
 def stamp_of(session: Session, plan: CleaningPlan | None, question: Question) -> tuple[str, Path | None]:
@@ -65,26 +73,6 @@ def stamp_of(session: Session, plan: CleaningPlan | None, question: Question) ->
         return "", None
     is_about_edits = bool(question.tag or question.state)
     return (str(plan.edits_revision) if is_about_edits else ""), row_changes.layer_path(session, plan)
-
-
-def choices_of(made: tables.Table) -> dict[str, Any]:
-    """The filters' values in words, for the form."""
-    meta = made.meta
-    if meta is None:
-        return {"choices": {}, "optional": []}
-    lists = {"split": meta.splits, "label": meta.labels, "language": meta.languages, "source": meta.sources,
-             "code": meta.marks}  # fmt: skip
-    choices = {
-        name: [(c.value, f"{tables.word_of(name, c)} ({c.count:,})") for c in found[:300]]
-        for name, found in lists.items()
-        if len(found) > 1 or (name == "code" and found)
-    }
-    is_there = {
-        "label": meta.label_count > 0, "split": bool(meta.splits), "language": bool(meta.languages), "words": True,
-        "turns": meta.chat_rows > 0, "source": bool(meta.sources), "score": meta.has_score,
-        "marks": bool(meta.marks),
-    }  # fmt: skip
-    return {"choices": choices, "optional": [name for name, is_known in is_there.items() if is_known]}
 
 
 def _values(request: Request) -> dict[str, str]:
@@ -105,21 +93,24 @@ def rows_page(
 
 @router.get("/projects/{project_id}/rows/live")
 def rows_live(
-    request: Request, session: SessionDep, actor: ActorDep, project_id: str, page: Page = 1, col: Columns = NOBODY
-) -> Response:
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, page: Page = 1, col: Columns = NOBODY,
+    brief: bool = False,
+) -> Response:  # fmt: skip
     """The table again, asked for while an index or an answer is being made."""
-    context = _working_context(request, session, actor, project_id, page, col)
+    context = _working_context(request, session, actor, project_id, page, col, brief)
     return render(request, "datasets/rows/_table.html", **context)
 
 
 def _working_context(
-    request: Request, session: Session, actor: Actor, project_id: str, page: int, col: list[str]
+    request: Request, session: Session, actor: Actor, project_id: str, page: int, col: list[str], is_brief: bool = False
 ) -> dict[str, Any]:
     project = projects.get(session, actor, project_id)
-    rows = working(session, actor, project_id)
-    base_url = f"/projects/{project_id}/rows"
-    context = table_context(session, actor, project_id, rows, question_of(_values(request)), page, col, base_url)
+    plan = plans.find(session, project_id)
+    rows, base_url = _working(session, project_id, plan), f"/projects/{project_id}/rows"
     may_edit = actor.may(project.workspace_id, "editor")
+    context = table_context(
+        session, plan, rows, question_of(_values(request)), page, col, base_url, may_edit=may_edit, is_brief=is_brief
+    )
     return {"project": project, "stage": "data", "version": None, "may_edit": may_edit, **context}
 
 
@@ -137,15 +128,16 @@ def version_rows(
 
 @router.get("/versions/{version_id}/rows/live")
 def version_rows_live(
-    request: Request, session: SessionDep, actor: ActorDep, version_id: str, page: Page = 1, col: Columns = NOBODY
-) -> Response:
+    request: Request, session: SessionDep, actor: ActorDep, version_id: str, page: Page = 1, col: Columns = NOBODY,
+    brief: bool = False,
+) -> Response:  # fmt: skip
     """The table of a version again."""
-    context = _version_context(request, session, actor, version_id, page, col)
+    context = _version_context(request, session, actor, version_id, page, col, brief)
     return render(request, "datasets/rows/_table.html", **context)
 
 
 def _version_context(
-    request: Request, session: Session, actor: Actor, version_id: str, page: int, col: list[str]
+    request: Request, session: Session, actor: Actor, version_id: str, page: int, col: list[str], is_brief: bool = False
 ) -> dict[str, Any]:
     version = versions.get(session, actor, version_id)
     project = projects.get(session, actor, version.project_id)
@@ -153,5 +145,6 @@ def _version_context(
         raise NotFound
     rows = frozen_set(version, versions.folder(version))
     question = question_of(_values(request))
-    context = table_context(session, actor, project.id, rows, question, page, col, f"/versions/{version_id}/rows")
+    base_url = f"/versions/{version_id}/rows"
+    context = table_context(session, None, rows, question, page, col, base_url, is_brief=is_brief)
     return {"project": project, "stage": "clean", "version": version, "may_edit": False, **context}

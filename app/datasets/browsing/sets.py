@@ -7,7 +7,7 @@ read: one `examples.parquet`, or parts `data-00000.parquet`….
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ class RowSet:
     is_frozen: bool
     sources: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """All rows."""
         return sum(sum(group_rows(path)) for path in self.parts)
@@ -46,10 +46,18 @@ def group_rows(path: Path) -> tuple[int, ...]:
 
 
 def in_folder(folder: Path, index_folder: Path, *, is_frozen: bool, sources: dict[str, str] | None = None) -> RowSet:
-    """The set that lies in `folder`, whichever of the two layouts it has."""
+    """The set that lies in `folder`, whichever of the two layouts it has. Sets are written once and never changed."""
+    try:
+        parts, traces = _files(folder, folder.stat().st_mtime_ns)
+    except FileNotFoundError:
+        parts, traces = (), ()
+    return RowSet(parts, traces, index_folder, is_frozen, sources or {})
+
+
+@lru_cache(maxsize=256)
+def _files(folder: Path, _modified_ns: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     parts = sorted(folder.glob("data-*.parquet")) or sorted(folder.glob("examples*.parquet"))
-    traces = sorted(folder.glob("trace*.parquet"))
-    return RowSet(tuple(parts), tuple(traces), index_folder, is_frozen, sources or {})
+    return tuple(parts), tuple(sorted(folder.glob("trace*.parquet")))
 
 
 def batches(rows: RowSet, columns: Sequence[str], first_group: int = 0) -> Iterator[tuple[int, int, pa.Table]]:

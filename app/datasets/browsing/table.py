@@ -16,6 +16,7 @@ from app.datasets.cleaning import CODES, STEPS
 from app.datasets.edits import RowEdit
 
 PER_PAGE = 100
+BRIEF = 20
 CHOICES_SHOWN = 12
 SPLIT_WORDS = {"train": "Training", "validation": "Validation", "test": "Test"}
 STATE_WORDS = {"edited": "Changed by hand", "deleted": "Deleted", "excluded": "Kept out", "untouched": "Not changed"}
@@ -73,9 +74,11 @@ class Chip:
 
 @dataclass(frozen=True)
 class Table:
-    """A page of rows. `total` are those that fit, `rows_in_set` all; `state` says how far a scan is, if one goes on."""
+    """A page of rows. `total` are those that fit, `rows_in_set` all; `state` says how far a scan is, if one goes on.
 
-    heads: list[Head] = field(default_factory=list)
+    `index` names the finished index. `is_brief`: only the first rows, on a page about something else.
+    """
+
     rows: list[TableRow] = field(default_factory=list)
     total: int = 0
     rows_in_set: int = 0
@@ -88,6 +91,10 @@ class Table:
     chips: list[Chip] = field(default_factory=list)
     base_url: str = ""
     is_pending: bool = False
+    is_chat: bool = False
+    is_frozen: bool = False
+    is_brief: bool = False
+    index: str = ""
 
     @property
     def is_working(self) -> bool:
@@ -99,10 +106,11 @@ class Table:
         """The address of this table with other filters, on its first page."""
         query = self.question.url(**changes)
         cols = "&".join(f"col={name}" for name in self.chosen)
-        return f"{self.base_url}?{'&'.join(part for part in (query, cols) if part)}"
+        asked = "&".join(part for part in (query, cols) if part)
+        return f"{self.base_url}?{asked}" if asked else self.base_url
 
 
-def numbers_on(rows: RowSet, question: Question, page: int, answer: Path | None, total: int) -> Sequence[int]:
+def numbers_on(question: Question, page: int, answer: Path | None, total: int) -> Sequence[int]:
     """The numbers (from 0) of the rows on a page."""
     offset = (page - 1) * PER_PAGE
     if answer is not None:
@@ -190,9 +198,9 @@ def _mark_words(choice: Choice) -> str:
     return _(CODES.get(choice.value, choice.value))
 
 
-def heads_of(table: Table, is_chat: bool, is_frozen: bool) -> list[Head]:
+def heads_of(table: Table) -> list[Head]:
     """The heads, with bars where the index is there."""
-    meta = table.meta
+    meta, is_chat = table.meta, table.is_chat
     heads = [Head("first", _("Question") if is_chat else _("Text"), _("Text"))]
     if is_chat:
         heads.append(Head("second", _("Answer"), _("Text")))
@@ -288,12 +296,12 @@ def chips_of(table: Table) -> list[Chip]:
 
 def table_of(
     rows: RowSet, question: Question, page: int, asked_columns: Sequence[str], base_url: str, *,
-    stamp: str = "", edits: Path | None = None,
-) -> tuple[Table, list[int]]:  # fmt: skip
-    """A page without the edits of its rows, and the numbers (from 0) of its rows."""
+    stamp: str = "", edits: Path | None = None, is_brief: bool = False,
+) -> Table:  # fmt: skip
+    """A page without the edits of its rows."""
     total = rows.rows
     if not total:
-        return Table(question=question, base_url=base_url, meta=Meta()), []
+        return Table(question=question, base_url=base_url, meta=Meta())
     meta = background.ensure_index(rows)
     answer: Path | None = None
     state: State | None = None
@@ -301,14 +309,16 @@ def table_of(
     if not question.is_plain and question.parts() != {"sort": "-row"}:
         answer, state = background.ensure_answer(rows, question, stamp, edits)
         found = state.found
-    numbers = list(numbers_on(rows, question, page, answer, total))
+    numbers = list(numbers_on(question, page, answer, total))
     if not numbers and state is not None and not state.is_done and page == 1:
         numbers = scanning.first_hits(rows, question)
         found = max(found, len(numbers))
+    numbers = numbers[:BRIEF] if is_brief else numbers
     chosen = chosen_columns(asked_columns, meta, rows.is_frozen)
     table = Table(
         total=found, rows_in_set=total, page=page, question=question, chosen=chosen, meta=meta, state=state,
-        indexed=1.0 if meta else background.index_progress(rows), base_url=base_url,
+        indexed=1.0 if meta else background.index_progress(rows), base_url=base_url, is_frozen=rows.is_frozen,
+        is_brief=is_brief, index=index.name_of(rows) if meta else "",
     )  # fmt: skip
     cells = cells_of(rows, numbers, meta, chosen)
     is_chat = meta.chat_rows > 0 if meta else any(cell.get("second") for cell in cells)
@@ -317,6 +327,4 @@ def table_of(
         TableRow(at + 1, key, f"{base_url}/{at + 1}", cell)
         for at, key, cell in zip(numbers, keys, cells, strict=True)
     ]  # fmt: skip
-    table = replace(table, rows=shown)
-    table = replace(table, heads=heads_of(table, is_chat, rows.is_frozen), chips=chips_of(table))
-    return table, numbers
+    return replace(table, rows=shown, is_chat=is_chat, chips=chips_of(table))

@@ -77,8 +77,10 @@ def test_the_whole_way_without_scripts(ana):
     page = get(ana, data)
     assert "every 1s" not in page, "a quiet page asks for nothing"
     assert "89 rows without a question or an answer" in page
-    assert "Rows 1 to 100 of 200" in page
-    assert "Rows 101 to 200 of 200" in get(ana, f"{data}?page=2")
+    assert "Rows 1 to 20 of 200" in page
+    rows = data.removesuffix("data") + "rows"
+    assert f'href="{rows}' in page
+    assert "Rows 101 to 200 of 200" in get(ana, f"{rows}?page=2")
     assert "Duygular" in get(ana, f"{data}?q=duygular")
     assert "No row has “zebrafish”" in get(ana, f"{data}?q=zebrafish")
     assert "Question or answer missing" in get(ana, f"{clean}/step?name=missing")
@@ -174,7 +176,7 @@ def test_hostile_text_is_shown_as_text(ana):
     work()
     with reading() as session:
         files = session.scalars(select(SourceFile)).all()
-    urls = [f"/projects/{ana.project}/data?page={n}" for n in range(1, 7)]
+    urls = [f"/projects/{ana.project}/rows?page={n}" for n in range(1, 7)]
     urls += [f"/projects/{ana.project}/clean", f"/projects/{ana.project}/data?q=%27%20OR%201%3D1--"]
     urls += [f"/projects/{ana.project}/clean/step?name=unicode"] + [f"/files/{f.id}" for f in files]
     for url in urls:
