@@ -6,7 +6,11 @@ import pytest
 from sqlalchemy import select
 
 from app.core.db import reading
+from app.datasets.browsing import background, counting
+from app.datasets.browsing import pages as table_pages
+from app.datasets.browsing.model_view import model_of
 from app.datasets.models import DatasetVersion, RowChange
+from app.recipes import bases
 from tests.app.datasets.test_pages import bring, get, post, work
 from tests.visitors import browser_of, make_person, make_project
 
@@ -137,3 +141,32 @@ def test_a_version_is_browsed_the_same_way_and_not_changed(ana):
     assert set(re.findall(r'data-name="split">(\w+)<', page)) == {"Test"}
     assert "rows-bulk" not in page
     assert "meals.csv" in get(ana, f"{rows}/1?view=raw")
+
+
+def test_statistics_are_of_a_sample_first_and_then_of_all_rows(ana, monkeypatch):
+    if bases.starter() is None:
+        pytest.skip("the starter model is not installed")
+    with reading() as session:
+        rows = table_pages.working(session, ana.person.actor, ana.project)
+        model = model_of(session, ana.person.actor, ana.project)
+    lock = counting.report_path(rows, model).with_suffix(".lock")
+    rows.folder.mkdir(parents=True, exist_ok=True)
+
+    def stop(done: int, _total: int) -> None:
+        if done >= 200:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(counting, "FIRST_ROWS", 50)
+    monkeypatch.setattr(counting, "SLICE_ROWS", 100)
+    with background._locked(lock), pytest.raises(KeyboardInterrupt):
+        counting.count(rows, model, stop)
+    with background._locked(lock):
+        page = get(ana, f"/projects/{ana.project}/statistics")
+    assert "For now on 50 of 250 rows" in page
+    assert "200 of 250 rows are counted." in page
+    get(ana, f"/projects/{ana.project}/statistics")
+    background._children[lock].wait()
+    page = get(ana, f"/projects/{ana.project}/statistics")
+    assert "For now" not in page
+    assert "are counted" not in page
+    assert counting.report_of(rows, model).counted == 250
