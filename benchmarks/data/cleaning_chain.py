@@ -1,7 +1,7 @@
 """The cleaning chain with its trace (unicode, HTML, whitespace, e-mail, IP, length) against row-by-row peers.
 
-Bars: at least 4 times cheaper than datasets' map, 3.5 times than pandas' apply. data-juicer is measured by hand only:
-it installs more on its own when it is imported.
+Bars: at least 4 times cheaper than datasets' map, 3.5 times than pandas' apply, 10 times than data-juicer. Ours looks
+for nine kinds of personal data, the peers for two, and writes what was changed where beside the rows.
 """
 
 import sys
@@ -43,6 +43,22 @@ ds = ds.filter(lambda row: 1 <= len(row["answer"]) and len(row["question"]) + le
 ds.to_parquet(sys.argv[1] + ".datasets")
 """
 )
+DATA_JUICER = r"""
+import json, sys, tempfile
+from data_juicer.config import init_configs
+from data_juicer.core import DefaultExecutor
+steps = []
+for column in ("question", "answer"):
+    for name in ("fix_unicode", "clean_html", "whitespace_normalization", "clean_email", "clean_ip"):
+        steps.append({name + "_mapper": {"text_key": column}})
+steps.append({"text_length_filter": {"text_key": "answer", "min_len": 1, "max_len": 20000}})
+with tempfile.TemporaryDirectory() as out:
+    settings = {"dataset_path": sys.argv[1], "export_path": out + "/out.jsonl", "np": 1, "process": steps,
+                "text_keys": ["question", "answer"]}
+    with open(out + "/c.yaml", "w") as file:
+        json.dump(settings, file)
+    DefaultExecutor(init_configs(["--config", out + "/c.yaml"])).run()
+"""
 
 
 def run(bench: Bench) -> list[Row]:
@@ -59,5 +75,5 @@ def run(bench: Bench) -> list[Row]:
         first,
         bench.peer("cleaning chain", "datasets map", DATASETS, ours, 4),
         bench.peer("cleaning chain", "pandas apply", PANDAS, ours, 3.5),
-        Row("cleaning chain", "data-juicer", bar=">= 10", verdict="not run"),
+        bench.peer("cleaning chain", "data-juicer", DATA_JUICER, ours, 10, environment="data-juicer"),
     ]

@@ -1,36 +1,32 @@
 """Near copies and leaks: are planted copies found, does a row ever go without a twin that stays, how fast, how large?
 
 Makes rows from a seed (Zipf-drawn words, one row in ten a short question, 5 % planted near copies with 4 % of their
-words edited), then in one run, on the same rows: ours in two processes, and peers from a Python of their own
-(`--peer-python`, with datasketch or text-dedup installed; else "not run"). CPU seconds of a whole process tree. Bars:
-recall >= 99 % of the planted pairs at J >= 0.7, no row removed without a kept twin that passes (checked here by other
-code), at least 6 times faster than datasketch, at most 2 GB resident in any process, no leak after the split.
-Exit status 1 when a bar is missed.
+words edited), then on the same rows: ours in two processes, and the peers, each in a process tree of its own, imports
+included. Bars: recall >= 99 % of the planted pairs at J >= 0.7, no row removed without a kept twin that passes (checked
+here by other code), at least 6 times cheaper than datasketch and text-dedup and 25 times than data-juicer, at most 2 GB
+resident in any process, no leak after the split.
+
+    python -m benchmarks.data.near_copies [--rows 1000000] [--peers FOLDER]
 """
 
 import argparse
 import json
-import os
 import random
 import re
-import resource
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from benchmarks.data.bench import ROOT, Bench, Cost, Row, measured
 
-BAR_RECALL, BAR_RATIO, BAR_BYTES = 0.99, 6.0, 2 * 2**30
+PART = "near copies"
+BAR_RECALL, BAR_MB = 0.99, 2048.0
+MOST_PEER_ROWS = 200_000
 VOCABULARY, EDITED = 30_000, 0.04
 CHUNK = 50_000
 
@@ -49,8 +45,41 @@ for row, text in enumerate(texts):
     kept.append(min(found) if found else -1)
     if not found:
         lsh.insert(row, m)
-print(json.dumps({"out": [[r, k] for r, k in enumerate(kept) if k >= 0]}))
+print(json.dumps([[r, k] for r, k in enumerate(kept) if k >= 0]))
 """
+TEXT_DEDUP = """
+import contextlib, json, sys, tempfile
+import pyarrow.parquet as pq
+from text_dedup import minhash
+with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(sys.stderr):
+    words = ["--path", "parquet", "--data_files", sys.argv[1], "--split", "train", "--output", out, "--cache_dir", out,
+             "--column", "text", "--ngram", "3", "--min_length", "1", "--num_perm", "128", "--threshold", "0.7",
+             "--num_proc", "2", "--hash_func", "xxh3", "--hash_bits", "32"]
+    minhash.main.main(args=words, standalone_mode=False)
+found = [[row, minhash.uf.find(row)] for row in range(pq.ParquetFile(sys.argv[1]).metadata.num_rows)]
+print(json.dumps([[row, kept] for row, kept in found if row != kept]))
+"""
+DATA_JUICER = """
+import json, os, sys, tempfile
+from data_juicer.config import init_configs
+from data_juicer.core import DefaultExecutor
+with tempfile.TemporaryDirectory() as out:
+    settings = {"dataset_path": sys.argv[1], "export_path": out + "/out.jsonl", "np": 2, "text_keys": "text",
+                "process": [{"document_minhash_deduplicator": {"tokenization": "space", "window_size": 3,
+                             "num_permutations": 128, "jaccard_threshold": 0.7, "lowercase": True}}]}
+    with open(out + "/c.yaml", "w") as file:
+        json.dump(settings, file)
+    DefaultExecutor(init_configs(["--config", out + "/c.yaml"])).run()
+    kept = sum(1 for line in open(out + "/out.jsonl"))
+# It takes print for its own log.
+os.write(1, json.dumps({"kept": kept}).encode())
+"""
+# Who, environment, program, bar: how many times cheaper ours must be.
+PEERS = (
+    ("datasketch 128, LSH only", "main", DATASKETCH, 6.0),
+    ("text-dedup 128", "text-dedup", TEXT_DEDUP, 6.0),
+    ("data-juicer 128", "data-juicer", DATA_JUICER, 25.0),
+)
 
 
 def make_rows(path: Path, rows: int, seed: int) -> list[tuple[int, int]]:
@@ -100,73 +129,26 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-class Peak:
-    """The largest private memory of any process of the tree, sampled."""
-
-    def __init__(self) -> None:
-        self.bytes, self._stop = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Peak":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.2):
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    self.bytes = max(self.bytes, process.memory_full_info().uss)
-                except psutil.Error:
-                    continue
-
-
-def cpu_s() -> float:
-    """Processor seconds of this process and its finished children."""
-    return sum(
-        use.ru_utime + use.ru_stime for use in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-
-
-def ours(path: Path, folder: Path, workers: int) -> dict[str, Any]:
-    """Our engine; removed rows with their twins at 0.7 for every length, as the peers judge."""
+def one(path: Path, folder: Path) -> None:
+    """Our engine; tells removed rows with their twins at 0.7 for every length, as the peers judge."""
     from app.datasets.near.edges import find
     from app.datasets.near.stars import cover
 
-    begun, wall = cpu_s(), time.perf_counter()
-    with Peak() as peak:
-        edges, _spill = find([path], folder, workers=workers)
-        gone = cover(edges, edges.j >= np.float32(0.7))
-    return {
-        "cpu_s": cpu_s() - begun, "wall_s": time.perf_counter() - wall, "peak_bytes": peak.bytes,
-        "out": list(zip(gone.out.tolist(), gone.twin.tolist(), strict=True)),
-        "scratch_bytes": sum(file.stat().st_size for file in folder.iterdir()),
-    }  # fmt: skip
+    edges, _spill = find([path], folder, workers=2)
+    gone = cover(edges, edges.j >= np.float32(0.7))
+    print(json.dumps(list(zip(gone.out.tolist(), gone.twin.tolist(), strict=True))))
 
 
-def peer(python: str, script: str, path: Path) -> dict[str, Any] | None:
-    """A peer in its own Python; None when it is not installed there."""
-    begun = cpu_s()
-    done = subprocess.run([python, "-c", script, str(path)], capture_output=True, text=True)
-    if done.returncode:
-        print(f"  not run: {(done.stderr.strip().splitlines() or ['no word'])[-1][:200]}")
-        return None
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "cpu_s": cpu_s() - begun}
-
-
-def judged(name: str, found: dict[str, Any], texts: list[str], near: list[tuple[int, int]]) -> dict[str, Any]:
-    """Recall over planted pairs, and rows removed whose named twin is not near or went itself."""
-    out = dict(found["out"])
-    caught = sum(b in out or a in out for a, b in near)
+def judged(cost: Cost, texts: list[str], near: list[tuple[int, int]]) -> tuple[float, int, str]:
+    """Recall over planted pairs, rows removed whose named twin is not near or went itself, and both in words."""
+    found = json.loads(cost.output.splitlines()[-1])
+    # data-juicer.
+    if isinstance(found, dict):
+        return 0.0, 0, f"{len(texts) - found['kept']:,} removed, it does not say for which twin"
+    out = dict(found)
+    caught = sum(b in out or a in out for a, b in near) / max(1, len(near))
     wrong = sum(twin in out or jaccard(texts[row], texts[twin]) < 0.7 - 1e-6 for row, twin in out.items())
-    result = {"removed": len(out), "recall": caught / len(near), "without_twin": wrong, "cpu_s": found["cpu_s"]}
-    print(f"  {name}: {result}")
-    return result
+    return caught, wrong, f"{len(out):,} removed, recall {caught:.2%}, {wrong:,} without a near twin that stays"
 
 
 def leak(path: Path, folder: Path, near: list[tuple[int, int]]) -> dict[str, Any]:
@@ -185,61 +167,72 @@ def leak(path: Path, folder: Path, near: list[tuple[int, int]]) -> dict[str, Any
     arrays = [columns.get(field.name, pa.nulls(rows, field.type)) for field in EXAMPLES]
     source = folder / "examples.parquet"
     pq.write_table(pa.Table.from_arrays(arrays, schema=EXAMPLES), source, row_group_size=1000)
-    begun = cpu_s()
     found = divide([source], SplitSettings(validation_rows_max=rows), folder / "scratch")
     plain = np.random.default_rng(1).permutation(rows) < rows // 10
     return {
-        "cpu_s": cpu_s() - begun, "placed": found.report["placed"], "leaks": found.report["leaks"],
+        "placed": found.report["placed"], "leaks": found.report["leaks"],
         "moved_rows": found.report["contamination"]["moved_rows"],
         "planted_on_two_sides": int(sum(found.sides[a] != found.sides[b] for a, b in near)),
         "planted_on_two_sides_by_chance": int(sum(plain[a] != plain[b] for a, b in near)),
     }  # fmt: skip
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--quick", action="store_true", help="5,000 rows, no bar on speed")
-    parser.add_argument("--peer-python", default="", help="a Python with datasketch")
-    parser.add_argument("--seed", type=int, default=1)
-    chosen = parser.parse_args()
-    rows = 5_000 if chosen.quick else chosen.rows
-    missed: list[str] = []
+def measure(bench: Bench, rows: int, seed: int = 1) -> list[Row]:
+    """Ours and the peers on `rows` made rows, and the split of the same rows."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         path = folder / "rows.parquet"
-        pairs = make_rows(path, rows, chosen.seed)
-        # Before the texts are read for judging: what is measured is the engine's memory.
-        found = ours(path, folder / "spill", 1 if chosen.quick else 2)
+        pairs = make_rows(path, rows, seed)
+        command = [sys.executable, "-m", "benchmarks.data.near_copies", "--one", str(path), str(folder / "spill")]
+        ours = measured(command)
+        if ours is None:
+            return [Row(PART, "ours", verdict="missed", note="(failed)")]
         texts: list[str] = pq.read_table(path).column("text").to_pylist()
         near = [(a, b) for a, b in pairs if jaccard(texts[a], texts[b]) >= 0.7]
-        print(f"{rows:,} rows, {sum(map(len, texts)) / 1e6:.0f} MB, {len(near):,} planted pairs at J >= 0.7")
-        print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
-        mine = judged("ours, verified", found, texts, near)
-        peak, scratch = found["peak_bytes"] / 2**30, found["scratch_bytes"] / 2**30
-        print(f"  wall {found['wall_s']:.1f} s, at most {peak:.2f} GiB in a process, {scratch:.2f} GiB of scratch")
-        if mine["recall"] < BAR_RECALL:
-            missed.append(f"recall {mine['recall']:.4f} < {BAR_RECALL}")
-        if mine["without_twin"]:
-            missed.append(f"{mine['without_twin']} rows removed without a kept twin")
-        if found["peak_bytes"] > BAR_BYTES:
-            missed.append(f"{peak:.2f} GiB in a process")
-        if chosen.peer_python and rows <= 200_000:
-            other = peer(chosen.peer_python, DATASKETCH, path)
-            if other is not None:
-                judged("datasketch 128, LSH only", other, texts, near)
-                ratio = other["cpu_s"] / mine["cpu_s"]
-                print(f"  datasketch / ours: {ratio:.1f}")
-                if ratio < BAR_RATIO and not chosen.quick:
-                    missed.append(f"{ratio:.1f} times datasketch < {BAR_RATIO}")
-        else:
-            print("  peers: not run")
+        recall, wrong, words = judged(ours, texts, near)
+        is_met = recall >= BAR_RECALL and not wrong and ours.peak_mb <= BAR_MB
+        lines = [
+            Row(PART, "ours, verified", ours.cpu_s, ours.wall_s, ours.peak_mb, None, "99 %, 0",
+                "met" if is_met else "missed", f"({rows:,} rows, {len(near):,} planted; {words})")
+        ]  # fmt: skip
+        for who, environment, program, bar in PEERS if rows <= MOST_PEER_ROWS else ():
+            python, why = bench.python(environment)
+            cost = measured([python, "-c", program, str(path)]) if python else None
+            if cost is None:
+                lines.append(bench.not_run(PART, who, bar, why or "failed"))
+                continue
+            ratio = cost.cpu_s / ours.cpu_s
+            note = f"({judged(cost, texts, near)[2]})"
+            verdict = bench.verdict(ratio >= bar)
+            lines.append(Row(PART, who, cost.cpu_s, cost.wall_s, cost.peak_mb, ratio, f">= {bar:g}", verdict, note))
         split = leak(path, folder, near)
-        print(f"  split: {split}")
-        if split["leaks"] or split["planted_on_two_sides"]:
-            missed.append(f"{split['leaks']} leaks, {split['planted_on_two_sides']} planted pairs on two sides")
-    print("\n".join(f"MISSED: {one}" for one in missed) or "all bars met")
-    return 1 if missed else 0
+        is_tight = not split["leaks"] and not split["planted_on_two_sides"]
+        note = (
+            f"({split['leaks']} leaks, {split['planted_on_two_sides']} planted pairs on two sides; "
+            f"a plain random split: {split['planted_on_two_sides_by_chance']})"
+        )
+        return [*lines, Row("leaks", "ours", bar="0", verdict="met" if is_tight else "missed", note=note)]
+
+
+def run(bench: Bench) -> list[Row]:
+    """The lines of this part for `benchmarks/data_throughput.py`."""
+    return measure(bench, 5_000 if bench.is_quick else 100_000)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        one(*chosen.one)
+        return 0
+    lines = measure(Bench(Path(), False, "k100", chosen.peers), chosen.rows, chosen.seed)
+    for line in lines:
+        print(line)
+    return int(any(line.verdict == "missed" for line in lines))
 
 
 if __name__ == "__main__":

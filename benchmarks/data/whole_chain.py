@@ -15,7 +15,7 @@ BAR_S, BAR_MB, CEILING_MB = 150.0, 1536.0, 2048.0
 def run(bench: Bench) -> list[Row]:
     """One line for each part of the way."""
     source, rows, work = bench.jsonl(), bench.folder / f"whole-{bench.set_name}", bench.folder / "set"
-    found = []
+    found: list[Row] = []
     for verb, arguments in (
         ("import", [str(source), str(rows)]),
         ("standard", [str(rows), str(work)]),
