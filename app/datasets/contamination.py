@@ -22,13 +22,13 @@ class Proof(NamedTuple):
     report: dict[str, Any]
 
 
-def prove(spilled: Spill, sides: Sides, labels: npt.NDArray[np.integer], keys: Words) -> Proof:
+def prove(spilled: Spill, sides: Sides, labels: npt.NDArray[np.integer], keys: Words, *, workers: int = 1) -> Proof:
     """Compare all rows outside training with all rows; J >= 0.7 with an earlier side sends a group to training.
 
     The bands that make the groups miss about one pair of a hundred at J = 0.7; this search misses none.
     """
     queries = np.flatnonzero(sides > 0)
-    near = near_pairs(spilled, queries, WARN)
+    near = near_pairs(spilled, queries, WARN, workers=workers)
     asked = queries[near.queries]
     found = sides.copy()
     is_close = near.j >= np.float32(FAIL)

@@ -46,7 +46,7 @@ def divide(
         facts.labels, facts.keys, settings, strata=facts.strata, times=facts.times,
         known=_known(known, facts.keys) if known else None,
     )  # fmt: skip
-    proof = prove(facts.spilled, sides, facts.labels, facts.keys)
+    proof = prove(facts.spilled, sides, facts.labels, facts.keys, workers=workers)
     placed = np.bincount(proof.sides, minlength=len(SPLITS))
     report |= {
         "placed": {split: int(placed[side]) for side, split in enumerate(SPLITS)},
