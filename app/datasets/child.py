@@ -14,6 +14,7 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from app.contracts.base import Contract
+from app.core.priority import give_way
 from app.datasets import confinement
 from app.datasets.combining.contract import Combination
 from app.datasets.options import ReadOptions
@@ -127,6 +128,7 @@ def _import(order: ImportOrder) -> Any:
 def main() -> int:
     """Obey the order. Exit status 0 for a result or a refusal in words; anything else is a crash."""
     order = order_adapter.validate_json(sys.stdin.buffer.readline())
+    give_way()
     confinement.limit(order.limits.memory_bytes, order.limits.cpu_s, order.limits.file_bytes)
     from app.datasets.findings import Refused
 

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from app.core.priority import give_way
+
 RESTART_MIN_S = 0.25
 RESTART_MAX_S = 30.0
 STEADY_AFTER_S = 20.0
@@ -94,7 +96,7 @@ class Child:
 
     def _before_start(self) -> None:
         die_with_parent()
-        os.nice(self.niceness)
+        give_way(self.niceness)
 
     def _surroundings(self) -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if not self.secluded or name in _SURROUNDINGS}

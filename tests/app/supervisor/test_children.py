@@ -44,6 +44,21 @@ def test_a_secluded_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch, sec
     assert [name in text for name in CANARIES] == [not secluded] * len(CANARIES)
 
 
+def test_a_process_gives_way_in_its_session_too() -> None:
+    console = Heard()
+    show = "import os; print('level', os.nice(0)); print('session', open('/proc/self/autogroup').read())"
+    child = Child("x", [sys.executable, "-c", show], niceness=7)
+
+    async def once() -> None:
+        await child.keep(console, lambda started: setattr(started, "is_stopping", True))
+
+    asyncio.run(once())
+    text = "\n".join(console.said)
+    assert "level 7" in text
+    if Path("/proc/self/autogroup").exists():
+        assert "nice 7" in text
+
+
 def test_only_those_who_need_them_are_told_where_queue_and_database_are(home: Path) -> None:
     stack = Stack(get_settings(), home, Heard())
     stack.environment["GPT_BUILDER_REDIS_URL"] = "canary"
