@@ -47,6 +47,16 @@ class LoraSpec(Contract):
     b_rate_ratio: float = Field(1.0, ge=1, le=64, description="LoRA+: learning rate of B over that of A")
 
 
+def steps_per_epoch(sequences: int, batch_size: int) -> int:
+    """Steps of one pass. It ends with a smaller step where the batch does not divide the token rows."""
+    return max(1, -(-sequences // batch_size))
+
+
+def total_steps(sequences: int, batch_size: int, epochs: float) -> int:
+    """Steps of a run by its passes, at least one."""
+    return max(1, round(epochs * steps_per_epoch(sequences, batch_size)))
+
+
 class RecipeSpec(Contract):
     """Every parameter of a training run. Bounds here are the outer ones; forms may be narrower."""
 
@@ -105,6 +115,16 @@ class RecipeSpec(Contract):
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+    def steps_per_epoch(self, sequences: int) -> int:
+        """Steps of one pass over so many token rows."""
+        return steps_per_epoch(sequences, self.batch_size)
+
+    def total_steps(self, sequences: int, epochs: float | None = None) -> int:
+        """Steps of the whole run: what the recipe page promises and the engine does. `epochs`: as changed since."""
+        passes = self.epochs if epochs is None else epochs
+        steps = total_steps(sequences, self.batch_size, passes)
+        return min(steps, self.max_steps) if self.max_steps else steps
 
 
 class Overlay(Contract):

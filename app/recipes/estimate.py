@@ -1,6 +1,5 @@
 """Time and memory of a run by formula, before anything was measured; earlier runs on this machine correct the speed."""
 
-import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel
@@ -21,7 +20,7 @@ class Estimate(BaseModel):
     """Seconds (with a range), bytes, steps and tokens; `flops_per_token` lets the finished run correct the speed."""
 
     steps: int
-    steps_per_epoch: float
+    steps_per_epoch: int
     tokens: int
     seconds: float
     low_s: float
@@ -70,15 +69,10 @@ def flops_per_token(recipe: RecipeSpec, base: BaseFacts, material: Material) -> 
     return 6.0 * (body + head) + 3 * attention
 
 
-def count_steps(recipe: RecipeSpec, material: Material) -> tuple[int, float]:
-    """Optimiser steps of the run and of one pass. Plain text is cut into windows of the longest length."""
-    if material.kind == "text":
-        sequences = max(material.train_rows, math.ceil(material.tokens / max(1, recipe.max_length_tokens - 1)))
-    else:
-        sequences = material.train_rows
-    per_epoch = max(1, sequences) / recipe.batch_size
-    steps = max(1, math.ceil(per_epoch * recipe.epochs))
-    return min(steps, recipe.max_steps or steps), per_epoch
+def count_steps(recipe: RecipeSpec, material: Material) -> tuple[int, int]:
+    """Optimiser steps of the run and of one pass, counted as the engine counts them."""
+    sequences = material.sequences(recipe.max_length_tokens)
+    return recipe.total_steps(sequences), recipe.steps_per_epoch(sequences)
 
 
 def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machine: Machine) -> int:
@@ -107,10 +101,11 @@ def estimate(
     """The run in numbers. `measured_flops` are speeds that earlier runs reached here, newest first; `errors` how far
     their estimates were off (0.08 is 8 %)."""
     steps, per_epoch = count_steps(recipe, material)
+    sequences = material.sequences(recipe.max_length_tokens)
     length = min(material.mean_tokens, recipe.max_length_tokens)
     if material.kind == "text":
-        length = min(recipe.max_length_tokens, max(1, material.tokens // max(1, round(per_epoch * recipe.batch_size))))
-    tokens = round(steps * recipe.batch_size * length)
+        length = min(recipe.max_length_tokens, max(1, material.tokens // sequences))
+    tokens = round(sequences * length * steps / per_epoch)
     per_token = flops_per_token(recipe, base, material)
     speed = sorted(measured_flops)[len(measured_flops) // 2] if measured_flops else expected_flops(base, machine)
     evaluations = max(1, steps // recipe.evaluate_every_steps)

@@ -1,7 +1,10 @@
 """What a frozen version holds, as far as presets and estimates need to know it: rows and their lengths in tokens."""
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +14,8 @@ from tokenizers import Tokenizer
 from app.core import storage
 
 _SAMPLE_ROWS = 400
+# Texts up to this size in all are counted by the tokenizer itself (0.2 s); more are judged by characters a token.
+_EXACT_CHARACTERS = 500_000
 # Characters a token before the tokenizer exists: BPE of 4,096 pieces on English text (measured: 3.3 to 3.7).
 CHARACTERS_PER_TOKEN = 3.5
 # Markers that a chat template adds around one message.
@@ -18,7 +23,10 @@ TURN_TOKENS = 4
 
 
 class Material(BaseModel):
-    """Rows by split and the length of a training row, in tokens. `labels` counts distinct short answers."""
+    """Rows by split and the length of a training row, in tokens. `labels` counts distinct short answers.
+
+    `sampled_tokens` are the lengths of a sample of training rows, all of them where they are few.
+    """
 
     kind: str
     train_rows: int
@@ -29,6 +37,15 @@ class Material(BaseModel):
     longest_tokens: int
     characters: int
     labels: int = 0
+    sampled_tokens: tuple[float, ...] = ()
+
+    def sequences(self, max_length_tokens: int) -> int:
+        """What a pass reads: conversations whole, plain texts in windows that overlap by one token (and end in one)."""
+        if self.kind != "text":
+            return max(1, self.train_rows)
+        lengths = self.sampled_tokens or (self.mean_tokens,)
+        windows = sum(max(1, math.ceil(length / max(1, max_length_tokens - 1) - 1e-9)) for length in lengths)
+        return max(1, self.train_rows, round(windows * self.train_rows / len(lengths)))
 
     @property
     def tokens(self) -> int:
@@ -36,19 +53,33 @@ class Material(BaseModel):
         return max(1, round(self.mean_tokens * self.train_rows))
 
 
-@lru_cache(maxsize=64)
-def _sample(version_id: str) -> tuple[tuple[int, int, str], ...]:
-    """(characters, messages, last answer if short) of up to 400 training rows, spread over the version."""
-    rows: list[tuple[int, int, str]] = []
+def _sampled_rows(version_id: str) -> Iterator[dict[str, Any]]:
+    """Up to 400 training rows a file, spread over it."""
     for path in sorted(storage.version_dir(version_id).glob("data-*.parquet")):
         table = pq.read_table(path, columns=["messages", "text"], filters=[("split", "=", "train")])
-        stride = max(1, table.num_rows // _SAMPLE_ROWS)
-        for row in table.take(list(range(0, table.num_rows, stride))[:_SAMPLE_ROWS]).to_pylist():
-            messages = row["messages"] or []
-            size = sum(len(m["content"]) for m in messages) + len(row["text"] or "")
-            answer = messages[-1]["content"] if messages else ""
-            rows.append((size, len(messages), answer if len(answer) <= 60 else ""))
+        stride = max(1, math.ceil(table.num_rows / _SAMPLE_ROWS))
+        yield from table.take(list(range(0, table.num_rows, stride))).to_pylist()
+
+
+@lru_cache(maxsize=64)
+def _sample(version_id: str) -> tuple[tuple[int, int, str], ...]:
+    """(characters, messages, last answer if short) of the sampled training rows."""
+    rows: list[tuple[int, int, str]] = []
+    for row in _sampled_rows(version_id):
+        messages = row["messages"] or []
+        size = sum(len(m["content"]) for m in messages) + len(row["text"] or "")
+        answer = messages[-1]["content"] if messages else ""
+        rows.append((size, len(messages), answer if len(answer) <= 60 else ""))
     return tuple(rows)
+
+
+@lru_cache(maxsize=64)
+def _text_tokens(version_id: str, tokenizer_file: str) -> tuple[int, ...]:
+    """Tokens of each sampled text, by the base model's own tokenizer."""
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    tokenizer.encode_special_tokens = True  # as the engine reads them: typed markers stay text
+    texts = [row["text"] or "" for row in _sampled_rows(version_id)]
+    return tuple(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
 
 
 @lru_cache(maxsize=64)
@@ -97,6 +128,8 @@ def measure(
     ratio = characters_per_token(version_id, str(tokenizer_file)) if tokenizer_file else per_token
     prefix = prefix_characters / ratio + TURN_TOKENS if prefix_characters and kind == "chat" else 0.0
     lengths = np.array([prefix + size / ratio + turns * TURN_TOKENS for size, turns, _ in rows] or [1.0])
+    if kind == "text" and tokenizer_file and rows and sum(size for size, _, _ in rows) <= _EXACT_CHARACTERS:
+        lengths = np.array(_text_tokens(version_id, str(tokenizer_file)), np.float64)
     answers = [answer for _, _, answer in rows if answer]
     distinct = len(set(answers))
     is_labelled = len(answers) >= 0.9 * len(rows) and 1 < distinct <= 100 and distinct <= len(answers) / 3
@@ -110,4 +143,5 @@ def measure(
         longest_tokens=int(lengths.max()),
         characters=round(float(np.mean([row[0] for row in rows] or [0])) * train_rows),
         labels=distinct if is_labelled else 0,
+        sampled_tokens=tuple(lengths.tolist()),
     )

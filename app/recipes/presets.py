@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from app.contracts.recipe import Method, ScratchSpec
+from app.contracts.recipe import Method, ScratchSpec, total_steps
 from app.recipes import defaults, estimate
 from app.recipes.base_facts import BaseFacts, from_scratch
 from app.recipes.machine import Machine
@@ -39,16 +39,13 @@ class Proposal(BaseModel):
 def propose(preset: Preset, method: Method, base: BaseFacts, material: Material, machine: Machine) -> Proposal:
     """A recipe for tuning `base` on `material` here."""
     is_tiny = base.parameters < defaults.TINY_PARAMETERS
-    rows = max(1, material.train_rows)
     reasons: dict[str, str] = {}
     values: dict[str, Any] = {}
 
     length = _length(base, material)
     values["max_length_tokens"] = length
     reasons["max_length_tokens"] = _length_reason(length, base, material)
-    sequences = rows
-    if material.kind == "text":
-        sequences = max(rows, math.ceil(material.tokens / (length - 1)))
+    sequences = material.sequences(length)
     batch, reasons["batch_size"] = defaults.batch_size_for(sequences, min(material.mean_tokens, length), method)
     values["batch_size"] = batch
 
@@ -120,7 +117,8 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
         f"{_BUDGET_S[preset] / 60:.0f} minutes from this much text."
     )
     batch = 16 if context <= 256 else 8
-    sequences = math.ceil(tokens / (context - 1)) if material.kind == "text" else max(1, material.train_rows)
+    lengths = [length * tokens / material.tokens for length in material.sampled_tokens or (material.mean_tokens,)]
+    sequences = material.model_copy(update={"sampled_tokens": tuple(lengths)}).sequences(context)
     batch = min(batch, 2 ** max(0, math.floor(math.log2(max(1, sequences / 8)))))
     values: dict[str, Any] = {"scratch": scratch.model_dump(), "lora": {}, "max_length_tokens": context}
     reasons["max_length_tokens"] = f"It reads {context} tokens at a time, the whole memory of this model."
@@ -150,7 +148,7 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
 
 def _finish(values: dict[str, Any], reasons: dict[str, str], preset: Preset, sequences: int, batch: int) -> None:
     """What follows from the number of steps: warm-up, evaluations, patience."""
-    steps = max(1, math.ceil(sequences / batch * values["epochs"]))
+    steps = total_steps(sequences, batch, values["epochs"])
     warmup = min(max(10, round(steps * 0.06)), max(1, steps // 4))
     values["warmup_steps"] = warmup
     reasons["warmup_steps"] = f"{warmup} of {steps:,} steps, so that the first steps do no harm."

@@ -131,9 +131,10 @@ class _Batch:
         if event.step:
             sentence = f"Resumed at step {event.step} of {event.total_steps}. Nothing was lost."
         else:
-            sentence = (
-                f"Training started: {event.train_rows} examples, {event.total_steps} steps, "
-                f"{event.trainable_parameters:,} of {event.parameters:,} weights learn."
+            sentence = f"Training started: {event.train_rows} examples, {event.total_steps} steps, " + (
+                f"{event.trainable_parameters:,} new weights learn beside the {event.parameters:,} of the base."
+                if run.recipe["method"] == "lora"
+                else f"{event.trainable_parameters:,} of {event.parameters:,} weights learn."
             )
         run.plan = {**run.plan, **event.model_dump(exclude={"type"}), "pace": None}
         run.total_steps, run.phase = event.total_steps, "training"

@@ -91,8 +91,11 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         position = Position(**state["position"])
         position.micro_batch_size = min(position.micro_batch_size, micro_batch_size)
 
-    steps_per_epoch = -(-len(rows) // recipe.batch_size)
-    total_steps = _total_steps(recipe, position, steps_per_epoch)
+    steps_per_epoch = recipe.steps_per_epoch(len(rows))
+    total_steps = recipe.total_steps(len(rows), position.epochs)
+    learning = sum(p.numel() for _, p in named)
+    # Of an adapter the base alone is named, as on every other page: its own weights lie beside it.
+    beside = learning if recipe.method == "lora" else 0
     yield e.Started(
         step=position.step,
         total_steps=total_steps,
@@ -102,8 +105,8 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         supervised_tokens_per_epoch=rows.supervised_tokens,
         cut_rows=rows.cut_rows,
         skipped_rows=rows.skipped_rows,
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable_parameters=sum(p.numel() for _, p in named),
+        parameters=sum(p.numel() for p in model.parameters()) - beside,
+        trainable_parameters=learning,
         device=device.device.type,
         precision=device.precision,
         resumed_from=resumed_from,
@@ -130,7 +133,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
             elif command.name and command.value:
                 value = command.value if command.name != "evaluate_every_steps" else max(1, int(command.value))
                 setattr(position, command.name, value)
-                total_steps = max(position.step, _total_steps(recipe, position, steps_per_epoch))
+                total_steps = max(position.step, recipe.total_steps(len(rows), position.epochs))
                 yield e.Adjusted(step=position.step, name=command.name, value=value)
 
         if position.ending is None and position.step < total_steps:
@@ -250,11 +253,6 @@ def _save(
         validation_loss=position.last_loss,
         removed=[f"checkpoints/{name}" for name in saved.removed],
     )
-
-
-def _total_steps(recipe: RecipeSpec, position: Position, steps_per_epoch: int) -> int:
-    steps = max(1, round(position.epochs * steps_per_epoch))
-    return min(steps, recipe.max_steps) if recipe.max_steps else steps
 
 
 def _spec_sha256(order: TrainOrder) -> str:
