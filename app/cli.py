@@ -32,17 +32,27 @@ def _setup_token() -> str | None:
     return token
 
 
+def _still_opens(token: str) -> bool:
+    from app.accounts import setup
+    from app.core.db import forget_engine, reading
+
+    with reading() as session:
+        answer = not setup.token_problem(session, token)
+    forget_engine()
+    return answer
+
+
 @app.command()
 def up(
     host: Annotated[str | None, typer.Option(help="address to serve at; 0.0.0.0 for the whole network")] = None,
     port: Annotated[int | None, typer.Option(help="port to serve at; 0 for a free one")] = None,
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl+C."""
-    from app.supervisor.up import CannotStart
+    from app.supervisor.up import CannotStart, FirstVisit
     from app.supervisor.up import up as run
 
     try:
-        run(host, port, _setup_token)
+        run(host, port, FirstVisit(_setup_token, _still_opens))
     except CannotStart as error:
         _fail(str(error))
 

@@ -67,12 +67,17 @@ def setup_page(request: Request, session: SessionDep) -> Response:
 def set_up(request: Request, values: FormValues) -> Response:
     """The owner account, for whoever reads the token on the console."""
     form, errors = checked(SetupForm, values)
-    if form is not None:
-        errors = weak(form.password, email=form.email, name=form.name)
-    if form is not None and not errors:
-        try:
-            with transaction() as session:
-                sign_ins.begin(session, email=None, address=client_address.get())
+    typed = {name: str(values.get(name, "")) for name in ("token", "password", "email", "name")}
+    if typed["password"]:
+        errors = weak(typed["password"], email=typed["email"], name=typed["name"]) | errors
+    try:
+        with transaction() as session:
+            sign_ins.begin(session, email=None, address=client_address.get())
+            # All that is wrong is said at once; each look at the token counts as a try.
+            if typed["token"] and not service.has_users(session):
+                wrong = setup.token_problem(session, typed["token"])
+                errors = ({"token": wrong} if wrong else {}) | errors
+        if form is not None and not errors:
             password_hash = passwords.hashed(form.password)
             with transaction() as session:
                 user = setup.create_owner(
@@ -85,8 +90,8 @@ def set_up(request: Request, values: FormValues) -> Response:
                 )
                 cookie = sign_ins.start(session, user_id=user.id, user_agent=request.headers.get("user-agent", ""))
             return _signed_in(request, cookie, "/welcome")
-        except (Invalid, TooMany) as error:
-            errors = _form_errors(error)
+    except (Invalid, TooMany) as error:
+        errors = _form_errors(error)
     return render(
         request, "accounts/setup.html", status=422, values=values, errors=errors, password_help=passwords.HELP
     )

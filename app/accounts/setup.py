@@ -1,5 +1,6 @@
 """First visit: a one-time token from the console, and the owner account that it makes."""
 
+import hmac
 import re
 import secrets
 
@@ -29,6 +30,13 @@ def setup_token(session: Session) -> str | None:
     return token
 
 
+def token_problem(session: Session, token: str) -> str:
+    """What is wrong with a token as somebody typed it; empty where it is the right one. It is not used up."""
+    stored = session.get(Setting, _NAME)
+    is_right = stored is not None and hmac.compare_digest(str(stored.value), token_sha256(_plain(token)).hex())
+    return "" if is_right else "This is not the token. The console prints a new one at each start."
+
+
 def _plain(token: str) -> str:
     return re.sub(r"[^a-z0-9]", "", token.casefold())
 
@@ -39,11 +47,12 @@ def create_owner(
     """Use up the token and make the first user with a workspace. Raises Invalid for a wrong token or a second visit."""
     if has_users(session):
         raise Invalid("This installation already has its owner. Sign in instead.", code="already_set_up")
+    problem = token_problem(session, token)
     used = session.execute(
         delete(Setting).where(Setting.name == _NAME, Setting.value == token_sha256(_plain(token)).hex())
     )
     if used.rowcount != 1:  # type: ignore[attr-defined]
-        raise Invalid(fields={"token": "This is not the token. The console prints a new one at each start."})
+        raise Invalid(fields={"token": problem or "This token was used a moment ago."})
     return add_user(
         session,
         name=name,

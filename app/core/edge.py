@@ -125,7 +125,9 @@ def _log_request(scope: Scope, status: int, elapsed_s: float) -> None:
     if scope["path"].startswith("/static/") and status < 400:
         return
     actor = scope["state"].get("actor")
-    log.info(
+    # Lines for machines hold every request; a console that somebody reads, only what went wrong.
+    log.log(
+        logging.INFO if get_settings().log_json or status >= 400 else logging.DEBUG,
         "request",
         extra={
             "method": scope["method"],

@@ -86,5 +86,7 @@ def configure(is_json: bool | None = None, level: int = logging.INFO) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
+    # A person at a console needs no line for each message that a worker took.
+    logging.getLogger("celery").setLevel(logging.NOTSET if is_json else logging.WARNING)
     for name in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "alembic", "celery.redirected"):
         logging.getLogger(name).setLevel(logging.WARNING)

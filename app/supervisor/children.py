@@ -35,6 +35,9 @@ _SURROUNDINGS = (
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
 )
+# Its long advice about a setting of the kernel, at each start (the words differ by version). A queue of at most 256 MB
+# that keeps an append-only file is not hurt by what it warns of.
+_REDIS_ADVICE = re.compile(r"WARNING .*overcommit")
 _COLOURS = (36, 32, 35, 33, 34, 96, 92, 95, 93, 94)
 
 
@@ -152,7 +155,8 @@ class Child:
             text = _REDIS_PREFIX.sub(r"\1 ", raw.decode(errors="replace").rstrip()).strip()
             if text:
                 last_lines.append(text)
-                console.line(self.name, text)
+                if not _REDIS_ADVICE.search(text):
+                    console.line(self.name, text)
 
     async def _pause(self, console: Console, lived_s: float, last_lines: deque[str]) -> None:
         code = self.process.returncode if self.process else None

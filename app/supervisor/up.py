@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,8 @@ TRAINER_GRACE_S = 150
 REDIS_START_S = 60
 READY_WITHIN_S = 180
 SAME_SIGNAL_S = 0.3
+# Lines of the start may have pushed the token out of sight by then.
+REPEAT_AFTER_S = 60
 
 
 class CannotStart(Exception):
@@ -247,7 +250,16 @@ class Stack:
             await asyncio.sleep(0.05)
 
 
-async def run(stack: Stack, listening: socket.socket, setup_token: Callable[[], str | None]) -> None:
+@dataclass(frozen=True)
+class FirstVisit:
+    """The one-time token of a fresh installation: `make` a new one (None once there is an owner), and whether one
+    `still_opens` it."""
+
+    make: Callable[[], str | None]
+    still_opens: Callable[[str], bool]
+
+
+async def run(stack: Stack, listening: socket.socket, first_visit: FirstVisit) -> None:
     """Start everything, say where it is, and wait for a signal. Raises CannotStart."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -261,10 +273,13 @@ async def run(stack: Stack, listening: socket.socket, setup_token: Callable[[], 
             except migrations.CannotUpgrade as error:
                 raise CannotStart(str(error)) from error
             console.plain(note)
-            token = await asyncio.to_thread(setup_token)
+            token = await asyncio.to_thread(first_visit.make)
             stack.start_all(listening)
         if not stack.stopping.is_set() and await stack.wait_ready():
-            announce(stack, listening, token)
+            url = write_address(stack, listening, token)
+            announce(stack.console, url, token)
+            if token:
+                await repeat(stack, url, token, first_visit.still_opens)
             await stack.stopping.wait()
     finally:
         await stack.stop()
@@ -273,8 +288,18 @@ async def run(stack: Stack, listening: socket.socket, setup_token: Callable[[], 
         )
 
 
-def announce(stack: Stack, listening: socket.socket, token: str | None) -> None:
-    """Print the address, and on a fresh database the one-time setup token; write both for tools."""
+async def repeat(stack: Stack, url: str, token: str, still_opens: Callable[[str], bool]) -> None:
+    """Say it once more after the first minute, below the lines of the start, while nobody has used the token."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REPEAT_AFTER_S):
+            await stack.stopping.wait()
+            return
+    if await asyncio.to_thread(still_opens, token):
+        announce(stack.console, url, token)
+
+
+def write_address(stack: Stack, listening: socket.socket, token: str | None) -> str:
+    """Write address and token for tools. Returns the address."""
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     url = f"http://{shown}:{port}"
@@ -284,14 +309,19 @@ def announce(stack: Stack, listening: socket.socket, token: str | None) -> None:
     temporary.touch(mode=0o600)
     temporary.write_text(json.dumps(state))
     temporary.replace(path)
+    return url
+
+
+def announce(console: Console, url: str, token: str | None) -> None:
+    """Print the address, and on a fresh database the one-time setup token."""
     lines = ["", f"GPT Builder is ready:  {url}"]
     if token:
         lines += [f"Setup token:           {token}", "It makes the first account, once. Open the address and enter it."]
     for line in [*lines, "Ctrl+C stops everything.", ""]:
-        stack.console.plain(line)
+        console.plain(line)
 
 
-def up(host: str | None, port: int | None, setup_token: Callable[[], str | None]) -> None:
+def up(host: str | None, port: int | None, first_visit: FirstVisit) -> None:
     """Run the whole stack in the foreground until a signal. Raises CannotStart."""
     settings, console = get_settings(), Console()
     home = prepare_home(settings)
@@ -307,7 +337,7 @@ def up(host: str | None, port: int | None, setup_token: Callable[[], str | None]
         listening = listen(host or settings.host, settings.port if port is None else port, console)
 
         async def start() -> None:
-            await run(Stack(get_settings(), home, console), listening, setup_token)
+            await run(Stack(get_settings(), home, console), listening, first_visit)
 
         with listening:
             asyncio.run(start())

@@ -6,6 +6,7 @@ from sqlalchemy import select
 
 from app.accounts import passwords, setup
 from app.accounts.models import Setting, User
+from app.accounts.sign_ins import FREE_TRIES
 from app.core.db import reading, transaction
 from tests.visitors import PASSWORD, token_in
 
@@ -102,3 +103,21 @@ def test_a_refused_password_is_not_repeated(client: TestClient) -> None:
     assert "too short" in answer.text
     assert "sesame-77" not in answer.text
     assert "Ana Lima" in answer.text
+
+
+def test_a_weak_password_does_not_hide_a_wrong_token(client: TestClient) -> None:
+    token = new_token()
+    answer = client.post("/setup", data=form(client, "aaaaa-bbbbb-ccccc-ddddd", password="sesame-77", email="ana"))
+    assert answer.status_code == 422
+    for words in ("too short", "not the token", "Write an e-mail address"):
+        assert words in answer.text
+    assert "not the token" not in client.post("/setup", data=form(client, token, password="sesame-77")).text
+    assert client.post("/setup", data=form(client, token)).status_code == 303
+
+
+def test_each_look_at_the_token_counts_as_a_try(client: TestClient) -> None:
+    new_token()
+    filled = form(client, "aaaaa-bbbbb-ccccc-ddddd", password="short")
+    said = [client.post("/setup", data=filled).text for _ in range(FREE_TRIES["address"] + 1)]
+    assert "not the token" in said[0]
+    assert "not the token" not in said[-1]

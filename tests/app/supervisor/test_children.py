@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.core.config import get_settings
+from app.supervisor import up
 from app.supervisor.children import Child, Console
 from app.supervisor.up import Stack
 
@@ -75,3 +76,36 @@ def test_only_those_who_need_them_are_told_where_queue_and_database_are(home: Pa
     assert "canary" not in children["model server"].environment.values()
     assert children["model server"].environment["GPT_BUILDER_HOME"] == str(home)
     assert "canary" in children["web"].environment.values()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_token_is_said_once_more_below_the_lines_of_the_start(
+    monkeypatch: pytest.MonkeyPatch, home: Path, is_open: bool
+) -> None:
+    monkeypatch.setattr(up, "REPEAT_AFTER_S", 0)
+    console = Heard()
+    asked: list[str] = []
+
+    def still_opens(token: str) -> bool:
+        asked.append(token)
+        return is_open
+
+    asyncio.run(up.repeat(Stack(get_settings(), home, console), "http://localhost:1", "some-token", still_opens))
+    assert asked == ["some-token"]
+    assert any("some-token" in line for line in console.said) == is_open
+
+
+def test_the_long_advice_of_redis_stays_out_of_the_console() -> None:
+    console = Heard()
+    advice = "1:C 21 Nov 2026 10:00:00.000 # WARNING Memory overcommit must be enabled! Without it, a save may fail."
+    older = "1:M 21 Nov 2026 10:00:00.000 # WARNING overcommit_memory is set to 0! Background save may fail."
+    child = Child("redis", [sys.executable, "-c", f"print({advice!r}); print({older!r}); print('ready')"])
+
+    async def once() -> None:
+        def stop_after_this(started: Child) -> None:
+            started.is_stopping = True
+
+        await child.keep(console, stop_after_this)
+
+    asyncio.run(once())
+    assert [line.split("| ")[1] for line in console.said] == ["ready"]
