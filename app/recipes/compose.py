@@ -105,11 +105,17 @@ def compose(
         values["micro_batch_size"] = 1 if values["batch_size"] % 2 else 2
     if "scratch.context_length" in overrides and "max_length_tokens" not in overrides:
         values["max_length_tokens"] = values["scratch"]["context_length"]
-    recipe = build(proposal.method, base, values)
+    context = base.facts.context_length if base else values["scratch"]["context_length"]
+    wrong: dict[str, str] = {}
+    if values["max_length_tokens"] > context:
+        wrong["max_length_tokens"] = f"This model can read at most {context:,} tokens. Choose a smaller number."
+    try:
+        recipe = build(proposal.method, base, values)
+    except Invalid as error:
+        raise Invalid(fields=wrong | error.fields) from None
+    if wrong:
+        raise Invalid(fields=wrong)
     facts = base.facts if base else _new_facts(recipe, version)
-    if recipe.max_length_tokens > facts.context_length:
-        sentence = f"This model can read at most {facts.context_length:,} tokens. Choose a smaller number."
-        raise Invalid(fields={"max_length_tokens": sentence})
     tokenizer = recipe.scratch.tokenizer if recipe.scratch else "bpe"
     rows = measure(version, base, tokenizer, with_instruction=recipe.use_instruction)
     speeds, errors = measured

@@ -9,6 +9,7 @@ from app.accounts.access import ActorDep
 from app.core.db import new_id, reading, transaction
 from app.core.errors import AppError, Invalid
 from app.core.forms import FormValues
+from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
@@ -32,7 +33,9 @@ def show(
 ) -> Response:
     """The page; with an error, filled with what was typed."""
     page = service.page(session, actor, project_id)
-    errors = getattr(error, "fields", {}) or ({"": error.sentence} if error else {})
+    errors = dict(getattr(error, "fields", {})) or ({"": error.sentence} if error else {})
+    if len(named := [fields.BY_NAME[name].label for name in errors if name in fields.BY_NAME]) > 1:
+        errors.setdefault("", _("Nothing was saved. These values do not fit: %(names)s.", names=", ".join(named)))
     if errors and not any(name in fields.BY_NAME or name in PLACED for name in errors):
         errors.setdefault("", next(iter(errors.values())))
     return render(

@@ -119,8 +119,10 @@ def save(
     before = page(session, actor, project_id)
     choices = dict(draft.choices)
     overrides: dict[str, Any] = {} if reset else dict(choices.get("overrides", {}))
+    wrong: dict[str, str] = {}
     if values is not None and not reset and before.composed is not None and before.chosen is not None:
-        overrides |= _changed(before.composed, before.chosen.method, values)
+        changed, wrong = _changed(before.composed, before.chosen.method, values)
+        overrides |= changed
     if preset is not None:
         if preset not in PRESETS:
             raise Invalid(fields={"preset": "Choose quick, balanced or thorough."})
@@ -135,7 +137,13 @@ def save(
         choices["name"] = name.strip()[:100]
     draft.choices = {**choices, "overrides": overrides}
     session.flush()
-    _drop_idle_overrides(session, actor, project, draft)
+    # Whoever typed three wrong values hears of all three.
+    try:
+        _drop_idle_overrides(session, actor, project, draft)
+    except Invalid as error:
+        wrong = error.fields | wrong
+    if wrong:
+        raise Invalid(fields=wrong)
     return draft
 
 
@@ -294,9 +302,11 @@ def _scratch_size(values: dict[str, Any]) -> int:
     return int(12 * shape["layers"] * shape["width"] ** 2 + shape["vocabulary_size"] * shape["width"])
 
 
-def _changed(composed: Composed, method: Method, values: dict[str, str]) -> dict[str, Any]:
-    """Fields whose text differs from what was shown, parsed. Raises Invalid with one sentence a field."""
-    shown, changed, wrong = composed.values, {}, {}
+def _changed(composed: Composed, method: Method, values: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Fields whose text differs from what was shown, parsed; and a sentence for each that is no value at all."""
+    shown = composed.values
+    changed: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
     for known in fields.FIELDS:
         if not known.is_for(method) or (known.kind != "flag" and known.name not in values):
             continue
@@ -312,9 +322,7 @@ def _changed(composed: Composed, method: Method, values: dict[str, str]) -> dict
             is_same = text.strip().replace("\r\n", "\n") == fields.shown(known, fields.get(shown, known.name))
         if not is_same:
             changed[known.name] = value
-    if wrong:
-        raise Invalid(fields=wrong)
-    return changed
+    return changed, wrong
 
 
 def _drop_idle_overrides(session: Session, actor: Actor, project: Project, draft: RecipeDraft) -> None:

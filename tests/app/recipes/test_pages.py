@@ -83,6 +83,17 @@ def test_a_value_that_does_not_fit_is_explained_beside_it(page, name, value, sai
     assert 'aria-invalid="true"' in answer.text
 
 
+def test_all_wrong_values_are_named_at_once(page):
+    address = f"/projects/{page.project_id}/recipe"
+    wrong = {"epochs": "many", "learning_rate": "-1", "scratch.dropout": "1.5", "max_length_tokens": "100000"}
+    answer = page.post(address, data={**form_of(page.get(address).text), **wrong, "do": "save"})
+    assert answer.status_code == 422
+    assert answer.text.count('aria-invalid="true"') == len(wrong)
+    said = answer.text.split("These values do not fit: ")[1].split(".")[0]
+    assert len(said.split(", ")) == len(wrong)
+    assert "You changed" not in page.get(address).text
+
+
 def test_start_freezes_the_values_on_screen_and_a_second_click_finds_the_same_run(page):
     address = f"/projects/{page.project_id}/recipe"
     fields = form_of(page.get(address).text) | {"epochs": "2", "name": "First try", "do": "start"}
