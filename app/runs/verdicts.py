@@ -31,6 +31,9 @@ _PHASES = {
 }
 
 
+_FINISHING = Verdict("finalizing", "idle", "Finishing", "The best checkpoint is checked, tried out and stored.")
+
+
 def of(
     run: Run,
     curves: Curves,
@@ -65,7 +68,7 @@ def of(
     if run.state == "pausing":
         return Verdict("pausing", "idle", "Pausing", "It finishes its step and saves a checkpoint.")
     if run.state == "finalizing":
-        return Verdict("finalizing", "idle", "Finishing", "The best checkpoint is checked, tried out and stored.")
+        return _FINISHING
     if run.state == "starting" or (run.state == "running" and run.step == 0):
         sentence = _PHASES.get(run.phase, "The trainer is getting ready; the first step follows soon.")
         return Verdict("starting", "idle", "Getting ready", sentence)
@@ -82,7 +85,14 @@ def _training(run: Run, curves: Curves, log: Sequence[RunEvent], kept: int | Non
         slow = coach.stalled(silent, run.trained_s / run.step, kept)
         if slow is not None:
             return slow
-    return judged(run, curves)
+    return _FINISHING if is_finishing(run) else judged(run, curves)
+
+
+def is_finishing(run: Run) -> bool:
+    """Whether no step follows: the last look, the last save, then the best checkpoint is tried and stored."""
+    if run.state == "finalizing":
+        return True
+    return run.state == "running" and (run.phase == "finishing" or 0 < run.total_steps <= run.step)
 
 
 def _evaluation_gap(run: Run) -> float:

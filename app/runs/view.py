@@ -87,6 +87,11 @@ class RunView:
         return self.run.state in OPEN_STATES and self.run.state != "paused"
 
     @property
+    def is_finishing(self) -> bool:
+        """Whether the last step is done and the model is being put together."""
+        return verdicts.is_finishing(self.run)
+
+    @property
     def is_over(self) -> bool:
         """Whether the run has ended."""
         return self.run.state in END_STATES
@@ -120,7 +125,12 @@ class RunView:
     @property
     def badge(self) -> tuple[str, str]:
         """Word and tone of the state."""
-        return BADGES.get(self.run.state, (self.run.state, ""))
+        return badge_of(self.run)
+
+
+def badge_of(run: Run) -> tuple[str, str]:
+    """Word and tone of a run's state; after the last step it finishes, whatever the trainer still writes."""
+    return BADGES.get("finalizing" if verdicts.is_finishing(run) else run.state, (run.state, ""))
 
 
 def view(session: Session, run: Run, *, sample_step: int | None = None, level: str = "") -> RunView:
@@ -159,7 +169,7 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
 
 def left_s(run: Run) -> float | None:
     """Seconds until the end of the training: from the estimate at first, then more and more from the run's own pace."""
-    if run.state in END_STATES or run.state in ("paused", "waiting"):
+    if run.state in END_STATES or run.state in ("paused", "waiting") or verdicts.is_finishing(run):
         return None
     seconds, steps = run.estimate.get("seconds"), run.estimate.get("steps") or run.total_steps
     expected = float(seconds) if seconds else None
@@ -246,7 +256,7 @@ class Listed:
     @property
     def badge(self) -> tuple[str, str]:
         """Word and tone of the state."""
-        return BADGES.get(self.run.state, (self.run.state, ""))
+        return badge_of(self.run)
 
     @property
     def share(self) -> float:

@@ -5,8 +5,10 @@ from datetime import timedelta
 import pytest
 
 from app.core.db import utcnow
+from app.runs import verdicts
+from app.runs.curves import Curves
 from app.runs.models import Run
-from app.runs.view import left_s
+from app.runs.view import badge_of, left_s
 
 
 def a_run(step: int, *, paced_steps: int = 0, paced_s: float = 0.0, **values: object) -> Run:
@@ -38,3 +40,21 @@ def test_after_a_tenth_it_is_the_pace_of_the_run_without_the_loading():
 def test_a_paused_or_ended_run_has_none():
     assert left_s(a_run(50, state="paused")) is None
     assert left_s(a_run(100, state="succeeded")) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "word"),
+    [
+        (99, {}, "Training"),
+        (100, {}, "Finishing"),
+        (40, {"phase": "finishing"}, "Finishing"),  # stopped early, and kept
+        (100, {"state": "finalizing"}, "Finishing"),
+        (100, {"state": "cancelling"}, "Cancelling"),
+    ],
+)
+def test_after_the_last_step_it_finishes_and_gives_no_time(step, values, word):
+    run = a_run(step, **values)
+    assert badge_of(run)[0] == word
+    if word == "Finishing":
+        assert left_s(run) is None
+        assert verdicts.of(run, Curves([], []), [], None, []).title == "Finishing"
