@@ -10,6 +10,7 @@ from typing import Any
 from app.core.db import utcnow
 from app.core.numbers import number
 from app.core.work import LeasedWork
+from app.datasets import plans
 from app.datasets.cleaning import STEPS
 from app.datasets.findings import REASONS, Reason
 from app.datasets.mapping import Mapping, column
@@ -246,19 +247,34 @@ def _columns_in(template: str, columns: list[str]) -> tuple[str, str]:
     return (alone, then) if alone and bool(second) == bool(then) else ("", "")
 
 
-def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> tuple[str, str]:
-    """(tone, words) of the badge beside the title."""
+@dataclass(frozen=True, slots=True)
+class State:
+    """The badge beside the title; `path` is where one can do something about it, `count` the number in its words."""
+
+    tone: str
+    words: str
+    path: str = ""
+    count: int = 0
+
+
+def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> State:
+    """How far the rows are from a training."""
     if not files:
-        return "", "Empty"
+        return State("", "Empty")
     if any(file.state in LIVE for file in files) or (plan is not None and plan.state in LIVE):
-        return "live", "Reading"
-    if any(file.state == "failed" for file in files) or (plan is not None and plan.state == "failed"):
-        return "bad", "Look"
-    if any(not file.is_mapping_confirmed for file in files):
-        return "warn", "Look at the mapping"
+        return State("live", "Reading")
+    if failed := next((file for file in files if file.state == "failed"), None):
+        return State("bad", "Look", f"/files/{failed.id}")
+    if plan is not None and plan.state == "failed":
+        return State("bad", "Look", f"/projects/{plan.project_id}/clean#clean-fixes")
+    if unsure := next((file for file in files if not file.is_mapping_confirmed), None):
+        return State("warn", "Look at the mapping", f"/files/{unsure.id}#mapping")
     if plan is None or not (plan.report or {}).get("rows"):
-        return "warn", "No rows yet"
-    return "good", "Ready to train"
+        return State("warn", "No rows yet")
+    open_fixes = [card for card in fix_cards(plans.report_of(plan)) if card.default == "on" and not card.is_applied]
+    if open_fixes:
+        return State("", "fixes", f"/projects/{plan.project_id}/clean#clean-fixes", len(open_fixes))
+    return State("good", "Ready to train")
 
 
 def is_live(files: list[SourceFile], plan: CleaningPlan | None) -> bool:

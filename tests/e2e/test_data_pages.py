@@ -68,7 +68,7 @@ def test_from_a_dropped_file_to_a_frozen_version(page: Any, ana: tuple[Person, s
     page.get_by_text("Ready to train").wait_for(timeout=60_000)
     page.get_by_role("button", name="Undo the last change").click()
     page.get_by_role("button", name="Fix all").wait_for(timeout=60_000)
-    page.get_by_text("Ready to train").wait_for(timeout=60_000)
+    page.get_by_role("link", name="fixes open").wait_for(timeout=60_000)
     page.get_by_role("button", name="Fix all").click()
     page.get_by_text("Ready to train").wait_for(timeout=60_000)
 
