@@ -25,6 +25,7 @@ from app.deployments.forms import KeyForm, TryForm
 from app.deployments.snippets import QUESTION, snippets
 from app.inference import client
 from app.projects import service as projects
+from app.projects.models import Objective
 
 router = APIRouter()
 TRY_TOKENS = 200
@@ -45,7 +46,12 @@ def _page(
     chosen = str(request.query_params.get("model", "")) or (published[0].id if published else "")
     known = {one.id for one in published}
     model_id = chosen if chosen in known else (published[0].id if published else "my-project-run-1")
-    context: dict[str, Any] = {"errors": {}, "values": {}, "new_key": "", "answer": None, "question": QUESTION}
+    objective = session.get(Objective, project.id)
+    samples = objective.samples if objective else []
+    example = next((str(sample["question"]) for sample in samples if str(sample.get("question") or "").strip()), "")
+    context: dict[str, Any] = {
+        "errors": {}, "values": {}, "new_key": "", "answer": None, "question": example or QUESTION,
+    }  # fmt: skip
     return render(
         request,
         "deployments/page.html",
@@ -59,7 +65,7 @@ def _page(
         model_id=model_id,
         keys=keys.listing(session, actor, project_id),
         now=utcnow(),
-        snippets=snippets(base_url(request), model_id),
+        snippets=snippets(base_url(request), model_id, example),
         base_url=base_url(request),
         scopes=keys.SCOPES,
         usage=calls.usage(session, actor, project_id),

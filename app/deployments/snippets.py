@@ -39,7 +39,17 @@ const answer = await fetch("{base}/chat/completions", {{
 if (!answer.ok) throw new Error(await answer.text());
 console.log((await answer.json()).choices[0].message.content);
 """
-QUESTION = "Where is my card?"
+# For a project whose objective has no sample question.
+QUESTION = "What can you help me with?"
+
+
+_SIGNS = str.maketrans({"'": "’", '"': "”", "\\": "/"})
+
+
+def _written(question: str) -> str:
+    """A question as it may stand between the quotes of all three programs: one line, at most 120 signs."""
+    line = "".join(sign for sign in " ".join(question.split()).translate(_SIGNS) if sign.isprintable())
+    return line if len(line) <= 120 else line[:119].rstrip() + "…"
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,10 @@ class Snippet:
     text: str
 
 
-def snippets(base_url: str, model_id: str) -> list[Snippet]:
-    """The three programs for one model. Base URL and id are ours: they hold nothing that a shell would read."""
-    values = {"base": base_url, "model": model_id, "question": QUESTION}
+def snippets(base_url: str, model_id: str, question: str = "") -> list[Snippet]:
+    """The three programs for one model. Base URL and id are ours: they hold nothing that a shell would read; the
+    question's quotes are replaced by typographic ones."""
+    values = {"base": base_url, "model": model_id, "question": _written(question) or QUESTION}
     return [
         Snippet("curl", "curl", "bash", _CURL.format(**values)),
         Snippet("python", "Python", "python", _PYTHON.format(**values)),

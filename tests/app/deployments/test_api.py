@@ -325,7 +325,9 @@ def test_a_client_that_leaves_frees_the_model(stack: Stack) -> None:
 
 @pytest.mark.parametrize("language", ["curl", "python", "javascript"])
 def test_the_programs_on_the_page_run_as_they_are(stack: Stack, tmp_path: Path, language: str) -> None:
-    program = next(one for one in snippets(f"{stack.url}/v1", stack.model) if one.key == language)
+    question = 'I\'ve "read" it:\n$HOME \\ `ls` ${1} {0} – why?!'
+    program = next(one for one in snippets(f"{stack.url}/v1", stack.model, question) if one.key == language)
+    assert "I’ve ”read” it: $HOME / `ls` ${1} {0} – why?!" in program.text
     path = tmp_path / {"curl": "ask.sh", "python": "ask.py", "javascript": "ask.mjs"}[language]
     path.write_text(program.text)
     runner = {"curl": "bash", "python": sys.executable, "javascript": "node"}[language]
