@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from app.chat.corrections import LONGEST
 from app.contracts.generation import Sampling
 from app.core.forms import FormBase
 
@@ -30,6 +31,12 @@ class FeedbackForm(FormBase):
 
     thumb: int = Field(0, ge=-1, le=1)
     note: str = Field("", max_length=2000)
+
+
+class CorrectionForm(FormBase):
+    """The better answer; empty takes it back."""
+
+    correction: str = Field("", max_length=LONGEST)
 
 
 class TitleForm(FormBase):

@@ -50,7 +50,7 @@ class ChatMessage(Base):
 
 
 class Feedback(Base):
-    """A thumb and a note on one answer, one a person."""
+    """A thumb and a note on one answer, one a person; `correction` is what a bad answer should have said."""
 
     __tablename__ = "feedback"
 
@@ -58,4 +58,5 @@ class Feedback(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     thumb: Mapped[int] = mapped_column(Integer, default=0)
     note: Mapped[str] = mapped_column(Text, default="")
+    correction: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.chat import answering, service
-from app.chat.forms import AskForm, FeedbackForm, TitleForm
+from app.chat import answering, corrections, service
+from app.chat.forms import AskForm, CorrectionForm, FeedbackForm, TitleForm
 from app.chat.models import Chat, ChatMessage
 from app.contracts.generation import Sampling
 from app.core import markdown
@@ -17,7 +17,8 @@ from app.core.after_commit import after_commit
 from app.core.errors import Invalid, NotFound
 from app.core.flash import flash
 from app.core.forms import FormValues, checked
-from app.core.templates import render
+from app.core.templates import gettext as _
+from app.core.templates import ngettext, render
 from app.core.web import SessionDep, is_partial
 from app.inference import targets
 from app.projects import service as projects
@@ -124,6 +125,28 @@ def rate(request: Request, message_id: str, actor: ActorDep, session: SessionDep
     if is_partial(request):
         return render(request, "chat/_tools.html", message=message, **_shown(session, actor, chat))
     return RedirectResponse(f"/chats/{chat.id}", 303)
+
+
+@router.post("/chats/messages/{message_id}/correction")
+def correct(message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """What a badly rated answer should have said, from the refine page."""
+    form, errors = checked(CorrectionForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    chat = corrections.write(session, actor, message_id, text=form.correction)
+    response = RedirectResponse(f"/projects/{chat.project_id}/refine#answer-{message_id}", 303)
+    flash(response, _("Better answer saved") if form.correction else _("Better answer taken back"))
+    return response
+
+
+@router.post("/projects/{project_id}/corrections")
+def bring_corrections(project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Every correction of the project as one source file, for the next version."""
+    file, count = corrections.bring(session, actor, project_id)
+    response = RedirectResponse(f"/projects/{file.project_id}/data", 303)
+    words = ngettext("%(n)s better answer is in your data", "%(n)s better answers are in your data", count)
+    flash(response, words, _("Freeze a new version to train on them."))
+    return response
 
 
 @router.post("/chats/{chat_id}/title")

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
+from app.chat import corrections
 from app.core.forms import FormValues
 from app.core.templates import render
 from app.core.web import SessionDep, is_partial
@@ -71,7 +72,11 @@ def refine(project_id: str, request: Request, actor: ActorDep, session: SessionD
     """What people said about answers: where the next round of training begins."""
     project = projects.get(session, actor, project_id)
     answers = service.rated_answers(session, actor, project.id)
-    return render(request, "overview/refine.html", stage="refine", project=project, answers=answers)
+    return render(
+        request, "overview/refine.html", stage="refine", project=project, answers=answers,
+        corrections=len(corrections.pairs(session, actor, project.id)), longest=corrections.LONGEST,
+        may_correct=actor.may(project.workspace_id, "annotator"), may_bring=actor.may(project.workspace_id, "editor"),
+    )  # fmt: skip
 
 
 @router.post("/demos")

@@ -873,6 +873,7 @@ def upgrade() -> None:
         sa.Column("user_id", sa.String(length=20), nullable=False),
         sa.Column("thumb", sa.Integer(), nullable=False),
         sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("correction", sa.Text(), nullable=False),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["message_id"], ["chat_messages.id"], name=op.f("fk_feedback_message_id"), ondelete="CASCADE"

@@ -174,6 +174,8 @@ TABLE: dict[str, Rule] = {
     "POST /chats/messages/{message_id}/again": annotator(),
     "POST /chats/messages/{message_id}/stop": annotator(),
     "POST /chats/messages/{message_id}/feedback": annotator(form={"thumb": "1"}),
+    "POST /chats/messages/{message_id}/correction": annotator(form={"correction": "Two hours."}),
+    "POST /projects/{project_id}/corrections": editor(),
     "GET /chats/messages/{message_id}/events": viewer(),
     # datasets
     "POST /uploads": editor(query="project_id={project_id}", headers=TUS | {"Upload-Length": "9"}),

@@ -38,14 +38,16 @@ def _bytes(pairs: Sequence[Pair]) -> bytes:
     return b"".join(orjson.dumps({"question": q, "answer": a}) + b"\n" for q, a in pairs)
 
 
-def add(session: Session, actor: Actor, *, project_id: str, pairs: Sequence[Pair], name: str = "") -> SourceFile:
-    """Typed rows become a source file."""
+def add(
+    session: Session, actor: Actor, *, project_id: str, pairs: Sequence[Pair], name: str = "", origin: str = ORIGIN
+) -> SourceFile:
+    """Typed rows become a source file. Rows of another `origin` are not changed on the page of typed rows."""
     path = storage.uploads_dir() / new_id()
     path.write_bytes(_bytes(pairs))
     filename = f"{name.strip()[:100] or 'Typed rows'}.jsonl"
     return service.receive(
         session, actor, project_id=project_id, filename=filename, path=path, sha256=storage.file_sha256(path),
-        origin=ORIGIN,
+        origin=origin,
     )  # fmt: skip
 
 
