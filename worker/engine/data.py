@@ -68,6 +68,11 @@ def read_examples(data_dir: Path, split: str) -> Iterator[Example]:
                         )
 
 
+def count_rows(data_dir: Path) -> int:
+    """Rows of all splits."""
+    return sum(pq.read_metadata(path).num_rows for path in data_dir.glob("data-*.parquet"))
+
+
 def tokenised(
     data_dir: Path, split: str, cache_dir: Path, encode: Encode, key: dict[str, object], max_length: int
 ) -> TokenRows:

@@ -15,7 +15,7 @@ from app.contracts.conversation import Example
 from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec
 from app.text.template import CHATML, ChatTemplate
 from tests.worker.engine.engine_material import turns, write_version
-from worker.engine import data, loading, optim, tokenizer
+from worker.engine import data, encoding, loading, optim, prepare, tokenizer
 from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
 from worker.engine.methods.last_layers import LastLayers
@@ -212,3 +212,25 @@ def test_the_end_token_of_an_answer_is_learned_and_the_question_is_not(bases: Ba
     learned = words.decode([i for i, on in zip(ids, learn, strict=True) if on], skip_special_tokens=False)
     assert learned == "The red.<|im_end|>"
     assert words.decode(ids, skip_special_tokens=False).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+
+def test_many_rows_become_the_same_tokens_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = write_version(
+        tmp_path / "version",
+        [{"messages": turns(f"Where is  it, {i}?", f"In room {i * 37}\n\n<|im_end|> café {i}.")} for i in range(40)],
+    )
+    learned = tokenizer.train_bpe(["Where is it? In room 3, the café."] * 3, 300)
+    plain = Encoder(learned, ChatTemplate(CHATML), 0, system_prompt="Be brief.")
+    monkeypatch.setattr(prepare, "ACCELERATED_ROWS", 40)
+    fast = prepare._encode(plain, version)
+    assert encoding.accelerated(plain, data.read_examples(version, "train")).accelerator is not None
+    assert fast != plain.example
+    rows = [
+        data.tokenised(version, "train", tmp_path / name, encode, {}, 200)
+        for name, encode in (("plain", plain.example), ("fast", fast))
+    ]
+    assert len(rows[0]) == len(rows[1]) == 40
+    assert np.array_equal(rows[0].ids, rows[1].ids)
+    assert np.array_equal(rows[0].learn, rows[1].learn)
+    monkeypatch.setattr(prepare, "ACCELERATED_ROWS", 41)
+    assert prepare._encode(plain, version) == plain.example
