@@ -112,7 +112,9 @@ def _refused(
     for field in context["params"][name]:
         if field["kind"] in ("number", "text", "select"):
             field["value"] = values.get(field["name"], field["value"])
-    return _step_page(request, context, name, "", shown.step_of(context["report"], name), errors=errors)
+    response = _step_page(request, context, name, "", shown.step_of(context["report"], name), errors=errors)
+    response.headers["HX-Push-Url"] = f"/projects/{project_id}/clean/step?name={name}"
+    return response
 
 
 def _back(project_id: str) -> RedirectResponse:

@@ -244,7 +244,7 @@ def test_a_step_out_of_bounds_is_said_at_its_field(ana):
         data={"step": "length", "is_full": "1", "shortest": "-4", "longest": "100"},
     )
     assert answer.status_code == 422
-    assert answer.headers["hx-push-url"] == f"/projects/{ana.project}/clean"
+    assert answer.headers["hx-push-url"] == f"/projects/{ana.project}/clean/step?name=length"
     assert 'aria-invalid="true"' in answer.text
     assert 'value="-4"' in answer.text
     with reading() as session:
