@@ -306,3 +306,12 @@ def test_messages_that_answer_each_other_are_joined_on_request(ana, tmp_path):
     page = get(ana, f"/files/{file_id}")
     assert "100 % of 1 rows fit" in page
     assert "Conversations that end without an answer (1)" in page
+
+
+def test_open_fixes_are_said_before_it_is_ready(ana):
+    bring(ana, FIXTURES / "messy_made" / "ragged.csv")
+    page = get(ana, f"/projects/{ana.project}/data")
+    assert "Ready to train" not in page
+    badge = page.split('id="data-state"')[1].split("</span>")[0]
+    assert "Look at the mapping" in badge or "open" in badge
+    assert 'href="/' in badge
