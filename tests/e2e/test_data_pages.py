@@ -64,7 +64,7 @@ def test_from_a_dropped_file_to_a_frozen_version(page: Any, ana: tuple[Person, s
 
     page.get_by_role("link", name="Clean", exact=False).first.click()
     page.get_by_role("button", name="Fix all").click()
-    page.get_by_text("Done: Rows without a question or an answer").wait_for()
+    page.get_by_text("Done: Rows without a question or an answer").wait_for(timeout=60_000)
     page.get_by_text("Ready to train").wait_for(timeout=60_000)
     page.get_by_role("button", name="Undo the last change").click()
     page.get_by_role("button", name="Fix all").wait_for(timeout=60_000)
