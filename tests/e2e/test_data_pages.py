@@ -77,7 +77,7 @@ def test_from_a_dropped_file_to_a_frozen_version(page: Any, ana: tuple[Person, s
     page.get_by_text("Split saved.").wait_for()
     page.get_by_role("button", name="Freeze version 1").click()
     page.get_by_text("Fingerprint").wait_for(timeout=60_000)
-    page.get_by_text("rows with the same question or content").wait_for()
+    page.get_by_text("No exact copy in training").wait_for()
     with page.expect_download() as download:
         page.get_by_role("link", name="JSONL").click()
     assert len(Path(download.value.path()).read_bytes().splitlines()) == 269
