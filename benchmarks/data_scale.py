@@ -147,8 +147,8 @@ def watched(name: str, folder: Path, order: Callable[[], Order]) -> tuple[Phase,
     return phase, result
 
 
-def chain(source: Path, rows: int, folder: Path, processes: int) -> list[Phase]:
-    """The three children one after the other; ends early when one fails."""
+def chain(source: Path, rows: int, folder: Path, processes: int, only: list[str]) -> list[Phase]:
+    """The three children one after the other; ends early when one fails. `only`: steps of the preset to take."""
     kept, working, version = folder / "rows", folder / "set", folder / "version"
     phases = []
 
@@ -166,7 +166,8 @@ def chain(source: Path, rows: int, folder: Path, processes: int) -> list[Phase]:
         file_id="made", filename=source.name, sha256="0" * 64, rows=rows, rows_dir=str(kept),
         mapping=Mapping(prompt="{question}", answer="{answer}"),
     )  # fmt: skip
-    plan = Plan(files=[file], steps=of_preset("standard"))
+    steps = [step for step in of_preset("standard") if not only or step.name in only]
+    plan = Plan(files=[file], steps=steps)
     limits = tasks._limits(tasks._bytes(plan))
     phase, report = watched(
         "prepare", folder,
@@ -205,6 +206,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=TIMED_ROWS)
     parser.add_argument("--folder", type=Path, help="where rows are made and kept (default: a temporary folder)")
     parser.add_argument("--source", type=Path, help="rows that make_rows.py made before, as many as --rows")
+    parser.add_argument("--only", default="", help="names of steps, comma between (default: the standard preset)")
     parser.add_argument("--processes", type=int, default=tasks._processes())
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -214,7 +216,7 @@ def main() -> int:
         folder.mkdir(parents=True)
         source = given.source or make(home / f"rows-{given.rows}.jsonl", given.rows)
         print(f"{given.rows:,} rows, {source.stat().st_size / 1e6:,.0f} MB, {given.processes} processes", flush=True)
-        phases = chain(source, given.rows, folder, given.processes)
+        phases = chain(source, given.rows, folder, given.processes, list(filter(None, given.only.split(","))))
     show(phases, given.rows)
     missed = [f"{phase.name}: {phase.error}" for phase in phases if phase.error]
     missed += [f"{p.name}: {p.own_mb:.0f} MB in a process" for p in phases if p.own_mb > CEILING_MB]
