@@ -160,7 +160,7 @@ def test_from_the_first_visit_to_an_answer_over_the_api(walker: Walker, fresh_se
     page.goto(project_url + "/deploy")
     page.locator("form[action$='/deploy/keys'] input[name=name]").fill("inbox")
     walker.press("Make key")
-    key = page.locator("#new-key code").inner_text().strip()
+    key = page.locator("#new-key code").first.inner_text().strip()
     walker.picture("15-deploy")
     with OpenAI(api_key=key, base_url=fresh_server.url + "/v1", max_retries=5) as client:
         name = client.models.list().data[0].id
