@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 _BROKEN = (wire.BadRequest, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
 CHUNK = 256 * 1024
 CONNECT_PATIENCE_S = 40
+# Pauses before a page that got no answer is asked for again. One restart can cost two: what it had accepted, and what
+# still waited to be accepted. Bounded, so that a page whose making kills the process does not kill it for ever.
+REPEAT_PAUSES_S = (0, 0, 0.2, 0.5, 1, 2)
 HEAD_TIMEOUT_S = 30
 IDLE_TIMEOUT_S = 75
 BODY_TIMEOUT_S = 120
@@ -207,7 +210,8 @@ class Front:
         """Pass one request and its answer on. True when the connection may serve another request."""
         upstream = self.stream if goes_to_stream(request) else self.web
         head = request.forwarded(client, self.trusted_proxies, self.is_https)
-        for attempt in (1, 2, 3):
+        for attempt, pause in enumerate(REPEAT_PAUSES_S, start=1):
+            await asyncio.sleep(pause)
             try:
                 up = await upstream.connect(0 if self.is_draining else CONNECT_PATIENCE_S)
             except OSError:
