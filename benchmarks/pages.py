@@ -141,8 +141,8 @@ def server_times(log: Path, since: int, paths: set[str]) -> list[float]:
     """Milliseconds that the page process needed for each of these paths, from its own log lines."""
     found = []
     for line in log.read_text(errors="replace")[since:].splitlines():
-        if line.startswith("web ") and (took := re.search(r"elapsed_ms=([\d.]+)", line)):
-            path = re.search(r" path=(\S+)", line)
+        if line.startswith("web ") and (took := re.search(r'"elapsed_ms": ([\d.]+)', line)):
+            path = re.search(r'"path": "([^"]+)"', line)
             if path and path[1] in paths:
                 found.append(float(took[1]))
     return found
@@ -161,7 +161,7 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="gptb-pages-"))
     home = folder / "home"
-    child, server = start_stack(home, GPT_BUILDER_LEASE_TTL_S="100000")
+    child, server = start_stack(home, GPT_BUILDER_LEASE_TTL_S="100000", GPT_BUILDER_LOG_JSON="true")
     try:
         passwords = json.loads((home / "redis" / "passwords.json").read_text())
         os.environ["GPT_BUILDER_HOME"] = str(home)
