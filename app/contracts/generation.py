@@ -1,12 +1,29 @@
 """One answer asked of a model: what web and evaluation say to the model server, and what comes back."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.contracts.base import Contract
 from app.contracts.conversation import Message
 from app.contracts.recipe import ModelFiles
+
+
+class AnswerFormat(Contract):
+    """The form that an answer must have, kept token by token: any JSON object, one that fits a schema, one of some
+    texts, or a regular expression (no look-around, no back references)."""
+
+    kind: Literal["json_object", "json_schema", "choice", "regex"]
+    json_schema: dict[str, Any] | None = None
+    choices: list[Annotated[str, Field(min_length=1, max_length=2000)]] = Field(default_factory=list, max_length=500)
+    regex: str | None = Field(None, min_length=1, max_length=10_000)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "AnswerFormat":
+        given = {"json_schema": self.json_schema is not None, "choice": bool(self.choices), "regex": bool(self.regex)}
+        if not given.get(self.kind, True):
+            raise ValueError(f"the format {self.kind} lacks what it is made of")
+        return self
 
 
 class Sampling(Contract):
@@ -15,9 +32,13 @@ class Sampling(Contract):
     temperature: float = Field(0.7, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1000, description="0: off")
+    min_p: float = Field(0.0, ge=0, le=1, description="least share of the likeliest token's probability; 0: off")
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="None: no log-probabilities are told")
+    format: AnswerFormat | None = None
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     max_tokens: int = Field(256, ge=1, le=32_768)
     stop: list[str] = Field(default_factory=list, max_length=16)
@@ -34,10 +55,26 @@ class GenerationRequest(Contract):
     sampling: Sampling = Field(default_factory=Sampling)
 
 
+class Likely(Contract):
+    """A token, its text (of broken characters only the bytes tell), its bytes, and its log-probability in nats."""
+
+    id: int
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprob(Likely):
+    """A token that was said, and the likeliest ones in its place: as the model gave them, before any setting."""
+
+    top: list[Likely] = Field(default_factory=list)
+
+
 class TokenEvent(Contract):
     """A piece of text, whole characters only; the last one carries the reason and the counts."""
 
     text: str = ""
+    logprobs: list[TokenLogprob] | None = Field(None, description="of the tokens said since the last event")
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -38,7 +38,7 @@ def ranks_of(model: dict[str, Any]) -> dict[bytes, int] | None:
     ):
         return None
     vocabulary: dict[str, int] = model["vocab"]
-    byte_of = _bytes_of_characters()
+    byte_of = bytes_of_characters()
     if not set(byte_of) <= set(vocabulary):
         return None
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -60,7 +60,7 @@ def ranks_of(model: dict[str, Any]) -> dict[bytes, int] | None:
         return None
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
     """The characters that byte-level BPE writes for the 256 bytes (GPT-2's table)."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]

@@ -20,9 +20,15 @@ def make_tokenizer(vocabulary_size: int = 400) -> Tokenizer:
     return own_tokenizers.train_bpe(iter(TEXTS), vocabulary_size)
 
 
-def make_model(folder: Path, seed: int = 0, context_length: int = 128, architecture: str = "llama") -> Path:
+def make_model(
+    folder: Path,
+    seed: int = 0,
+    context_length: int = 128,
+    architecture: str = "llama",
+    tokenizer: Tokenizer | None = None,
+) -> Path:
     """Write a whole model folder (config, safetensors, tokenizer, template) and return it."""
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(seed)
     size = tokenizer.get_vocab_size()
     end = tokenizer.token_to_id("<|im_end|>")

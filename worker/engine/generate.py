@@ -1,7 +1,7 @@
 """Answers from a loaded model, one step at a time, so that many can share one thread and stop at any step."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,22 +9,28 @@ from tokenizers import Tokenizer
 from transformers import DynamicCache, PreTrainedModel
 
 from app.contracts.conversation import Example, Message
-from app.contracts.generation import GenerationRequest, TokenEvent
+from app.contracts.generation import GenerationRequest, Likely, TokenEvent, TokenLogprob
 from app.contracts.recipe import ModelFiles
 from app.text.limited import limited
 from app.text.template import ChatTemplate, TemplateFault, load_template
 from app.text.tokens import encode_example, encode_prompt, encode_text
-from worker.engine import loading
+from worker.engine import adapters, loading
+from worker.engine.adapters import Adapter, Mixer
 from worker.engine.detokenise import TextOut
 from worker.engine.errors import BadData
-from worker.engine.sampling import Sampler
+from worker.engine.formats import guide
+from worker.engine.sampling import Chosen, Sampler
+from worker.engine.vocabulary import vocabulary_of
 
 PREFILL_CHUNK = 256  # tokens; other answers wait for at most one chunk
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model ready to answer. `context_length` counts prompt and answer together, in tokens."""
+    """A model ready to answer. `context_length` counts prompt and answer together, in tokens.
+
+    With an `adapter` the weights are those of `base`, and `size_bytes` counts the adapter alone.
+    """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -32,6 +38,19 @@ class Loaded:
     end_ids: frozenset[int]
     context_length: int
     size_bytes: int
+    mixer: Mixer | None = None
+    adapter: Adapter | None = None
+    base: "Loaded | None" = None
+
+    @property
+    def root(self) -> "Loaded":
+        """Whose weights these are."""
+        return self.base or self
+
+    def use(self, rows: int) -> None:
+        """Make the next pass, of so many rows, one of this model alone."""
+        if self.mixer is not None:
+            self.mixer.use([(self.adapter, rows)])
 
 
 def load(files: ModelFiles, device: str = "cpu") -> Loaded:
@@ -45,7 +64,40 @@ def load(files: ModelFiles, device: str = "cpu") -> Loaded:
     end_ids = loading.end_ids(model, tokenizer, folder)
     context = getattr(model.config, "max_position_embeddings", None) or 2048
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Loaded(model.eval(), tokenizer, template, frozenset(end_ids), context, size)
+    return Loaded(model.eval(), tokenizer, template, frozenset(end_ids), context, size, Mixer(model))
+
+
+def lay(base: Loaded, files: ModelFiles, key: str) -> Loaded | None:
+    """The model of `files` whose last overlay is a LoRA adapter and whose other files are loaded as `base`.
+
+    None when the adapter cannot stand beside its base and has to be merged. `key` names its weights.
+    """
+    adapter = adapters.read(Path(files.overlays[-1].dir), base.model, key)
+    if adapter is None:
+        return None
+    tokenizer, template = base.tokenizer, base.template
+    folder, below = _tokenizer_folder(files), _tokenizer_folder(stem(files))
+    if folder != below:
+        name = "tokenizer.json"
+        if (folder / name).read_bytes() != (below / name).read_bytes():
+            tokenizer = loading.load_tokenizer(folder)
+        template = limited(load_template(folder, tokenizer.get_vocab()))
+    end_ids = frozenset(loading.end_ids(base.model, tokenizer, folder))
+    return replace(
+        base,
+        tokenizer=tokenizer,
+        template=template,
+        end_ids=end_ids,
+        size_bytes=adapter.size_bytes,
+        adapter=adapter,
+        base=base.root,
+    )
+
+
+def stem(files: ModelFiles) -> ModelFiles:
+    """What lies below a model's own adapter: the files themselves when the last overlay is none."""
+    has_adapter = bool(files.overlays) and files.overlays[-1].kind == "lora"
+    return files.model_copy(update={"overlays": files.overlays[:-1]}) if has_adapter else files
 
 
 def _tokenizer_folder(files: ModelFiles) -> Path:
@@ -65,11 +117,14 @@ class Generation:
         self.is_done = False
         self._asked_at = time.monotonic()
         self._first_token_s: float | None = None
-        self.workspace_id = request.workspace_id
+        self.reuse_key = (request.workspace_id, loaded.adapter.key if loaded.adapter else "")
+        """Answers of equal keys may go on from what another has read."""
         self._prompt, self.dropped_turns = fit_prompt(loaded, request)
         room = loaded.context_length - len(self._prompt)
         self._limit = min(request.sampling.max_tokens, room)
         self._sampler = Sampler(request.sampling, self._prompt)
+        form = request.sampling.format
+        self._guide = guide(loaded.tokenizer, loaded.end_ids, form) if form else None
         self._out = TextOut(loaded.tokenizer, request.sampling.stop)
         self._cache: DynamicCache | None = None
         self._said: list[int] = []
@@ -82,6 +137,11 @@ class Generation:
         return self._prompt + self._said
 
     @property
+    def longest(self) -> int:
+        """Tokens of the prompt and of the longest answer that may come."""
+        return len(self._prompt) + self._limit
+
+    @property
     def is_reading(self) -> bool:
         """Whether a part of the prompt has yet to be read."""
         return self.read < len(self._prompt)
@@ -91,16 +151,18 @@ class Generation:
         return self._prompt[self.read : self.read + most] if self.is_reading else self._said[-1:]
 
     @torch.inference_mode()
-    def step(self) -> TokenEvent | None:
-        """Read one chunk of the prompt, or say one token. None while the prompt is being read."""
-        ids = self.wanted()
+    def step(self, most: int = PREFILL_CHUNK) -> TokenEvent | None:
+        """Read at most so many tokens of the prompt, or say one. None while the prompt is being read."""
+        ids = self.wanted(most)
         logits = self._forward(ids)
         self.read += len(ids)
         return None if self.is_reading else self.take(logits)
 
     def take(self, logits: torch.Tensor) -> TokenEvent:
         """Choose the next token from logits of shape (vocabulary,) and say what can be said of it."""
-        token = self._sampler.choose(logits)
+        allowed = self._guide.allowed(logits.numel()) if self._guide else None
+        chosen = self._sampler.choose(logits, allowed)
+        token = chosen.token
         if self._first_token_s is None:
             self._first_token_s = time.monotonic() - self._asked_at
         if token in self.loaded.end_ids:
@@ -109,26 +171,49 @@ class Generation:
         text = self._out.push(token)
         if self._out.is_stopped:
             return self._ended("stop", text)
+        told = self._logprobs(chosen)
+        if self._guide:
+            self._guide.take(token)
+        if self._guide and self._guide.is_over:
+            return self._ended("stop", text + self._out.close(), told)
         if len(self._said) >= self._limit:
-            return self._ended("length", text + self._out.close())
-        return TokenEvent(text=text)
+            return self._ended("length", text + self._out.close(), told)
+        return TokenEvent(text=text, logprobs=told)
+
+    def _logprobs(self, chosen: Chosen) -> list[TokenLogprob] | None:
+        if chosen.logprob is None:
+            return None
+        top = [self._likely(*one) for one in chosen.top]
+        return [TokenLogprob(**dict(self._likely(chosen.token, chosen.logprob)), top=top)]
+
+    def _likely(self, token: int, logprob: float) -> Likely:
+        found = vocabulary_of(self.loaded.tokenizer).bytes_of(token)
+        # Minus infinity is no JSON number.
+        return Likely(id=token, token=found.decode(errors="replace"), bytes=list(found), logprob=max(logprob, -9999.0))
 
     def cancel(self) -> TokenEvent:
         """End now and say so."""
         event = self._ended("stop", self._out.close())
         return event.model_copy(update={"finish_reason": "cancelled"})
 
+    def refuse(self, refusal: BadData) -> TokenEvent:
+        """End now with a sentence why."""
+        event = self._ended("error", "")
+        return event.model_copy(update={"error": str(refusal), "error_kind": "refused"})
+
     def _forward(self, ids: list[int]) -> torch.Tensor:
         model = self.loaded.model
         tensor = torch.tensor([ids], device=model.device)
+        self.loaded.use(len(ids))
         self._cache = self._cache or DynamicCache(config=model.config)
         out = model(input_ids=tensor, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return out.logits[0, -1]
 
-    def _ended(self, reason: str, text: str) -> TokenEvent:
+    def _ended(self, reason: str, text: str, logprobs: list[TokenLogprob] | None = None) -> TokenEvent:
         self.is_done = True
         return TokenEvent(
             text=text,
+            logprobs=logprobs,
             finish_reason=reason,
             prompt_tokens=len(self._prompt),
             completion_tokens=len(self._said),
@@ -192,6 +277,7 @@ def score(loaded: Loaded, messages: list[Message] | None, prompt: str, answer: s
     if count < 1:
         return Score(0.0, 0, True)
     model = loaded.model
+    loaded.use(len(ids_in))
     out = model(input_ids=torch.tensor([ids_in], device=model.device), logits_to_keep=count + 1)
     logits = out.logits[0, -count - 1 : -1].float().log_softmax(-1)
     targets = torch.tensor(ids_in[-count:], device=logits.device)

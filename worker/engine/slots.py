@@ -13,35 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.contracts.generation import TokenEvent
+from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
 from worker.engine.packing import causal
+from worker.engine.reserve import zeros
 
 # Rows that wait while a prompt is read: a smaller piece then, so that nobody's words falter.
 SHARED_CHUNK = 64
-GROWTH = 128  # tokens by which slots grow
+LEAST_SLOTS = 8
+RESERVED_BYTES = 2**30  # of addresses, not of memory
 LEAST_REUSED = 16  # a shorter common beginning is read again sooner than copied
 MEMORY_BYTES = 128 * 2**20
+CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class _Kept:
     """What an ended answer had read: (layers, 2, key heads, tokens, head width)."""
 
-    workspace_id: str
+    reuse_key: tuple[str, str]
     ids: list[int]
     cache: Tensor
 
 
 class Slots:
-    """The answers in the making of one packable model. Not thread-safe: it belongs to the model thread.
+    """The answers in the making of one packable base model, each with its own adapter or none. Not thread-safe: it
+    belongs to the model thread.
 
     What an ended answer had read is kept, up to `memory_bytes`, least recently used first out: the next turn of a
-    conversation, or another one with the same beginning in the same workspace, goes on from there.
+    conversation, or another one with the same beginning, workspace and adapter, goes on from there.
     """
 
-    def __init__(self, loaded: Loaded, memory_bytes: int = MEMORY_BYTES) -> None:
-        self.model, self.context_length = loaded.model, loaded.context_length
-        self.memory_bytes = memory_bytes
+    def __init__(self, loaded: Loaded, memory_bytes: int = MEMORY_BYTES, cache_bytes: int = CACHE_BYTES) -> None:
+        self.model, self.context_length, self._mixer = loaded.model, loaded.context_length, loaded.mixer
+        self.memory_bytes, self.cache_bytes = memory_bytes, cache_bytes
         self.answers: list[Generation] = []
         self._speaking = 0
         self._turn = 0
@@ -65,7 +70,7 @@ class Slots:
         """Let an answer join; what is already known of its prompt is not read again."""
         best, length = None, 0
         for kept in self._kept:
-            if kept.workspace_id == answer.workspace_id and (common := _common(kept.ids, answer.ids)) > length:
+            if kept.reuse_key == answer.reuse_key and (common := _common(kept.ids, answer.ids)) > length:
                 best, length = kept, common
         # The last token of the prompt is always read: its logits are the answer's beginning.
         length = min(length, len(answer.ids) - 1)
@@ -105,35 +110,54 @@ class Slots:
         if answer.read < LEAST_REUSED:
             return
         ids = answer.ids[: answer.read]
-        self._kept = [
-            k for k in self._kept if k.workspace_id != answer.workspace_id or _common(k.ids, ids) < len(k.ids)
-        ]
-        self._kept.append(_Kept(answer.workspace_id, ids, self._cache[:, :, place, :, : answer.read].clone()))
+        self._kept = [k for k in self._kept if k.reuse_key != answer.reuse_key or _common(k.ids, ids) < len(k.ids)]
+        self._kept.append(_Kept(answer.reuse_key, ids, self._cache[:, :, place, :, : answer.read].clone()))
         while sum(kept.cache.nbytes for kept in self._kept) > self.memory_bytes:
             self._kept.pop(0)
 
     def _make_room(self, tokens: int, slots: int) -> None:
-        """Have at least `slots` slots for at least `tokens` each."""
+        """Have at least `slots` slots for at least `tokens` each. What lies unused in them costs no memory."""
         old = self._cache
         room = old.shape[4]
         if old.shape[2] >= slots and room >= tokens:
             return
+        slots = max(slots, old.shape[2], LEAST_SLOTS)
         if room < tokens:
-            room = max(
-                tokens, min(-(-tokens // GROWTH) * GROWTH, self.context_length), min(room * 3 // 2, self.context_length)
-            )
-        slots = max(slots, old.shape[2])
-        self._cache = old.new_zeros(*old.shape[:2], slots, old.shape[3], room, old.shape[5])
-        self._cache[:, :, : old.shape[2], :, : old.shape[4]] = old
+            likely = RESERVED_BYTES // (slots * self.token_bytes)
+            room = min(max(2 * room, likely, tokens), max(self.context_length, tokens))
+        shape = (*old.shape[:2], slots, old.shape[3], room, old.shape[5])
+        self._cache = zeros(shape, old.dtype, old.device)
+        for place, answer in enumerate(self.answers[: old.shape[2]]):
+            self._cache[:, :, place, :, : answer.read] = old[:, :, place, :, : answer.read]
+
+    @property
+    def token_bytes(self) -> int:
+        """What keys and values of one token take."""
+        layers, two, _, heads, _, width = self._cache.shape
+        return layers * two * heads * width * self._cache.element_size()
+
+    def has_room(self, answer: Generation) -> bool:
+        """Whether the longest that this answer and the others may become fits into `cache_bytes`; alone it may be
+        as long as the model reads."""
+        tokens = answer.longest + sum(other.longest for other in self.answers)
+        return not self.answers or tokens * self.token_bytes <= self.cache_bytes
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a prompt has yet to be read."""
+        return len(self.answers) > self._speaking
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Generation, TokenEvent]]:
-        """One pass. What can be told of each answer that spoke; ended answers have left."""
-        if not self.answers:
+    def step(self, most: int | None = None) -> list[tuple[Generation, TokenEvent]]:
+        """One pass that reads at most so many tokens of one prompt. What can be told of each answer that spoke; ended
+        answers have left. `most` None: few while others speak, many otherwise; 0: none."""
+        if most is None:
+            most = SHARED_CHUNK if self._speaking else PREFILL_CHUNK
+        if not self.answers or (not most and not self._speaking):
             return []
         ids = [answer.wanted()[0] for answer in self.answers[: self._speaking]]
         lengths = [answer.read for answer in self.answers[: self._speaking]]
-        piece = self._next_piece()
+        piece = self._next_piece(most)
         self._plan(lengths, len(piece))
         logits = self._forward(ids + piece)
         spoke = self.answers[: self._speaking]
@@ -146,25 +170,28 @@ class Slots:
                 self._swap(self._reader, self._speaking)
                 self._speaking += 1
                 spoke.append(reader)
-        told = [(answer, answer.take(row)) for answer, row in zip(spoke, logits, strict=False)]
+        told = [(answer, _told(answer, row)) for answer, row in zip(spoke, logits, strict=False)]
         for answer, _ in told:
             if answer.is_done:
                 self.drop(answer)
         return told
 
-    def _next_piece(self) -> list[int]:
+    def _next_piece(self, most: int) -> list[int]:
         """A piece of the prompt of whoever reads next; readers take turns, so a long prompt holds up no short one."""
         readers = len(self.answers) - self._speaking
-        if not readers:
+        if not readers or not most:
             return []
         self._turn += 1
         self._reader = self._speaking + self._turn % readers
-        return self.answers[self._reader].wanted(SHARED_CHUNK if self._speaking else PREFILL_CHUNK)
+        return self.answers[self._reader].wanted(most)
 
     def _plan(self, lengths: list[int], piece: int) -> None:
         device = self.model.device
         begin = self.answers[self._reader].read if piece else 0
         self._piece = piece
+        if self._mixer is not None:
+            rows = [(answer.loaded.adapter, 1) for answer in self.answers[: self._speaking]]
+            self._mixer.use([*rows, (self.answers[self._reader].loaded.adapter, piece)] if piece else rows)
         self._positions = torch.tensor(lengths + list(range(begin, begin + piece)), device=device)
         self._seen = max(lengths, default=0) + 1
         self._make_room(max(self._seen, begin + piece), len(self.answers))
@@ -221,6 +248,14 @@ class Slots:
             )  # fmt: skip
             done.append(out.transpose(1, 2))
         return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+
+
+def _told(answer: Generation, logits: Tensor) -> TokenEvent:
+    """What an answer says next; one that cannot go on ends alone."""
+    try:
+        return answer.take(logits)
+    except BadData as refusal:
+        return answer.refuse(refusal)
 
 
 def _common(one: list[int], other: list[int]) -> int:

@@ -18,6 +18,7 @@ from app.contracts.recipe import ModelFiles
 from app.text.limited import LimitedTemplate
 from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
+from worker.engine.formats import guide
 from worker.engine.generate import Loaded, score
 from worker.server.residents import Residents
 from worker.server.turns import Answer, Busy, Turns
@@ -123,7 +124,9 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastA
 
 
 def _tried(model: Loaded, request: GenerationRequest) -> None:
-    """Let a template from outside waste its time here, not on the thread that makes everybody's answers."""
+    """Let a template or a format from outside waste its time here, not on the thread that makes everybody's answers."""
+    if request.sampling.format is not None:
+        guide(model.tokenizer, model.end_ids, request.sampling.format)
     if isinstance(model.template, LimitedTemplate) and request.messages is not None:
         model.template.text(request.messages, add_generation_prompt=True)
 

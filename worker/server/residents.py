@@ -1,16 +1,18 @@
-"""Loaded models: kept under a memory budget, the least recently used leaves first."""
+"""Loaded models: base models and the adapters beside them, under one memory budget; the least recently used leaves."""
 
 import hashlib
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from app.contracts.recipe import ModelFiles
-from worker.engine.generate import Loaded, load
+from worker.engine.generate import Loaded, lay, load, stem
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,16 @@ def digest(files: ModelFiles) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@dataclass
+class _Entry:
+    """One model, loaded or being loaded. `below`: the key of the base that an adapter stands on."""
+
+    name: str
+    future: "Future[Loaded]"
+    below: str | None
+    size_bytes: int = 0
+
+
 class Residents:
     """Models by the digest of their files. Loading runs on one thread of its own, so that answers go on meanwhile."""
 
@@ -32,54 +44,79 @@ class Residents:
         self._budget = budget_bytes or psutil.virtual_memory().total // 4
         self._device = device
         self._lock = threading.Lock()
-        self._models: OrderedDict[str, Future[Loaded]] = OrderedDict()
-        self._names: dict[str, str] = {}
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
 
     def get(self, files: ModelFiles, name: str) -> "Future[Loaded]":
-        """The model, loaded or being loaded. The future raises what loading raised; a failure is not kept."""
-        key = digest(files)
+        """The model, loaded or being loaded. The future raises what loading raised; a failure is not kept.
+
+        Of a model whose last overlay is an adapter, the base is loaded once and shared with all its other adapters.
+        """
+        key, below = digest(files), stem(files)
+        below_key = digest(below) if below != files else None
         with self._lock:
-            known = self._models.get(key)
-            if known is not None:
-                self._models.move_to_end(key)
-                return known
-            future = self._loader.submit(load, files, self._device)
-            self._models[key] = future
-            self._names[key] = name
-            future.add_done_callback(lambda _: self._make_room(key))
-            return future
+            if below_key is None:
+                return self._entry(key, name, None, lambda: load(files, self._device))
+            # Submitted first, so it is there before the adapter's turn on the one loading thread.
+            base = self._entry(below_key, "", None, lambda: load(below, self._device))
+            return self._entry(key, name, below_key, lambda: self._beside(base, files, key))
+
+    def _entry(self, key: str, name: str, below: str | None, loading: Callable[[], Loaded]) -> "Future[Loaded]":
+        entry = self._entries.get(key)
+        if entry is None:
+            future = self._loader.submit(self._loaded, key, loading)
+            entry = self._entries[key] = _Entry(name, future, below)
+        entry.name = name or entry.name
+        self._entries.move_to_end(key)
+        return entry.future
+
+    def _loaded(self, key: str, loading: Callable[[], Loaded]) -> Loaded:
+        """Load; forget a failure; let the least recently used go until the rest fits."""
+        try:
+            loaded = loading()
+        except BaseException:
+            with self._lock:
+                self._forget(key)
+            raise
+        with self._lock:
+            if key in self._entries:  # unless it was unloaded meanwhile
+                self._entries[key].size_bytes = loaded.size_bytes
+                self._make_room(key)
+        return loaded
 
     def _make_room(self, newest: str) -> None:
-        with self._lock:
-            if (future := self._models.get(newest)) is not None and future.exception():
-                del self._models[newest]
-                self._names.pop(newest, None)
-            total = sum(self._size(key) for key in self._models)
-            for key in list(self._models):
-                if total <= self._budget or key == newest:
-                    break
-                total -= self._size(key)
-                log.info("unloaded %s to make room", self._names.pop(key, key))
-                del self._models[key]
+        kept = {newest, self._entries[newest].below}
+        for key in list(self._entries):
+            if sum(entry.size_bytes for entry in self._entries.values()) <= self._budget:
+                return
+            if key not in kept and key in self._entries and self._entries[key].size_bytes:
+                log.info("unloaded %s to make room", self._entries[key].name or key[:12])
+                self._forget(key)
 
-    def _size(self, key: str) -> int:
-        future = self._models[key]
-        return future.result().size_bytes if future.done() and not future.exception() else 0
+    def _beside(self, base: "Future[Loaded]", files: ModelFiles, key: str) -> Loaded:
+        loaded = lay(base.result(), files, key)
+        if loaded is None:
+            log.info("the adapter %s is merged into a copy of its base", files.overlays[-1].dir)
+            return load(files, self._device)
+        return loaded
 
     def unload(self, name: str) -> int:
-        """Forget every model of this name; answers in the making keep theirs until they end. How many went."""
+        """Forget every model of this name and what stands on it; answers in the making keep theirs. How many went."""
         with self._lock:
-            keys = [key for key, known in self._names.items() if known == name]
-            for key in keys:
-                self._models.pop(key, None)
-                self._names.pop(key, None)
-            return len(keys)
+            keys = [key for key, entry in self._entries.items() if entry.name == name]
+            return sum(self._forget(key) for key in keys)
+
+    def _forget(self, key: str) -> int:
+        """Drop an entry and the adapters that stand on it."""
+        if self._entries.pop(key, None) is None:
+            return 0
+        above = [other for other, entry in self._entries.items() if entry.below == key]
+        return 1 + sum(self._forget(other) for other in above)
 
     def listing(self) -> list[dict[str, object]]:
-        """Name, state and size in bytes of each resident model."""
+        """Name, state and size in bytes of each resident model; a base that only serves adapters has no name."""
         with self._lock:
             return [
-                {"name": self._names.get(key, ""), "is_loaded": future.done(), "size_bytes": self._size(key)}
-                for key, future in self._models.items()
+                {"name": entry.name, "is_loaded": entry.future.done(), "size_bytes": entry.size_bytes}
+                for entry in self._entries.values()
             ]

@@ -4,22 +4,23 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from app.contracts.generation import GenerationRequest, TokenEvent
+from app.contracts.generation import GenerationRequest, TokenEvent, TokenLogprob
 from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
-from worker.engine.generate import Generation, Loaded
+from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
 from worker.engine.packing import is_packable
-from worker.engine.slots import Slots
+from worker.engine.slots import SHARED_CHUNK, Slots
 
 log = logging.getLogger(__name__)
 MAX_ACTIVE = 8
 MAX_WAITING = 256
 BUFFER_EVENTS = 64
 SLOW_READER_S = 60
+PATIENCE_S = 120  # the longest wait for a place
 
 
 class Busy(Exception):
@@ -36,7 +37,7 @@ class Answer:
         self.asked_at = time.monotonic()
         self.queue_s = 0.0
         self._loop = loop
-        self._held = ""
+        self._held, self._held_logprobs = "", list[TokenLogprob]()
         self._behind_since: float | None = None
 
     @property
@@ -50,9 +51,11 @@ class Answer:
         is_behind = self.events.qsize() >= BUFFER_EVENTS
         self._behind_since = (self._behind_since or time.monotonic()) if is_behind else None
         self._held += event.text
+        self._held_logprobs += event.logprobs or []
         if event.finish_reason is None and (is_behind or not self._held):
             return
-        event, self._held = event.model_copy(update={"text": self._held}), ""
+        event = event.model_copy(update={"text": self._held, "logprobs": self._held_logprobs or None})
+        self._held, self._held_logprobs = "", []
         self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
@@ -61,7 +64,9 @@ class Turns:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._waiting: deque[Answer] = deque()
+        self._waiting: OrderedDict[str, deque[Answer]] = OrderedDict()  # by workspace; whose turn it is comes first
+        self._parked: deque[tuple[Generation, Answer]] = deque()  # they wait for memory, and all others behind them
+        self._turn = 0
         self._active: dict[Generation, Answer] = {}
         self._slots: WeakKeyDictionary[Loaded, Slots] = WeakKeyDictionary()
         self._calls: deque[Callable[[], None]] = deque()
@@ -72,9 +77,9 @@ class Turns:
     def add(self, answer: Answer) -> None:
         """Queue an answer. Raises Busy when too many wait."""
         with self._condition:
-            if len(self._waiting) >= MAX_WAITING:
+            if self._count_waiting() >= MAX_WAITING:
                 raise Busy
-            self._waiting.append(answer)
+            self._waiting.setdefault(answer.request.workspace_id, deque()).append(answer)
             self._condition.notify()
 
     def call(self, function: Callable[[], None]) -> None:
@@ -93,63 +98,114 @@ class Turns:
     def counts(self) -> dict[str, int]:
         """Active and waiting answers."""
         with self._condition:
-            return {"active": len(self._active), "waiting": len(self._waiting)}
+            return {"active": len(self._active), "waiting": self._count_waiting()}
+
+    def _count_waiting(self) -> int:
+        return sum(len(queue) for queue in self._waiting.values()) + len(self._parked)
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not (self._waiting or self._active or self._calls or self._is_stopping):
+                while not (self._waiting or self._parked or self._active or self._calls or self._is_stopping):
                     self._condition.wait()
                 if self._is_stopping:
-                    leaving = [*self._active.values(), *self._waiting]
+                    leaving = [*self._active.values(), *(answer for _, answer in self._parked)]
+                    leaving += [answer for queue in self._waiting.values() for answer in queue]
                     break
                 calls, self._calls = self._calls, deque()
+                late = self._taken_late()
                 joining: list[Answer] = []
-                while self._waiting and len(self._active) + len(joining) < MAX_ACTIVE:
-                    joining.append(self._waiting.popleft())
+                while self._waiting and not self._parked and len(self._active) + len(joining) < MAX_ACTIVE:
+                    joining.append(self._next())
+            for answer in late:
+                answer.tell(_busy("Other answers took too long. Ask again in a moment."))
             for function in calls:
                 function()
             self._round(joining)
         for answer in leaving:
-            sentence = "The model server is restarting. Ask again in a moment."
-            answer.tell(TokenEvent(finish_reason="error", error=sentence, error_kind="busy"))
+            answer.tell(_busy("The model server is restarting. Ask again in a moment."))
+
+    def _next(self) -> Answer:
+        """Who begins next: workspaces take turns, so that one that asks much holds up nobody else."""
+        workspace_id, queue = next(iter(self._waiting.items()))
+        answer = queue.popleft()
+        self._waiting.move_to_end(workspace_id)
+        if not queue:
+            del self._waiting[workspace_id]
+        return answer
+
+    def _taken_late(self) -> list[Answer]:
+        """Take out who has waited too long, or is no longer waited for."""
+        limit = time.monotonic() - PATIENCE_S
+        late = [a for queue in self._waiting.values() for a in queue if a.asked_at < limit or not a.is_wanted]
+        for answer in late:
+            queue = self._waiting[answer.request.workspace_id]
+            queue.remove(answer)
+            if not queue:
+                del self._waiting[answer.request.workspace_id]
+        return late
 
     def _round(self, joining: list[Answer]) -> None:
         """One step of every answer."""
         for answer in joining:
-            self._join(answer)
+            self._begin(answer)
+        self._join()
         self._leave()
-        for slots in list(self._slots.values()):
-            self._speak_together(slots)
-        for generation in list(self._active):
-            if not is_packable(generation.loaded.model):
-                self._speak_alone(generation)
+        together = [slots for slots in self._slots.values() if slots.answers]
+        lone = [generation for generation in self._active if not is_packable(generation.loaded.model)]
+        everyone: list[Slots | Generation] = [*together, *lone]
+        reading = [one for one in everyone if one.is_reading]
+        # One piece of one prompt in a round: nobody who speaks waits for more than that.
+        self._turn += 1
+        reader = reading[self._turn % len(reading)] if reading else None
+        most = PREFILL_CHUNK if all(generation.is_reading for generation in self._active) else SHARED_CHUNK
+        for slots in together:
+            self._speak_together(slots, most if slots is reader else 0)
+        for generation in lone:
+            if generation is reader or not generation.is_reading:
+                self._speak_alone(generation, most)
 
-    def _join(self, answer: Answer) -> None:
+    def _begin(self, answer: Answer) -> None:
         if not answer.is_wanted:
             answer.tell(TokenEvent(finish_reason="cancelled"))
             return
         answer.queue_s = time.monotonic() - answer.asked_at
         try:
             generation = Generation(answer.loaded, answer.request)
-            if is_packable(answer.loaded.model):
-                self._slots.setdefault(answer.loaded, Slots(answer.loaded)).add(generation)
         except BaseException as error:  # a panic of the tokenizers library is no Exception, and would end this thread
             answer.tell(_failure(error))
         else:
+            self._parked.append((generation, answer))
+
+    def _join(self) -> None:
+        """Let those who have begun join the others while there is memory for what they may become."""
+        while self._parked:
+            generation, answer = self._parked[0]
+            if is_packable(answer.loaded.model):
+                slots = self._slots_of(answer.loaded)
+                if not slots.has_room(generation):
+                    return
+                slots.add(generation)
+            self._parked.popleft()
             self._active[generation] = answer
+
+    def _slots_of(self, loaded: Loaded) -> Slots:
+        """The slots of a base model, shared by all its adapters."""
+        if loaded.root not in self._slots:
+            self._slots[loaded.root] = Slots(loaded.root)
+        return self._slots[loaded.root]
 
     def _leave(self) -> None:
         """Let those go whom nobody listens to any more."""
         for generation, answer in list(self._active.items()):
             if not answer.is_wanted:
-                if (slots := self._slots.get(generation.loaded)) is not None:
+                if (slots := self._slots.get(generation.loaded.root)) is not None:
                     slots.drop(generation)
                 self._tell(generation, generation.cancel())
 
-    def _speak_together(self, slots: Slots) -> None:
+    def _speak_together(self, slots: Slots, most: int) -> None:
         try:
-            told = slots.step()
+            told = slots.step(most)
         except BaseException as error:
             for generation in slots.answers:
                 self._tell(generation, _failure(error))
@@ -158,9 +214,9 @@ class Turns:
             for generation, event in told:
                 self._tell(generation, event)
 
-    def _speak_alone(self, generation: Generation) -> None:
+    def _speak_alone(self, generation: Generation, most: int) -> None:
         try:
-            event = generation.step()
+            event = generation.step(most)
         except BaseException as error:
             event = _failure(error)
         if event is not None:
@@ -172,6 +228,10 @@ class Turns:
             del self._active[generation]
             event = event.model_copy(update={"queue_s": answer.queue_s})
         answer.tell(event)
+
+
+def _busy(sentence: str) -> TokenEvent:
+    return TokenEvent(finish_reason="error", error=sentence, error_kind="busy")
 
 
 def _failure(error: BaseException) -> TokenEvent:

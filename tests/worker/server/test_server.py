@@ -1,6 +1,7 @@
 """The model server as a real process on a real socket."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import orjson
 import pytest
 
 from tests.conftest import ROOT, wait_for
+from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
 
 
@@ -83,6 +85,40 @@ def test_a_client_that_leaves_frees_its_place(server: httpx.Client, folder: Path
     with server.stream("POST", "/generate", json=order) as response:
         next(response.iter_lines())
     wait_for(lambda: server.get("/health").json()["active"] == 0, "no answer is active")
+
+
+def test_adapters_are_switched_under_way_and_a_deleted_one_is_loaded_no_more(
+    server: httpx.Client, folder: Path, tmp_path: Path
+) -> None:
+    server.post("/unload", json={"model_ref": "tiny"})
+    plain = "".join(str(event.get("text", "")) for event in _ask(server, _order(folder)))
+    said = []
+    for number in range(2):
+        adapter = make_adapter(folder, tmp_path / f"a{number}", number)
+        order = _order(folder) | {"model_ref": f"model:{number}"}
+        order["files"] = {"base_dir": str(folder), "overlays": [{"kind": "lora", "dir": str(adapter)}]}
+        said.append("".join(str(event.get("text", "")) for event in _ask(server, order)))
+    assert len({plain, *said}) == 3
+    sizes = {model["name"]: model["size_bytes"] for model in server.get("/models").json()["models"]}
+    assert set(sizes) == {"tiny", "model:0", "model:1"}, "one base for all"
+    server.post("/unload", json={"model_ref": "model:1"})
+    shutil.rmtree(tmp_path / "a1")
+    assert _ask(server, order)[-1]["error_kind"] == "failed"
+    assert "".join(str(event.get("text", "")) for event in _ask(server, _order(folder))) == plain
+    server.post("/unload", json={"model_ref": "model:0"})
+
+
+def test_a_format_a_seed_and_log_probabilities(server: httpx.Client, folder: Path) -> None:
+    form = {"kind": "choice", "choices": ["settings", "security"]}
+    events = _ask(server, _order(folder, temperature=1.5, seed=4, format=form, top_logprobs=2))
+    text = "".join(str(event.get("text", "")) for event in events)
+    assert text in form["choices"]
+    told = [one for event in events for one in event.get("logprobs", [])]
+    assert b"".join(bytes(one["bytes"]) for one in told).decode() == text
+    assert all(len(one["top"]) == 2 for one in told)
+    broken = _ask(server, _order(folder, format={"kind": "regex", "regex": "(a"}))
+    assert broken[-1]["error_kind"] == "refused"
+    assert "cannot be read" in str(broken[-1]["error"])
 
 
 def test_scores(server: httpx.Client, folder: Path) -> None:

@@ -1,0 +1,193 @@
+"""LoRA adapters beside one base model: in one pass each row goes through the products of its own adapter
+(after Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023). Nothing is merged, so one base serves them all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from worker.engine.errors import BadData
+
+# What changes more than a product of two narrow matrices beside a linear layer; such an adapter is merged instead.
+_BEYOND = (
+    "modules_to_save", "layer_replication", "trainable_token_indices", "alpha_pattern", "lora_bias",
+    "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora",
+)  # fmt: skip
+_PREFIX = "base_model.model."
+_PARTS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m"}
+LINGERING = 2  # adapters whose answers have ended, and which stay beside the others until one joins
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What an adapter adds to one layer: x A^T B^T, with A (rank, in) and B (out, rank) that holds the scale.
+
+    `gain` (out,) multiplies what the base gives (DoRA, Liu et al. 2024); None: one.
+    """
+
+    a: Tensor
+    b: Tensor
+    gain: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter in memory: its sites by the names of the base's layers. Equal `key`: equal weights."""
+
+    key: str
+    sites: dict[str, Site]
+    size_bytes: int
+
+
+def read(folder: Path, model: PreTrainedModel, key: str) -> Adapter | None:
+    """The adapter of a PEFT folder for `model`; None when it changes more than linear layers and has to be merged.
+
+    Raises BadData when it was made for another base model.
+    """
+    config = orjson.loads((folder / "adapter_config.json").read_bytes())
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        return None
+    if any(config.get(name) for name in _BEYOND):
+        return None
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        site, part = _parsed(name)
+        if part is None:
+            return None
+        found.setdefault(site, {})[part] = tensor
+    layers = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    sites = {}
+    for name, parts in found.items():
+        layer = layers.get(name)
+        if layer is head:
+            return None
+        if not isinstance(layer, nn.Linear | Conv1D) or "a" not in parts or "b" not in parts:
+            raise BadData(f"{folder.name} does not fit this base model: it has {name}.")
+        sites[name] = _site(layer, parts, config, folder.name)
+    size = sum(part.nbytes for site in sites.values() for part in (site.a, site.b, site.gain) if part is not None)
+    return Adapter(key, sites, size)
+
+
+def _parsed(name: str) -> tuple[str, str | None]:
+    """The layer's name and which part of its site this is, None when it is something else."""
+    for ending, part in _PARTS.items():
+        if name.startswith(_PREFIX) and name.endswith("." + ending):
+            return name[len(_PREFIX) : -len(ending) - 1], part
+    return name, None
+
+
+def _site(layer: nn.Module, parts: dict[str, Tensor], config: dict[str, Any], folder: str) -> Site:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = weight.T if isinstance(layer, Conv1D) else weight
+    a, b = parts["a"].float(), parts["b"].float()
+    if a.shape[1] != weight.shape[1] or b.shape[0] != weight.shape[0] or a.shape[0] != b.shape[1]:
+        raise BadData(f"{folder} does not fit this base model: its matrices have other sizes.")
+    rank = a.shape[0]
+    # Rank-stabilised (Kalajdzievski 2023): alpha over the root of the rank.
+    b = b * (config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank))
+    gain = None
+    if "m" in parts:
+        norm = torch.linalg.norm(weight.float().cpu() + b @ a, dim=1)
+        gain = (parts["m"].float() / norm).to(weight)
+        b = b * (parts["m"].float() / norm)[:, None]
+    return Site(a.to(weight).contiguous(), b.to(weight).contiguous(), gain)
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """The sites of several adapters at one layer, end to end: `ranks` says how many rows of A are whose.
+
+    `gains` (adapters + 1, out), the last row for rows without an adapter; None: nobody has any.
+    """
+
+    a: Tensor
+    b: Tensor
+    ranks: tuple[int, ...]
+    gains: Tensor | None
+
+
+class Mixer:
+    """Adds to a base model's layers what the adapters of the pass say. It belongs to the model thread.
+
+    Call `use` before every forward pass; rows without an adapter get the base's own answer.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._hooked: set[str] = set()
+        self._adapters: list[Adapter] = []
+        self._sites: dict[str, _Mixed] = {}
+        self._owners: Tensor | None = None
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+        self._is_used = False
+
+    @torch.inference_mode()
+    def use(self, rows: Sequence[tuple[Adapter | None, int]]) -> None:
+        """The adapters of the next pass: for each answer its adapter and how many rows it has, in the pass's order."""
+        wanted = list(dict.fromkeys(adapter for adapter, _ in rows if adapter is not None))
+        self._is_used = bool(wanted)
+        if not wanted:
+            return
+        is_known = all(adapter in self._adapters for adapter in wanted)
+        if not is_known or len(self._adapters) > len(wanted) + (LINGERING if len(wanted) > 1 else 0):
+            self._lay(wanted)
+        self._masks.clear()
+        self._owners = None
+        if len(self._adapters) > 1 or any(adapter is None for adapter, _ in rows):
+            place = {adapter: number for number, adapter in enumerate(self._adapters)}
+            owners = [place[adapter] if adapter else len(place) for adapter, count in rows for _ in range(count)]
+            self._owners = torch.tensor(owners, device=self._model.device)
+
+    def _lay(self, adapters: list[Adapter]) -> None:
+        """Lay the matrices of these adapters end to end; of one alone they are taken as they are."""
+        layers = dict(self._model.named_modules())
+        self._adapters, self._sites = adapters, {}
+        for name in dict.fromkeys(name for adapter in adapters for name in adapter.sites):
+            if name not in self._hooked:
+                layers[name].register_forward_hook(partial(self._add, name))
+                self._hooked.add(name)
+            sites = [adapter.sites.get(name) for adapter in adapters]
+            there = [site for site in sites if site is not None]
+            gains = None
+            if any(site.gain is not None for site in there):
+                one = torch.ones_like(there[0].b[:, 0])
+                rows = [site.gain if site is not None and site.gain is not None else one for site in sites]
+                gains = torch.stack([*rows, one])
+            is_alone = len(there) == 1
+            self._sites[name] = _Mixed(
+                there[0].a if is_alone else torch.cat([site.a for site in there]),
+                there[0].b if is_alone else torch.cat([site.b for site in there], dim=1),
+                tuple(site.a.shape[0] if site is not None else 0 for site in sites),
+                gains,
+            )
+
+    def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if not self._is_used or (site := self._sites.get(name)) is None:
+            return None
+        narrow = F.linear(inputs[0].flatten(0, -2), site.a)
+        out = output.flatten(0, -2)
+        if self._owners is not None:
+            narrow = narrow * self._mask(site.ranks, narrow.dtype)
+        if site.gains is not None:
+            gain = site.gains[0] if self._owners is None else site.gains[self._owners]
+            bias: Tensor | None = layer.bias  # type: ignore[assignment]
+            out = out * gain if bias is None else torch.addcmul(bias * (1 - gain), out, gain)
+        return torch.addmm(out, narrow, site.b.T).view_as(output)
+
+    def _mask(self, ranks: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """(rows, sum of ranks): one where the column is the row's own adapter's."""
+        if ranks not in self._masks:
+            assert self._owners is not None
+            columns = torch.repeat_interleave(torch.tensor(ranks, device=self._owners.device))
+            self._masks[ranks] = (self._owners[:, None] == columns).to(dtype)
+        return self._masks[ranks]
