@@ -27,7 +27,10 @@ class Started(Contract):
 
 
 class Step(Contract):
-    """One optimiser step. Loss is the mean over supervised tokens of the effective batch, in nats."""
+    """One optimiser step. Loss is the mean over supervised tokens of the effective batch, in nats.
+
+    Of preferences: the mean over pairs, the mean reward margin, and the share of pairs told rightly apart (0 to 1).
+    """
 
     type: Literal["step"] = "step"
     step: int
@@ -39,10 +42,15 @@ class Step(Contract):
     supervised_tokens: int
     step_s: float
     memory_bytes: int
+    margin: float | None = None
+    accuracy: float | None = None
 
 
 class Evaluated(Contract):
-    """Validation loss (nats a supervised token) and next-token accuracy (0 to 1) after `step`."""
+    """Validation loss (nats a supervised token) and next-token accuracy (0 to 1) after `step`.
+
+    Of preferences: loss a pair, share of pairs told rightly apart, and the mean reward margin.
+    """
 
     type: Literal["evaluated"] = "evaluated"
     step: int
@@ -50,6 +58,7 @@ class Evaluated(Contract):
     accuracy: float
     rows: int
     is_best: bool
+    margin: float | None = None
 
 
 class Sample(Contract):

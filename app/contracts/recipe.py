@@ -23,6 +23,15 @@ class ScratchSpec(Contract):
     tokenizer: Literal["bpe", "characters"] = "bpe"
     vocabulary_size: int = Field(4096, ge=300, le=100_000, description="BPE only; characters are counted")
     dropout: float = Field(0.0, ge=0, lt=1)
+    positions: Literal["own", "rope", "learned", "sinusoidal"] = Field("own", description="own: the architecture's")
+    norm: Literal["own", "rms", "layer", "batch"] = Field("own", description="own: the architecture's")
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether positions or norms are not the Llama's own: then only GPT Builder loads the model."""
+        return self.architecture == "llama" and (
+            self.positions not in ("own", "rope") or self.norm not in ("own", "rms")
+        )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ScratchSpec":
@@ -32,6 +41,13 @@ class ScratchSpec(Contract):
             raise ValueError(f"width / heads must be even, not {self.width // self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.architecture == "gpt2":
+            if self.kv_heads not in (None, self.heads):
+                raise ValueError("kv_heads of GPT-2 are as many as heads: leave them empty, or choose Llama")
+            if self.positions not in ("own", "learned"):
+                raise ValueError("positions of GPT-2 are learned: choose its own, or the architecture Llama")
+            if self.norm not in ("own", "layer"):
+                raise ValueError("norm of GPT-2 is LayerNorm: choose its own, or the architecture Llama")
         return self
 
 
@@ -45,6 +61,15 @@ class LoraSpec(Contract):
     rank_stabilised: bool = False
     initialisation: Literal["default", "pissa"] = "default"
     b_rate_ratio: float = Field(1.0, ge=1, le=64, description="LoRA+: learning rate of B over that of A")
+    dora: bool = Field(False, description="strength and direction of each weight learn apart (Liu et al. 2024)")
+    four_bit: bool = Field(False, description="QLoRA: the base is held in 4 bit (Dettmers et al. 2023); CUDA only")
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> "LoraSpec":
+        if self.initialisation == "pissa" and (self.dora or self.four_bit):
+            name = "DoRA" if self.dora else "QLoRA"
+            raise ValueError(f"{name} begins with the base as it is: choose the start “Zero”, or switch {name} off")
+        return self
 
 
 def steps_per_epoch(sequences: int, batch_size: int) -> int:
@@ -81,13 +106,17 @@ class RecipeSpec(Contract):
     clip_norm: float = Field(1.0, gt=0, le=1000)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neftune_alpha: float = Field(0.0, ge=0, le=100)
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
     adamw_learning_rate: float | None = Field(None, gt=0, le=10, description="Muon: rate of embeddings and norms")
     packing: bool = True
     chats_last_share: float = Field(
         0.0, ge=0, lt=1, description="the last share of each epoch's tokens is conversations only"
     )
     use_instruction: bool = Field(True, description="the objective goes before each conversation")
+    learn_from: Literal["answers", "preferences"] = Field(
+        "answers", description="preferences: DPO (Rafailov et al. 2023) on rows with a preferred and a rejected answer"
+    )
+    preference_strength: float = Field(0.1, gt=0, le=10, description="DPO's beta")
     learn_prompts: bool = Field(False, description="learn the user's turns too")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every_steps: int = Field(50, ge=1, le=1_000_000)
@@ -108,6 +137,10 @@ class RecipeSpec(Contract):
             raise ValueError("a model from scratch needs its architecture and no base model")
         if self.method != "scratch" and self.base_source == "scratch":
             raise ValueError(f"method {self.method} needs a base model")
+        if self.method == "scratch" and self.learn_from == "preferences":
+            raise ValueError("learn_from preferences needs a base model that already answers")
+        if self.learn_from == "preferences" and self.label_smoothing >= 0.5:
+            raise ValueError("label_smoothing must be less than 0.5 when learning from preferences")
         if self.base_source in ("folder", "hub", "model") and not self.base_ref:
             raise ValueError(f"base_source {self.base_source} needs base_ref")
         if self.batch_size % self.micro_batch_size:

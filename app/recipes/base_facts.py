@@ -127,7 +127,8 @@ def from_scratch(spec: ScratchSpec, vocabulary: int | None = None) -> BaseFacts:
         is_tied=True,
         has_template=True,
     )
-    positions = spec.context_length * width if spec.architecture == "gpt2" else 0
-    norms = (2 * layers + 1) * width
+    has_learned = spec.architecture == "gpt2" or spec.positions == "learned"
+    positions = spec.context_length * width if has_learned else 0
+    norms = (2 * layers + 1) * width * (2 if spec.norm in ("layer", "batch") else 1)
     shape.parameters = words * width + positions + layers * shape.layer_parameters + norms
     return shape

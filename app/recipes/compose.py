@@ -95,6 +95,8 @@ def compose(
     measured: tuple[list[float], list[float]] = ([], []),
 ) -> Composed:
     """Lay what the person changed over the proposal. Raises Invalid naming the fields that do not fit."""
+    if overrides.get("learn_from") == "preferences":
+        proposal = presets.for_preferences(proposal)
     values = json.loads(json.dumps(proposal.values))
     values.setdefault("sample_prompts", sample_prompts)
     values["lora"] = {**default_value("lora").model_dump(), **values.get("lora", {})}
@@ -103,12 +105,19 @@ def compose(
             fields.put(values, name, value)
     if values["batch_size"] % max(1, values["micro_batch_size"]) and "micro_batch_size" not in overrides:
         values["micro_batch_size"] = 1 if values["batch_size"] % 2 else 2
+    if (overrides.get("lora.dora") or overrides.get("lora.four_bit")) and "lora.initialisation" not in overrides:
+        values["lora"]["initialisation"] = "default"
     if "scratch.context_length" in overrides and "max_length_tokens" not in overrides:
         values["max_length_tokens"] = values["scratch"]["context_length"]
     context = base.facts.context_length if base else values["scratch"]["context_length"]
     wrong: dict[str, str] = {}
     if values["max_length_tokens"] > context:
         wrong["max_length_tokens"] = f"This model can read at most {context:,} tokens. Choose a smaller number."
+    if values["lora"]["four_bit"] and machine.device != "cuda":
+        wrong["lora.four_bit"] = (
+            "QLoRA needs an NVIDIA graphics card, and this machine has none. Switch “Hold the base in 4 bit” off; "
+            "where memory is short, choose a smaller base model."
+        )
     try:
         recipe = build(proposal.method, base, values)
     except Invalid as error:
@@ -118,6 +127,15 @@ def compose(
     facts = base.facts if base else _new_facts(recipe, version)
     tokenizer = recipe.scratch.tokenizer if recipe.scratch else "bpe"
     rows = measure(version, base, tokenizer, with_instruction=recipe.use_instruction)
+    if recipe.learn_from == "preferences":
+        rows = material.of_preferences(version.id, rows)
+        if not rows.train_rows:
+            raise Invalid(
+                fields={
+                    "learn_from": "No row of this version has a preferred and a rejected answer. Choose “The answers”, "
+                    "or map both columns of answers on the data page and freeze again."
+                }
+            )
     speeds, errors = measured
     numbers = estimate(recipe, facts, rows, machine, measured_flops=speeds, errors=errors)
     return Composed(proposal, recipe, facts, rows, numbers, dict(overrides))
@@ -151,9 +169,10 @@ def sentences(error: ValidationError) -> dict[str, str]:
             found[name] = f"{known.label} must be {allowed}." if allowed else f"{known.label}: {item['msg']}."
         else:
             message = str(item["msg"]).removeprefix("Value error, ")
-            for part in ("micro_batch_size", "heads", "kv_heads"):
+            name = "lora.initialisation" if name == "lora" else name
+            for part in ("micro_batch_size", "label_smoothing", "learn_from", "heads", "kv_heads", "positions", "norm"):
                 if f"{part} " in message:
-                    name = f"scratch.{part}" if part != "micro_batch_size" else part
+                    name = f"scratch.{part}" if f"scratch.{part}" in fields.BY_NAME else part
             found[name] = f"{message[:1].upper()}{message[1:]}."
     return found
 

@@ -14,6 +14,7 @@ _FLOOR_BYTES = {"cpu": 700 * _MIB, "cuda": 1200 * _MIB}
 _START_S = 8.0
 _UNCALIBRATED = 0.4
 _HEAD_CHUNK_TOKENS = 1024
+_FOUR_BIT_BYTES = 0.52  # a weight in 4 bit with its share of the scales
 
 
 class Estimate(BaseModel):
@@ -79,7 +80,9 @@ def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machin
     """Peak memory: weights, what the optimiser keeps, activations of a micro-batch, a chunk of the head, a floor."""
     learned = trainable_parameters(recipe, base)
     width = 2 if recipe.precision != "fp32" and (machine.has_bf16 or machine.gpu_name) else 4
-    frozen = 0 if recipe.method in ("full", "scratch") else base.parameters * width
+    frozen = 0.0 if recipe.method in ("full", "scratch") else float(base.parameters * width)
+    if recipe.method == "lora" and recipe.lora.four_bit:
+        frozen -= base.layers * base.layer_parameters * (width - _FOUR_BIT_BYTES)
     length = min(recipe.max_length_tokens, material.longest_tokens if material.kind == "chat" else 10**9)
     tokens = recipe.micro_batch_size * min(length, max(1, int(material.p95_tokens * 1.2)))
     per_layer = (10 * base.width + 3 * base.inner) * width

@@ -23,6 +23,7 @@ class Field:
     methods: tuple[Method, ...] = ALL
     options: tuple[tuple[str, str], ...] = ()
     is_optional: bool = False
+    needs_cuda: bool = False
 
     @property
     def bounds(self) -> dict[str, float | bool]:
@@ -74,6 +75,19 @@ FIELDS: tuple[Field, ...] = (
           methods=("scratch",), options=(("bpe", "Word pieces (BPE)"), ("characters", "Characters"))),
     Field("scratch.vocabulary_size", "Vocabulary", "New model", "integer",
           "How many word pieces; characters are counted from your text.", "pieces", methods=("scratch",)),
+    Field("scratch.positions", "Positions", "New model", "choice",
+          "How the model knows the order of words. Llama's own are rotary, GPT-2's are learned; others are for Llama.",
+          methods=("scratch",),
+          options=(("own", "The architecture's own"), ("rope", "Rotary (RoPE)"), ("learned", "Learned"),
+                   ("sinusoidal", "Sinusoidal, as in 2017"))),
+    Field("scratch.norm", "Norm", "New model", "choice",
+          "What keeps numbers in bounds. Llama's own is RMSNorm, GPT-2's is LayerNorm. BatchNorm is for learning why "
+          "text models do not use it: words see later words and other rows while training, the loss then looks better "
+          "than the answers are, and it changes with the rows at once. With other positions or norms than its own, "
+          "only GPT Builder can load the model.",
+          methods=("scratch",),
+          options=(("own", "The architecture's own"), ("rms", "RMSNorm"), ("layer", "LayerNorm"),
+                   ("batch", "BatchNorm, for teaching"))),
     Field("scratch.dropout", "Dropout in the model", "New model", "number",
           "Switches off a share of the model at random, against memorising.", methods=("scratch",)),
     Field("epochs", "Passes over your rows", "Length", "number", "How often each training row is read.", "epochs"),
@@ -93,7 +107,8 @@ FIELDS: tuple[Field, ...] = (
     Field("decay_share", "Share of the steps that decays", "Learning", "number", "Only for warm up, stay, decay.",
           "share"),
     Field("optimizer", "Optimiser", "Learning", "choice", "How corrections are computed from gradients.",
-          options=(("adamw", "AdamW"), ("muon", "Muon, with AdamW for embeddings"))),
+          options=(("adamw", "AdamW"), ("muon", "Muon, with AdamW for embeddings"),
+                   ("adafactor", "Adafactor: needs less memory, learns a little slower"))),
     Field("adamw_learning_rate", "Learning rate of embeddings", "Learning", "number",
           "With Muon: AdamW's rate; empty: the same.", is_optional=True),
     Field("weight_decay", "Weight decay", "Learning", "number", "Pulls weights towards zero a little at each step."),
@@ -116,6 +131,11 @@ FIELDS: tuple[Field, ...] = (
           "LoRA+: its learning rate over that of the first.", "times", methods=("lora",)),
     Field("lora.rank_stabilised", "Keep strength equal over ranks", "LoRA", "flag", "rsLoRA: for high ranks.",
           methods=("lora",)),
+    Field("lora.dora", "Learn strength and direction apart", "LoRA", "flag",
+          "DoRA: often a little better at small ranks; each step takes longer.", methods=("lora",)),
+    Field("lora.four_bit", "Hold the base in 4 bit", "LoRA", "flag",
+          "QLoRA: a quarter of the memory for the base, slightly slower. Only with an NVIDIA graphics card.",
+          methods=("lora",), needs_cuda=True),
     Field("lora.target_modules", "Only these layers", "LoRA", "words",
           "Names of linear layers, separated by commas; empty means every one but the head.",
           methods=("lora",), is_optional=True),
@@ -129,6 +149,13 @@ FIELDS: tuple[Field, ...] = (
           "NEFTune: can help with few conversations. 5 is usual, 0 is off.", methods=TUNING),
     Field("use_instruction", "Begin each conversation with the objective", "What it learns", "flag",
           "The same words are then said to the model in chat and API. Needs a model that follows instructions."),
+    Field("learn_from", "Learn from", "What it learns", "choice",
+          "The answers of your rows; or, where rows have a preferred and a rejected answer, the difference (DPO). "
+          "Best after the answers were learned.",
+          methods=TUNING, options=(("answers", "The answers"), ("preferences", "Preferred against rejected (DPO)"))),
+    Field("preference_strength", "Hold on to the base", "What it learns", "number",
+          "DPO's beta: how dearly moving away from the base is paid. 0.1 is usual; more stays closer. "
+          "Read only with preferences.", methods=TUNING),
     Field("learn_prompts", "Learn the questions too", "What it learns", "flag",
           "Usually only the answers are learned."),
     Field("chats_last_share", "Conversations only at the end", "What it learns", "number",
@@ -154,11 +181,11 @@ FIELDS: tuple[Field, ...] = (
 BY_NAME = {field.name: field for field in FIELDS}
 
 
-def groups(method: Method) -> dict[str, list[Field]]:
-    """The fields that this method reads, by group, in order."""
+def groups(method: Method, device: str = "cpu") -> dict[str, list[Field]]:
+    """The fields that this method reads on this kind of device, by group, in order."""
     found: dict[str, list[Field]] = {}
     for field in FIELDS:
-        if field.is_for(method):
+        if field.is_for(method) and (device == "cuda" or not field.needs_cuda):
             found.setdefault(field.group, []).append(field)
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 from tokenizers import Tokenizer
@@ -107,6 +108,34 @@ def character_count(version_id: str) -> int:
             for message in row["messages"] or []:
                 seen.update(message["content"])
     return len(seen)
+
+
+@lru_cache(maxsize=64)
+def _pairs(version_id: str) -> dict[str, int]:
+    """Rows with a preferred and a rejected answer, by split."""
+    found: dict[str, int] = {}
+    for path in sorted(storage.version_dir(version_id).glob("data-*.parquet")):
+        if not {"chosen", "rejected"} <= set(pq.read_schema(path).names):
+            continue
+        table = pq.read_table(path, columns=["split", "chosen", "rejected"])
+        both = pc.and_(*(pc.greater(pc.list_value_length(table[name]), 0) for name in ("chosen", "rejected")))
+        for split in table["split"].filter(pc.fill_null(both, False)).to_pylist():
+            found[split] = found.get(split, 0) + 1
+    return found
+
+
+def of_preferences(version_id: str, material: Material) -> Material:
+    """The facts of a version's preferences: each is read with both of its answers, twice as many tokens."""
+    rows = _pairs(version_id)
+    return material.model_copy(
+        update={
+            "train_rows": rows.get("train", 0),
+            "validation_rows": rows.get("validation", 0),
+            "mean_tokens": 2 * material.mean_tokens,
+            "p95_tokens": 2 * material.p95_tokens,
+            "sampled_tokens": tuple(2 * length for length in material.sampled_tokens),
+        }
+    )
 
 
 def measure(

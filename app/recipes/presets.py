@@ -87,6 +87,21 @@ def propose(preset: Preset, method: Method, base: BaseFacts, material: Material,
     return Proposal(preset=preset, method=method, values=values, reasons=reasons)
 
 
+def for_preferences(proposal: Proposal) -> Proposal:
+    """The proposal for learning from preferences: a tenth of the learning rate and at most two passes."""
+    rate, epochs = proposal.values["learning_rate"] / 10, min(2.0, proposal.values["epochs"])
+    reasons = {
+        "learning_rate": f"{rate:g}: a tenth of what learning the answers takes; larger steps unlearn how to answer.",
+        "epochs": f"{epochs:g} passes: preferences are soon learned by heart.",
+    }
+    return proposal.model_copy(
+        update={
+            "values": {**proposal.values, "learning_rate": float(f"{rate:.1e}"), "epochs": epochs},
+            "reasons": {**proposal.reasons, **reasons},
+        }
+    )
+
+
 def propose_scratch(preset: Preset, material: Material, machine: Machine, characters: int = 0) -> Proposal:
     """A recipe for a new GPT. `characters` is the number of distinct characters, for a character tokenizer."""
     reasons: dict[str, str] = {}

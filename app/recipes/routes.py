@@ -36,7 +36,9 @@ def show(
     errors = dict(getattr(error, "fields", {})) or ({"": error.sentence} if error else {})
     if len(named := [fields.BY_NAME[name].label for name in errors if name in fields.BY_NAME]) > 1:
         errors.setdefault("", _("Nothing was saved. These values do not fit: %(names)s.", names=", ".join(named)))
-    if errors and not any(name in fields.BY_NAME or name in PLACED for name in errors):
+    groups = fields.groups(page.chosen.method, page.machine.device) if page.chosen else {}
+    placed = {known.name for members in groups.values() for known in members}
+    if errors and not any(name in placed or name in PLACED for name in errors):
         errors.setdefault("", next(iter(errors.values())))
     return render(
         request,
@@ -47,7 +49,7 @@ def show(
         page=page,
         chosen=page.chosen,
         composed=page.composed,
-        groups=fields.groups(page.chosen.method) if page.chosen else {},
+        groups=groups,
         shown=fields.shown,
         bounds=fields.bounds_sentence,
         get=fields.get,

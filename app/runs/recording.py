@@ -159,6 +159,9 @@ class _Batch:
             ("step_s", event.step_s),
         ):
             self.points[name, step] = value
+        if event.margin is not None and event.accuracy is not None:
+            self.points["preference_margin", step] = event.margin
+            self.points["preference_accuracy", step] = event.accuracy
         for name, value in (
             ("step", step),
             ("loss", event.loss),
@@ -175,6 +178,8 @@ class _Batch:
     def _evaluated(self, event: Evaluated) -> None:
         self.points["validation_loss", event.step] = event.loss
         self.points["validation_accuracy", event.step] = event.accuracy
+        if event.margin is not None:
+            self.points["validation_margin", event.step] = event.margin
         self.series["val"].append([event.step, event.loss])
         if event.is_best:
             self.has_new_best = True

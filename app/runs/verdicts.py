@@ -28,6 +28,7 @@ _PHASES = {
     "loading": "Loading the base model.",
     "tokenising": "Cutting your rows into tokens.",
     "tokenizer": "Learning the tokenizer from your text.",
+    "reference": "Noting what the base thinks of both answers of each row, once.",
 }
 
 

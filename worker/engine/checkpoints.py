@@ -185,7 +185,7 @@ def optimizer_tensors(
     for kind, optimizer in optimizers.items():
         for name, parameter in named:
             for slot, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{kind}/{slot}/{name}"] = value.detach().cpu().clone().contiguous()
+                tensors[f"{kind}/{slot}/{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
     return tensors
 
 

@@ -1,5 +1,6 @@
 """What this machine offers: device, number format, threads, memory in use."""
 
+import contextlib
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,19 @@ def set_threads(wanted: int | None) -> int:
     count = wanted or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1))
     torch.set_num_threads(count)
     return count
+
+
+def free_memory_bytes() -> int:
+    """Memory that this process may still take: of the machine, or of its container where that is less; 0: unknown."""
+    free = 0
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        free = min(free, limit - int((group / "memory.current").read_text(encoding="ascii")))
+    return max(0, free)
 
 
 def memory_bytes(device: torch.device) -> int:

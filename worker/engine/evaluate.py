@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from app.contracts import events as e
@@ -13,7 +14,9 @@ from worker.engine.errors import Diverged
 from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
-from worker.engine.prepare import Material
+from worker.engine.preference import judge
+from worker.engine.prefix import around, longest_first
+from worker.engine.prepare import Material, looked_at
 
 PROMPTS = 3  # validation rows shown when the recipe names no prompts of its own
 
@@ -24,20 +27,43 @@ def evaluate(material: Material, device: Device, recipe: RecipeSpec, position: P
 
     The model must be in evaluation mode. Raises Diverged when the loss is no number.
     """
+    if material.reference is not None:
+        return _preferences(material, device, recipe, position, material.reference.validation)
     rows = material.validation_rows
-    generator = torch.Generator().manual_seed(recipe.seed)
-    chosen = torch.randperm(len(rows), generator=generator)[: recipe.validation_rows].sort().values.tolist()
+    chosen, kept = looked_at(rows, recipe), material.prefix.validation if material.prefix else None
     total, correct, supervised = 0.0, 0, 0
     for start in range(0, len(chosen), recipe.micro_batch_size):
-        part = pack([rows.row(i) for i in chosen[start : start + recipe.micro_batch_size]], device.device)
-        with device.autocast():
+        numbers = longest_first(rows, rows.of(chosen[start : start + recipe.micro_batch_size]))
+        part = pack([rows.row(i) for i in numbers], device.device)
+        with device.autocast(), around(kept, numbers, part):
             loss, right = summed_loss(material.model, part)
         total, correct, supervised = total + float(loss), correct + right, supervised + part.supervised
-    mean = total / supervised
+    mean, is_best = _judged(total / supervised, position)
+    return e.Evaluated(step=position.step, loss=mean, accuracy=correct / supervised, rows=len(chosen), is_best=is_best)
+
+
+def _preferences(
+    material: Material, device: Device, recipe: RecipeSpec, position: Position, reference: np.ndarray
+) -> e.Evaluated:
+    """Loss in nats a preference, mean reward margin, and as accuracy the share of pairs told rightly apart."""
+    rows = material.validation_rows
+    chosen, kept = looked_at(rows, recipe), material.prefix.validation if material.prefix else None
+    loss, margin, right = torch.zeros(3)
+    for start in range(0, len(chosen), recipe.micro_batch_size):
+        numbers = longest_first(rows, rows.of(chosen[start : start + recipe.micro_batch_size]))
+        part = pack([rows.row(i) for i in numbers], device.device)
+        with device.autocast(), around(kept, numbers, part):
+            judged = judge(material.model, part, numbers, reference, recipe)
+        loss, margin, right = loss + judged.loss.cpu(), margin + judged.margin.cpu(), right + judged.right.cpu()
+    mean, is_best = _judged(float(loss) / len(chosen), position)
+    shares = {"accuracy": float(right) / len(chosen), "margin": float(margin) / len(chosen)}
+    return e.Evaluated(step=position.step, loss=mean, rows=len(chosen), is_best=is_best, **shares)
+
+
+def _judged(mean: float, position: Position) -> tuple[float, bool]:
     if not math.isfinite(mean):
         raise Diverged(f"The validation loss is no number at step {position.step}. {position.advice()}")
-    is_best = position.evaluated(mean)
-    return e.Evaluated(step=position.step, loss=mean, accuracy=correct / supervised, rows=len(chosen), is_best=is_best)
+    return mean, position.evaluated(mean)
 
 
 def samples(material: Material, device: Device, recipe: RecipeSpec, step: int) -> Iterator[e.Sample]:

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.contracts.recipe import ModelFiles, Overlay
 from app.text.template import ChatTemplate, TemplateFault, load_template
+from worker.engine import variants  # noqa: F401  (registers models of our own kind)
 from worker.engine.errors import BadData
 from worker.engine.packing import FAMILIES, NAME
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, is_packable, rounded
+from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, rounded
 
 CHUNK_ELEMENTS = 2**21  # logits held at once: 8 MB in fp32
 
@@ -17,7 +17,7 @@ def summed_loss(
 ) -> tuple[Tensor, int]:
     """Loss in nats summed over the supervised tokens of `batch`, and how many of them were the likeliest token."""
     if not is_packable(model):
-        return _one_by_one(model, batch, label_smoothing)
+        return _one_by_one(model, batch, label_smoothing, noise_alpha)
     learned = (batch.targets != NOT_LEARNED).nonzero()[:, 0]
     hidden = hidden_states(model, batch, noise_alpha)[learned]
     head = model.get_output_embeddings()
@@ -27,14 +27,17 @@ def summed_loss(
     return loss, int(correct)
 
 
-def _one_by_one(model: PreTrainedModel, batch: Pack, label_smoothing: float) -> tuple[Tensor, int]:
+def _one_by_one(
+    model: PreTrainedModel, batch: Pack, label_smoothing: float, noise_alpha: float = 0.0
+) -> tuple[Tensor, int]:
     """The plain way, through the model's own forward: for families that are not known to pack, and for tests."""
     total, correct = torch.zeros((), device=batch.ids.device), 0
     for ids, targets in zip(batch.ids.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):
         learned = (targets != NOT_LEARNED).nonzero()[:, 0]
         if not len(learned):
             continue
-        logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=learned).logits[0].float()
+        inputs = inputs_of(model, ids, (len(ids),), noise_alpha)
+        logits = model(**inputs, use_cache=False, logits_to_keep=learned).logits[0].float()
         picked = targets[learned]
         total = total + F.cross_entropy(logits, picked, reduction="sum", label_smoothing=label_smoothing)
         correct += int((logits.argmax(-1) == picked).sum())

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from transformers.optimization import Adafactor
 
 from app.contracts.recipe import RecipeSpec
 
@@ -20,7 +21,8 @@ def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) ->
     """The optimisers by name. `is_embedding` holds the ids of embedding and head parameters.
 
     AdamW (Loshchilov & Hutter 2019), one fused pass; the B matrices of adapters may learn faster (LoRA+, Hayou et al.
-    2024). Muon (Jordan et al. 2024) takes the matrices between embeddings and head, AdamW the rest.
+    2024). Adafactor (Shazeer & Stern 2018) keeps sums of rows and columns in place of AdamW's two numbers a weight.
+    Muon (Jordan et al. 2024) takes the matrices between embeddings and head, AdamW the rest.
     """
     embeddings = set(is_embedding)
     rate, decay = recipe.learning_rate, recipe.weight_decay
@@ -41,7 +43,10 @@ def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) ->
         {"params": faster, "weight_decay": decay, "lr": rate * recipe.lora.b_rate_ratio},
     ]
     groups = [group for group in groups if group["params"]]
-    if groups:
+    if groups and recipe.optimizer == "adafactor":
+        # Without its own schedule and scaling: the learning rate means what it means for AdamW.
+        optimizers["adafactor"] = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+    elif groups:
         # 0.95 keeps the second moment short: runs here have hundreds of steps, not hundreds of thousands.
         optimizers["adamw"] = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
     for optimizer in optimizers.values():

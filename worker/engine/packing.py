@@ -18,7 +18,7 @@ NAME = "packed"
 NOT_LEARNED = -1
 # Families whose attention is plain softmax attention and whose head is one matrix; a test compares each with
 # its own unpacked forward. Any other family runs one sequence at a time through its own code.
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2"})
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_builder"})
 
 
 class Attends(Protocol):
@@ -90,17 +90,25 @@ def is_packable(model: PreTrainedModel) -> bool:
 def hidden_states(model: PreTrainedModel, batch: Pack, noise_alpha: float = 0.0) -> Tensor:
     """Final hidden states of every token, shape (tokens, width).
 
-    `noise_alpha` > 0 adds uniform noise to the embeddings (NEFTune, Jain et al. 2023), scaled per sequence.
+    `noise_alpha`: see `inputs_of`.
     """
-    inputs: dict[str, Tensor] = {"input_ids": batch.ids[None]}
-    if noise_alpha:
-        embedded = model.get_input_embeddings()(batch.ids)
-        scale = torch.cat([torch.full((n,), (n * embedded.shape[1]) ** -0.5) for n in batch.lengths])
-        noise = torch.empty_like(embedded).uniform_(-noise_alpha, noise_alpha)
-        inputs = {"inputs_embeds": (embedded + noise * scale[:, None].to(noise))[None]}
+    inputs = inputs_of(model, batch.ids, batch.lengths, noise_alpha)
     body = getattr(model, model.base_model_prefix)
     out = body(**inputs, position_ids=batch.positions[None], lengths=batch.lengths, use_cache=False)
     return out.last_hidden_state[0]
+
+
+def inputs_of(model: PreTrainedModel, ids: Tensor, lengths: tuple[int, ...], noise_alpha: float) -> dict[str, Tensor]:
+    """The arguments of a forward pass over sequences laid end to end.
+
+    `noise_alpha` > 0 adds uniform noise to the embeddings (NEFTune, Jain et al. 2023), scaled per sequence.
+    """
+    if not noise_alpha:
+        return {"input_ids": ids[None]}
+    embedded = model.get_input_embeddings()(ids)
+    scale = torch.cat([torch.full((n,), (n * embedded.shape[1]) ** -0.5) for n in lengths])
+    noise = torch.empty_like(embedded).uniform_(-noise_alpha, noise_alpha)
+    return {"inputs_embeds": (embedded + noise * scale[:, None].to(noise))[None]}
 
 
 def packed_attention(

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import PreTrainedModel
 
 from app.contracts import events as e
 from app.contracts.conversation import Example, Message
-from app.contracts.recipe import TrainOrder
+from app.contracts.recipe import RecipeSpec, TrainOrder
 from app.text.accelerated import SAMPLED_ROWS
 from app.text.template import CHATML
 from worker.engine import loading, methods, scratch
@@ -24,11 +26,23 @@ from worker.engine.encoding import Encoder, at_need
 from worker.engine.errors import BadData
 from worker.engine.generate import Loaded
 from worker.engine.methods import Method
+from worker.engine.methods.four_bit import refuse_elsewhere
+from worker.engine.methods.last_layers import LastLayers
+from worker.engine.prefix import Prefix
+from worker.engine.prefix import plan as plan_prefix
 
 TESTED_PROMPTS = 8
 # Fewer rows are encoded sooner than another way of encoding them is proved.
 ACCELERATED_ROWS = 8_000
 SHOWN_CHARACTERS = 60  # of a plain text: how much of it is given as the start to go on from
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Of preferences: log-probability in nats of every token row's answer before training; 0 where never asked."""
+
+    train: np.ndarray
+    validation: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,15 @@ class Material:
     prompts: list[Prompt]
     tests: list[Prompt]
     embedding_ids: set[int]
+    prefix: Prefix | None = None
+    reference: Reference | None = None
 
 
-def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None, Material]:
+def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generator[e.EngineEvent, None, Material]:
     """Load or create, mark what learns, tokenise. Returns Material; raises BadData."""
     recipe, run_dir, data_dir = order.recipe, Path(order.out_dir), Path(order.data_dir)
+    if recipe.method == "lora" and recipe.lora.four_bit:
+        refuse_elsewhere(device)
     if recipe.method == "scratch":
         tokenizer_dir = yield from _scratch_tokenizer(order)
     elif order.base is None:
@@ -79,22 +97,30 @@ def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None,
     method = methods.choose(recipe, tokenizer_dir)
     method.prepare(model, recipe)
     model.to(device.device)  # type: ignore[arg-type]
-    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings.add(id(model.get_output_embeddings().weight))
 
     template = loading.load_chat_template(tokenizer_dir, tokenizer)
-    encoder = Encoder(tokenizer, template, _text_end(tokenizer, end_ids), recipe.learn_prompts, order.system_prompt)
+    pairs = recipe.learn_from == "preferences"
+    learn_prompts = recipe.learn_prompts and not pairs
+    encoder = Encoder(tokenizer, template, _text_end(tokenizer, end_ids), learn_prompts, order.system_prompt)
     limit = min(recipe.max_length_tokens, getattr(model.config, "max_position_embeddings", None) or 2**17)
     key: dict[str, object] = {
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "template": [encoder.template.source, encoder.template.special_tokens],
-        "learn_prompts": recipe.learn_prompts,
+        "learn_prompts": learn_prompts,
         "system_prompt": order.system_prompt,
     }
     cache = Path(order.cache_dir) if order.cache_dir else run_dir / "tokens"
     yield e.Progress(phase="tokenising")
     encode = _encode(encoder, data_dir)
-    train_rows = tokenised(data_dir, "train", cache, encode, key, limit)
-    validation_rows = tokenised(data_dir, "validation", cache, encode, key, limit)
+    train_rows = tokenised(data_dir, "train", cache, encode, key, limit, pairs=pairs)
+    validation_rows = tokenised(data_dir, "validation", cache, encode, key, limit, pairs=pairs)
+    if not len(train_rows) and pairs and not train_rows.skipped_rows:
+        raise BadData(
+            "No row of this version has a preferred and a rejected answer. Learn from the answers instead, or map the "
+            "two columns of answers in the data and freeze again."
+        )
     if not len(train_rows):
         raise BadData(
             f"No training row can be used: {train_rows.skipped_rows} are longer than {limit} tokens or have no "
@@ -107,7 +133,39 @@ def prepare(order: TrainOrder, device: Device) -> Generator[e.EngineEvent, None,
     asked = (_prompt(row, encoder) for row in read_examples(data_dir, "validation"))
     tests = list(islice((p for p in asked if p and fits(loaded, p, LONGEST_ANSWER)), TESTED_PROMPTS))
     prompts = [prompt for prompt in own or tests if fits(loaded, prompt, recipe.sample_max_tokens)]
-    return Material(model, loaded, method, train_rows, validation_rows, prompts, tests, embeddings)
+    prefix = None
+    if isinstance(method, LastLayers):
+        prefix = yield from _prefix(order, device, micro_batch_size, model, method, train_rows, validation_rows)
+    return Material(model, loaded, method, train_rows, validation_rows, prompts, tests, embeddings, prefix)
+
+
+def looked_at(rows: TokenRows, recipe: RecipeSpec) -> np.ndarray:
+    """The validation rows of every evaluation: the same ones each time, in their order."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return np.sort(torch.randperm(len(rows), generator=generator)[: recipe.validation_rows].numpy())
+
+
+def _prefix(
+    order: TrainOrder,
+    device: Device,
+    micro_batch_size: int,
+    model: PreTrainedModel,
+    method: LastLayers,
+    rows: TokenRows,
+    validation_rows: TokenRows,
+) -> Generator[e.EngineEvent, None, Prefix | None]:
+    """What is kept of the frozen layers; what a person should know of it is said."""
+    if method.has_quieted:
+        message = "Dropout is off in the layers that do not learn; in those that learn it is as the base model has it."
+        yield e.Warned(step=0, kind="dropout", message=message)
+    seen = looked_at(validation_rows, order.recipe)
+    blocks, folder, reserve = (method.frozen, method.first), Path(order.out_dir), order.storage_reserve_bytes
+    prefix, why_not = plan_prefix(
+        model, blocks, (rows, validation_rows), seen, order.recipe, micro_batch_size, device, folder, reserve
+    )
+    if why_not:
+        yield e.Warned(step=0, kind="frozen_layers", message=why_not)
+    return prefix
 
 
 def _encode(encoder: Encoder, data_dir: Path) -> Encode:

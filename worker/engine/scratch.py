@@ -8,6 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from app.contracts.recipe import ScratchSpec
 from worker.engine.packing import NAME
+from worker.engine.variants import VariantConfig, VariantForCausalLM
+
+OWN = {"positions": "rope", "norm": "rms"}
 
 
 def create(spec: ScratchSpec, *, vocabulary_size: int, end_ids: list[int], pad_id: int) -> PreTrainedModel:
@@ -33,8 +36,13 @@ def create(spec: ScratchSpec, *, vocabulary_size: int, end_ids: list[int], pad_i
             )
         )
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
+        kind: Any = (LlamaForCausalLM, LlamaConfig)
+        if spec.is_variant:
+            kind = (VariantForCausalLM, VariantConfig)
+            shared |= {"positions": spec.positions, "norm": spec.norm}
+            shared |= {name: own for name, own in OWN.items() if shared[name] == "own"}
+        model = kind[0](
+            kind[1](
                 vocab_size=vocabulary_size,
                 max_position_embeddings=spec.context_length,
                 hidden_size=spec.width,

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from worker.engine.errors import DiskFull, Diverged, EngineError, OutOfMemory, i
 from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
+from worker.engine.preference import judge, reference_of_run
+from worker.engine.prefix import around, longest_first
 from worker.engine.prepare import Material, prepare
 
 LADDER = 4  # times the micro-batch may be halved when memory runs out
@@ -66,10 +68,14 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
 
     # 1. The model, what of it learns, and the rows as tokens.
     yield e.Progress(phase="loading")
-    material = yield from prepare(order, device)
+    material = yield from prepare(order, device, micro_batch_size)
     model, rows = material.model, material.train_rows
     named = optim.learning_parameters(model)
     optimizers = optim.build(named, recipe, material.embedding_ids)
+
+    if recipe.learn_from == "preferences":
+        reference = yield from reference_of_run(material, recipe, device, run_dir, _spec_sha256(order))
+        material = replace(material, reference=reference)
 
     # 2. Go on from the newest checkpoint that is whole.
     position = Position(micro_batch_size, recipe.learning_rate, recipe.epochs, recipe.evaluate_every_steps)
@@ -147,21 +153,23 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
             chosen = epoch_order[offset * recipe.batch_size : (offset + 1) * recipe.batch_size]
             factor = optim.rate_factor(position.step, total_steps, recipe)
             optim.set_rate(optimizers, factor * position.learning_rate / recipe.learning_rate)
-            loss, tokens, supervised = _backward(material, chosen, device, recipe, position.micro_batch_size)
+            found = _backward(material, chosen, device, recipe, position.micro_batch_size)
             norm = optim.clip(named, recipe.clip_norm)
             position.step += 1
-            if np.isfinite(loss) and np.isfinite(norm):
+            if np.isfinite(found.loss) and np.isfinite(norm):
                 for optimizer in optimizers.values():
                     optimizer.step()
-                position.losses = [*position.losses[-99:], loss]
+                position.losses = [*position.losses[-99:], found.loss]
                 yield e.Step(
                     step=position.step,
                     epoch=position.step / steps_per_epoch,
-                    loss=loss,
+                    loss=found.loss,
                     learning_rate=factor * position.learning_rate,
                     grad_norm=norm,
-                    tokens=tokens,
-                    supervised_tokens=supervised,
+                    tokens=found.tokens,
+                    supervised_tokens=found.supervised,
+                    margin=found.margin,
+                    accuracy=found.accuracy,
                     step_s=time.monotonic() - step_started,
                     memory_bytes=devices.memory_bytes(device.device),
                 )
@@ -197,24 +205,41 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
     yield finish.finish(order, material, store, position.best_step, position.step, reason)
 
 
+@dataclass(frozen=True)
+class _Gradients:
+    """What a step's rows said: mean loss and counts; of preferences, the mean margin and the share told apart."""
+
+    loss: float
+    tokens: int
+    supervised: int
+    margin: float | None = None
+    accuracy: float | None = None
+
+
 def _backward(
     material: Material, chosen: np.ndarray, device: devices.Device, recipe: RecipeSpec, micro: int
-) -> tuple[float, int, int]:
-    """Gradients of the mean loss over all supervised tokens of the effective batch; loss, tokens, supervised."""
-    parts = [
-        pack([material.train_rows.row(i) for i in chosen[start : start + micro]], device.device)
-        for start in range(0, len(chosen), micro)
-    ]
-    supervised = sum(part.supervised for part in parts)
-    total = torch.zeros((), device=device.device)
-    for part in parts:
-        with device.autocast():
-            loss, _ = summed_loss(
-                material.model, part, label_smoothing=recipe.label_smoothing, noise_alpha=recipe.neftune_alpha
-            )
-        (loss / supervised).backward()
-        total += loss.detach()
-    return float(total) / supervised, sum(part.tokens for part in parts), supervised
+) -> _Gradients:
+    """Gradients of the mean loss over all supervised tokens of the effective batch, or over its preferences."""
+    rows, kept, reference = material.train_rows, material.prefix.train if material.prefix else None, material.reference
+    numbers = [longest_first(rows, rows.of(chosen[start : start + micro])) for start in range(0, len(chosen), micro)]
+    parts = [pack([rows.row(i) for i in some], device.device) for some in numbers]
+    tokens, supervised = sum(part.tokens for part in parts), sum(part.supervised for part in parts)
+    share = supervised if reference is None else len(chosen)
+    loss_sum, margin, right = torch.zeros(3, device=device.device)
+    for some, part in zip(numbers, parts, strict=True):
+        with device.autocast(), around(kept, some, part):
+            if reference is None:
+                loss, _ = summed_loss(
+                    material.model, part, label_smoothing=recipe.label_smoothing, noise_alpha=recipe.neftune_alpha
+                )
+            else:
+                judged = judge(material.model, part, some, reference.train, recipe, recipe.neftune_alpha)
+                loss, margin, right = judged.loss, margin + judged.margin, right + judged.right
+        (loss / share).backward()
+        loss_sum += loss.detach()
+    if reference is None:
+        return _Gradients(float(loss_sum) / share, tokens, supervised)
+    return _Gradients(float(loss_sum) / share, tokens, supervised, float(margin) / share, float(right) / share)
 
 
 def _save(
@@ -267,7 +292,7 @@ def _spec_sha256(order: TrainOrder) -> str:
 
 def _left_out(step: int, rows: TokenRows, chosen: np.ndarray) -> e.Warned:
     """Say which rows made a step whose loss or gradient was no number."""
-    named = ", ".join(str(int(rows.rids[i])) for i in chosen[:8])
+    named = ", ".join(str(int(rows.rids[i * rows.rows_each])) for i in chosen[:8])
     return e.Warned(
         step=step, kind="not_finite", message=f"The loss of step {step} was no number; left out. Rows: {named}."
     )

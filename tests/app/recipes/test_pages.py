@@ -3,13 +3,18 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from sqlalchemy import select
 
-from app.core import config
+from app.core import config, storage
 from app.core.db import reading, transaction
+from app.datasets.freezing import FROZEN
+from app.datasets.models import DatasetVersion
 from app.recipes import bases
+from app.recipes.machine import this_machine
 from app.recipes.models import RecipeDraft
 from app.runs.models import Run
 from tests.factories import a_version
@@ -81,6 +86,79 @@ def test_a_value_that_does_not_fit_is_explained_beside_it(page, name, value, sai
     assert said in answer.text
     assert f'value="{value}"' in answer.text, "what was typed stays"
     assert 'aria-invalid="true"' in answer.text
+
+
+def test_a_classic_form_says_which_parts_are_fixed(page):
+    address = f"/projects/{page.project_id}/recipe"
+    fields = form_of(page.get(address).text) | {"scratch.architecture": "gpt2", "do": "save"}
+    for name, value, said in (("positions", "sinusoidal", "are learned"), ("norm", "batch", "is LayerNorm")):
+        answer = page.post(address, data={**fields, f"scratch.{name}": value})
+        assert answer.status_code == 422
+        assert said in answer.text
+    assert page.post(address, data={**fields, "scratch.norm": "layer"}).status_code == 303
+
+
+@pytest.fixture
+def tuning(page):
+    """The page of a project whose version has conversations; the last 8 of 24 with a second, rejected answer."""
+    with transaction() as session:
+        version = session.scalars(select(DatasetVersion)).one()
+        said = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes, until six."}]
+        rows = [
+            {"_rid": i, "split": "train", "kind": "chat", "messages": said, "text": "", "meta": "{}"}
+            | ({"chosen": said[1:], "rejected": [{"role": "assistant", "content": "No."}]} if i >= 16 else {})
+            for i in range(24)
+        ]
+        table = pa.Table.from_pylist(rows, schema=FROZEN)
+        pq.write_table(table, storage.version_dir(version.id) / "data-00000.parquet")
+        version.kind, version.train_rows, version.validation_rows = "chat", 24, 0
+    return page
+
+
+def test_preferences_have_their_own_rows_and_a_smaller_learning_rate(tuning):
+    address = f"/projects/{tuning.project_id}/recipe"
+    before = form_of(tuning.get(address).text)
+    assert tuning.post(address, data={**before, "learn_from": "preferences", "do": "save"}).status_code == 303
+    after = form_of(tuning.get(address).text)
+    assert float(after["learning_rate"]) == pytest.approx(float(before["learning_rate"]) / 10)
+    assert float(after["epochs"]) == 2.0
+    values = yaml.safe_load(tuning.get(f"{address}.yaml").text)
+    assert values["learn_from"] == "preferences"
+
+
+def test_preferences_without_any_are_refused_beside_the_choice(tuning):
+    folder = next(storage.version_dir("x").parent.iterdir())
+    pq.write_table(pq.read_table(folder / "data-00000.parquet").slice(0, 16), folder / "data-00000.parquet")
+    address = f"/projects/{tuning.project_id}/recipe"
+    fields = form_of(tuning.get(address).text)
+    answer = tuning.post(address, data={**fields, "learn_from": "preferences", "do": "save"})
+    assert answer.status_code == 422
+    assert "No row of this version has a preferred and a rejected answer" in answer.text
+
+
+def test_qlora_is_offered_only_with_a_card_and_refused_without(tuning, monkeypatch):
+    address = f"/projects/{tuning.project_id}/recipe"
+    tuning.post(address, data={**form_of(tuning.get(address).text), "method": "lora"})
+    text = tuning.get(address).text
+    assert 'name="lora.dora"' in text
+    assert 'name="lora.four_bit"' not in text
+    fields = form_of(text)
+    answer = tuning.post(address, data={**fields, "lora.four_bit": "on", "do": "save"})
+    assert answer.status_code == 422
+    assert "needs an NVIDIA graphics card" in answer.text
+    with_card = this_machine().model_copy(update={"gpu_name": "A card", "gpu_memory_bytes": 2**34})
+    monkeypatch.setattr("app.recipes.service.this_machine", lambda: with_card)
+    assert 'name="lora.four_bit"' in tuning.get(address).text
+    assert tuning.post(address, data={**fields, "lora.four_bit": "on", "do": "save"}).status_code == 303
+
+
+def test_dora_begins_from_zero_by_itself(tuning):
+    address = f"/projects/{tuning.project_id}/recipe"
+    tuning.post(address, data={**form_of(tuning.get(address).text), "method": "lora"})
+    fields = form_of(tuning.get(address).text)
+    assert fields["lora.initialisation"] == "pissa"
+    assert tuning.post(address, data={**fields, "lora.dora": "on", "do": "save"}).status_code == 303
+    assert form_of(tuning.get(address).text)["lora.initialisation"] == "default"
 
 
 def test_all_wrong_values_are_named_at_once(page):

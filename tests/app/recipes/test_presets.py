@@ -95,6 +95,9 @@ def test_parameters_of_a_new_model_are_counted_as_torch_counts_them():
         model = create(wanted, vocabulary_size=300, end_ids=[0], pad_id=1)
         counted = sum(parameter.numel() for parameter in model.parameters())
         assert from_scratch(wanted, 300).parameters == pytest.approx(counted, rel=0.04)
+    taught = wanted.model_copy(update={"architecture": "llama", "positions": "learned", "norm": "batch"})
+    model = create(taught, vocabulary_size=300, end_ids=[0], pad_id=1)
+    assert from_scratch(taught, 300).parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -21,6 +21,8 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("messages", MESSAGES),
         ("text", pa.string()),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
         ("meta", pa.string()),
     ]
 )
@@ -44,7 +46,7 @@ class Script:
 def write_version(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """A frozen version as the datasets slice writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {"kind": "chat", "messages": [], "text": "", "meta": "{}", "split": "train"}
+    plain = {"kind": "chat", "messages": [], "text": "", "chosen": [], "rejected": [], "meta": "{}", "split": "train"}
     table = pa.Table.from_pylist([{**plain, "_rid": i, **row} for i, row in enumerate(rows)], SCHEMA)
     pq.write_table(table, folder / "data-00000.parquet")
     (folder / "manifest.json").write_text(json.dumps({"rows": len(rows)}), encoding="utf-8")

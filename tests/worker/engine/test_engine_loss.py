@@ -12,6 +12,7 @@ from app.contracts.recipe import ScratchSpec
 from worker.engine import loss as loss_module
 from worker.engine import packing, scratch
 from worker.engine.packing import pack
+from worker.engine.variants import VariantConfig
 
 SHAPE = {
     "vocab_size": 97,
@@ -35,6 +36,7 @@ def build(family: str) -> PreTrainedModel:
         "mistral": lambda: MistralConfig(**SHAPE, sliding_window=8),
         "qwen2": lambda: Qwen2Config(**SHAPE),
         "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=8),
+        "gpt_builder": lambda: VariantConfig(**SHAPE, positions="learned", norm="layer"),
     }
     return AutoModelForCausalLM.from_config(configs[family](), attn_implementation=packing.NAME)
 

@@ -1,5 +1,6 @@
 """Last N layers: the last blocks and the final norm learn, the rest is frozen and computed without gradients."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
@@ -16,12 +17,18 @@ FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 
 
 class LastLayers:
-    """The changed tensors only, laid over the base when loaded."""
+    """The changed tensors only, laid over the base when loaded.
+
+    After `prepare`, `frozen` are the blocks before the first that learns, in order, and `first` is that one.
+    """
 
     kind: Kind = "layers"
 
     def __init__(self) -> None:
         self.layers = 0
+        self.frozen: list[nn.Module] = []
+        self.first: nn.Module
+        self.has_quieted = False
 
     def prepare(self, model: PreTrainedModel, recipe: RecipeSpec) -> None:
         body = getattr(model, model.base_model_prefix)
@@ -45,6 +52,10 @@ class LastLayers:
             learning.append(head)
         for module in learning:
             module.float().requires_grad_(True)
+        self.frozen = list(blocks[: -recipe.last_layers])
+        self.first = blocks[-recipe.last_layers]
+        inside = {id(module) for block in blocks[-recipe.last_layers :] for module in block.modules()}
+        self.has_quieted = quiet(module for module in body.modules() if id(module) not in inside)
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +66,17 @@ class LastLayers:
 
     def read(self, model: PreTrainedModel, folder: Path) -> None:
         copy_into(_learning(model), load_file(folder / "layers.safetensors"))
+
+
+def quiet(modules: Iterable[nn.Module]) -> bool:
+    """Switch dropout off in layers that do not learn: there it is nothing but noise. True when there was any."""
+    found = False
+    for module in modules:
+        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+        if isinstance(rate, float) and rate > 0:
+            found = True
+            setattr(module, "p" if isinstance(module, nn.Dropout) else "attention_dropout", 0.0)
+    return found
 
 
 def find_blocks(body: nn.Module) -> nn.ModuleList:

@@ -1,4 +1,5 @@
-"""LoRA (Hu et al. 2021), rank-stabilised (Kalajdzievski 2023), with plain or PiSSA start (Meng et al. 2024)."""
+"""LoRA (Hu et al. 2021), rank-stabilised (Kalajdzievski 2023), with plain or PiSSA start (Meng et al. 2024); DoRA (Liu
+et al. 2024); QLoRA (Dettmers et al. 2023)."""
 
 import copy
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from app.contracts.recipe import RecipeSpec
 from worker.engine.errors import BadData
 from worker.engine.methods import Kind
+from worker.engine.methods.four_bit import hold_in_four_bit
 from worker.engine.methods.whole import copy_into
 
 ADAPTER = "default"
@@ -43,12 +45,18 @@ class Lora:
             lora_dropout=spec.dropout,
             target_modules=spec.target_modules or "all-linear",
             use_rslora=spec.rank_stabilised,
+            use_dora=spec.dora,
             task_type="CAUSAL_LM",
         )
+        if spec.four_bit:
+            hold_in_four_bit(model)
         try:
             self.peft = get_peft_model(model, self.config)
         except ValueError as error:
             raise BadData(f"LoRA found no layer to adapt: {error}") from error
+        for _, layer in _layers(model):
+            for strength in layer.lora_magnitude_vector.values():
+                strength.float()  # PEFT leaves it in the base's number format, too coarse to learn in
         if spec.initialisation == "pissa":
             for name, layer in _layers(model):
                 self.starts[name] = principal_part(_matrix(layer), spec.rank, layer.scaling[ADAPTER])
@@ -101,6 +109,9 @@ class Lora:
                 self._restart(name, layer, a[rank:].clone(), -b[:, rank:])
                 a, b = a[:rank], b[:, :rank]
             copy_into({"a": layer.lora_A[ADAPTER].weight, "b": layer.lora_B[ADAPTER].weight}, {"a": a, "b": b})
+            if ADAPTER in layer.lora_magnitude_vector:
+                strength = tensors[f"base_model.model.{name}.lora_magnitude_vector"]
+                copy_into({"m": layer.lora_magnitude_vector[ADAPTER].weight}, {"m": strength})
 
 
 def principal_part(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """Full tuning and models from scratch: everything learns, whole weights are kept."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from app.contracts.recipe import RecipeSpec
@@ -25,15 +25,22 @@ class Whole:
         model.float().requires_grad_(True)
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
-        write_model(model, dict(model.named_parameters()), folder, self.tokenizer_dir)
+        write_model(model, weights(model), folder, self.tokenizer_dir)
 
     def read(self, model: PreTrainedModel, folder: Path) -> None:
-        copy_into(dict(model.named_parameters()), load_file(folder / "model.safetensors"))
+        copy_into(weights(model), load_file(folder / "model.safetensors"))
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """All that a model keeps, by name, tied weights once: parameters and the running statistics of a BatchNorm."""
+    kept = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def write_model(
     model: PreTrainedModel,
-    tensors: dict[str, nn.Parameter] | dict[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
     folder: Path,
     tokenizer_dir: Path,
 ) -> None:
@@ -50,7 +57,7 @@ def write_model(
             shutil.copyfile(tokenizer_dir / name, folder / name)
 
 
-def copy_into(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
+def copy_into(parameters: Mapping[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
     """Overwrite parameters with tensors of the same names; raises ValueError when the names differ."""
     if set(parameters) != set(tensors):
         raise ValueError(f"weights differ in {sorted(set(parameters) ^ set(tensors))[:5]}")
