@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.contracts.generation import GenerationRequest, TokenEvent
+from app.contracts.generation import GenerationRequest, TokenEvent, TokenLogprob
 from app.core.db import new_id, transaction, utcnow
 from app.core.errors import AppError, BadRequest, ModelFailed, Unavailable
 from app.deployments import calls, wire
@@ -62,6 +62,8 @@ def refusal(event: TokenEvent) -> AppError:
     if event.error_kind == "busy":
         return Unavailable(sentence, code="model_busy")
     if event.error_kind == "refused":
+        if "form of the answer" in sentence or "answer of the form" in sentence:
+            return BadRequest(sentence, code="invalid_response_format", param="response_format")
         code = "context_length_exceeded" if "too long" in sentence else "invalid_prompt"
         return BadRequest(sentence, code=code, param="messages")
     return ModelFailed(sentence)
@@ -117,13 +119,15 @@ class Completion:
         """The answer in one piece. Raises what the model server refused."""
         count = self.ask.n or 1
         texts: list[list[str]] = [[] for _ in range(count)]
+        told: list[list[TokenLogprob]] = [[] for _ in range(count)]
         reasons = ["stop"] * count
         async for index, event in self._all():
             texts[index].append(event.text)
+            told[index] += event.logprobs or []
             if event.finish_reason == "error":
                 raise refusal(event)
             reasons[index] = _reason(event) or reasons[index]
-        choices = [wire.choice(i, "".join(texts[i]), reasons[i]) for i in range(count)]
+        choices = [wire.choice(i, "".join(texts[i]), reasons[i], told[i]) for i in range(count)]
         return self.head("chat.completion") | {"choices": choices, "usage": self.usage()}
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -140,8 +144,9 @@ class Completion:
                 if event.finish_reason == "error":
                     yield _failure(refusal(event), self.facts)
                     return
-                if event.text:
-                    yield _frame(head | {"choices": wire.delta(index, {"content": event.text})})
+                if event.text or event.logprobs:
+                    content = wire.delta(index, {"content": event.text}, told=event.logprobs)
+                    yield _frame(head | {"choices": content})
                 elif not event.finish_reason:
                     yield b": ping\n\n"
                 if event.finish_reason:

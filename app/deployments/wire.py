@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from app.contracts.conversation import Message
-from app.contracts.generation import Sampling
+from app.contracts.generation import AnswerFormat, Likely, Sampling, TokenLogprob
 from app.core.errors import BadRequest
 from app.deployments.names import Published
 
@@ -45,6 +45,48 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A named schema as OpenAI's clients send it."""
+
+    name: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """OpenAI's ways to ask for JSON."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("A response format of type json_schema needs json_schema with name and schema.")
+        return self
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's ways to ask for one of some texts, an expression or JSON; one of them."""
+
+    choice: list[Annotated[str, Field(min_length=1, max_length=2000)]] | None = Field(None, max_length=500)
+    regex: str | None = Field(None, max_length=10_000)
+    json_: dict[str, Any] | None = Field(None, alias="json")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "StructuredOutputs":
+        if sum(bool(one) for one in (self.choice, self.regex, self.json_)) != 1:
+            raise ValueError("Give one of choice, regex and json.")
+        return self
+
+    def form(self) -> AnswerFormat:
+        """The form in the product's own words."""
+        if self.choice:
+            return AnswerFormat(kind="choice", choices=self.choice)
+        if self.regex:
+            return AnswerFormat(kind="regex", regex=self.regex)
+        return AnswerFormat(kind="json_schema", json_schema=self.json_)
+
+
 class ChatRequest(BaseModel):
     """The body of /v1/chat/completions. Unknown fields are ignored, as OpenAI's clients expect."""
 
@@ -61,12 +103,16 @@ class ChatRequest(BaseModel):
     seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Any] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=1000)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[int, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
 
@@ -77,6 +123,32 @@ class ChatRequest(BaseModel):
         if len(words) > 16 or any(not word or len(word) > 200 for word in words):
             raise ValueError("At most 16 stop texts of 1 to 200 characters.")
         return words
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _is_told(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("It needs logprobs to be true.")
+        return value
+
+    @field_validator("structured_outputs")
+    @classmethod
+    def _is_one_form(cls, value: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
+        other = info.data.get("response_format")
+        if value and other and other.type != "text":
+            raise ValueError("Give response_format or structured_outputs, not both.")
+        return value
+
+    def form(self) -> AnswerFormat | None:
+        """The form that the answer must have; None for any."""
+        if self.structured_outputs:
+            return self.structured_outputs.form()
+        asked = self.response_format
+        if asked is None or asked.type == "text":
+            return None
+        if asked.type == "json_schema" and asked.json_schema:
+            return AnswerFormat(kind="json_schema", json_schema=asked.json_schema.schema_)
+        return AnswerFormat(kind="json_object")
 
     def conversation(self, system_prompt: str) -> list[Message]:
         """The messages; the prompt that the model was trained with goes first where the caller brings none."""
@@ -90,6 +162,12 @@ class ChatRequest(BaseModel):
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": self.logit_bias,
+            "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+            "format": self.form(),
             "max_tokens": self.max_completion_tokens or self.max_tokens,
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
@@ -123,17 +201,9 @@ def parse(body: bytes) -> ChatRequest:
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:
-    kind = (request.response_format or {}).get("type", "text")
-    is_asked = {
-        "tools": bool(request.tools) or bool(request.functions),
-        "response_format": kind != "text",
-        "logprobs": bool(request.logprobs) or bool(request.top_logprobs),
-        "logit_bias": bool(request.logit_bias),
-    }
-    for name, is_there in is_asked.items():
-        if is_there:
-            sentence = f"“{name}” is not supported by this model. {_MEANING}"
-            raise BadRequest(sentence, code="unsupported_parameter", param=name)
+    if request.tools or request.functions:
+        sentence = f"“tools” is not supported by this model. {_MEANING}"
+        raise BadRequest(sentence, code="unsupported_parameter", param="tools")
     for index, message in enumerate(request.messages):
         if message.role == "tool" or message.tool_calls:
             sentence = f"Tool messages are not supported by this model. {_MEANING}"
@@ -169,12 +239,26 @@ def head(completion_id: str, kind: str, created: int, model: str, fingerprint: s
     return {"id": completion_id, "object": kind, "created": created, "model": model, "system_fingerprint": fingerprint}
 
 
-def choice(index: int, text: str, finish_reason: str) -> dict[str, Any]:
+def choice(index: int, text: str, finish_reason: str, told: list[TokenLogprob]) -> dict[str, Any]:
     """One whole answer."""
     message = {"role": "assistant", "content": text, "refusal": None}
-    return {"index": index, "message": message, "finish_reason": finish_reason, "logprobs": None}
+    return {"index": index, "message": message, "finish_reason": finish_reason, "logprobs": logprobs(told)}
 
 
-def delta(index: int, content: dict[str, Any], finish_reason: str | None = None) -> list[dict[str, Any]]:
+def delta(
+    index: int, content: dict[str, Any], finish_reason: str | None = None, told: list[TokenLogprob] | None = None
+) -> list[dict[str, Any]]:
     """The choices of one chunk."""
-    return [{"index": index, "delta": content, "finish_reason": finish_reason, "logprobs": None}]
+    return [{"index": index, "delta": content, "finish_reason": finish_reason, "logprobs": logprobs(told)}]
+
+
+def logprobs(told: list[TokenLogprob] | None) -> dict[str, Any] | None:
+    """Log-probabilities of an answer's tokens; null where none were asked for."""
+    if not told:
+        return None
+    content = [_likely(one) | {"top_logprobs": [_likely(other) for other in one.top]} for one in told]
+    return {"content": content, "refusal": None}
+
+
+def _likely(one: Likely) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": one.bytes}

@@ -141,6 +141,26 @@ def test_fields_that_clients_send_are_taken(stack: Stack, client: openai.OpenAI)
     assert answer.usage.completion_tokens <= 8
 
 
+def test_forms_biases_and_log_probabilities(stack: Stack, client: openai.OpenAI) -> None:
+    ask = {"model": stack.model, "messages": ASK, "temperature": 1.5, "seed": 5}
+    schema = {"type": "object", "properties": {"way": {"enum": ["on", "off"]}}, "required": ["way"]}
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "way", "strict": True, "schema": schema}}
+    answer = client.chat.completions.create(**ask, response_format=form, max_tokens=64)  # type: ignore[call-overload]
+    assert json.loads(answer.choices[0].message.content)["way"] in {"on", "off"}
+    outputs = {"structured_outputs": {"choice": ["settings", "security"]}, "min_p": 0.01, "top_k": -1}
+    answer = client.chat.completions.create(**ask, extra_body=outputs, logprobs=True, top_logprobs=3)
+    told = answer.choices[0].logprobs.content
+    assert answer.choices[0].message.content in {"settings", "security"}
+    assert "".join(one.token for one in told) == answer.choices[0].message.content
+    assert all(len(one.top_logprobs) == 3 and bytes(one.bytes).decode() == one.token for one in told)
+    streamed = client.chat.completions.create(**ask, extra_body=outputs, logprobs=True, stream=True)
+    pieces = [one for chunk in streamed if chunk.choices[0].logprobs for one in chunk.choices[0].logprobs.content]
+    assert [one.token for one in pieces] == [one.token for one in told]
+    pushed = client.chat.completions.create(**ask, logit_bias={"40": 100}, max_tokens=3)
+    assert len(set(pushed.choices[0].message.content)) == 1
+
+
 @pytest.mark.parametrize("name", ["chat_template", "chat_template_kwargs"])
 @pytest.mark.parametrize("value", ["{{ 1 }}", None, {}])
 def test_templates_of_callers_are_refused(stack: Stack, name: str, value: Any) -> None:
@@ -155,8 +175,16 @@ def test_templates_of_callers_are_refused(stack: Stack, name: str, value: Any) -
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}}, "response_format"),
+        ({"structured_outputs": {"regex": "(a"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"min_p": 2}, "min_p"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
