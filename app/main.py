@@ -20,6 +20,7 @@ from app.deployments import api
 from app.deployments import routes as deployments
 from app.drafting import routes as drafting
 from app.evaluations import routes as evaluations
+from app.exports import routes as exports
 from app.monitoring import routes as monitoring
 from app.overview import routes as overview
 from app.overview import shell
@@ -41,6 +42,7 @@ PRIVATE: list[APIRouter] = [
     chat.router,
     chat_stream.router,
     deployments.router,
+    exports.router,
     sources.router,
     drafting.router,
     monitoring.router,

@@ -8,6 +8,7 @@ from app.datasets import models as datasets
 from app.deployments import models as deployments
 from app.drafting import models as drafting
 from app.evaluations import models as evaluations
+from app.exports import models as exports
 from app.projects import models as projects
 from app.recipes import models as recipes
 from app.runs import models as runs
@@ -21,6 +22,7 @@ __all__ = [
     "deployments",
     "drafting",
     "evaluations",
+    "exports",
     "leader",
     "outbox",
     "projects",

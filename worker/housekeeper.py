@@ -23,6 +23,7 @@ from app.datasets import uploads
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, VersionComparison
 from app.drafting.models import Drafting
 from app.evaluations.models import Evaluation
+from app.exports.models import Export
 from app.overview import demos
 from app.recipes.models import BaseModelEntry
 from app.runs.reconcile import Reconciler
@@ -39,6 +40,7 @@ LONG_WORK = (
     (VersionComparison, "datasets.compare"),
     (BaseModelEntry, "recipes.bring"),
     (Evaluation, "evaluations.run"),
+    (Export, "exports.make"),
     (Forgetting, "sources.forget"),
     (Drafting, "drafts.draft"),
 )

@@ -868,6 +868,47 @@ def upgrade() -> None:
         batch_op.create_index("ix_drafts_drafting_state", ["drafting_id", "state", "id"], unique=False)
 
     op.create_table(
+        "exports",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("run_id", sa.String(length=20), nullable=False),
+        sa.Column("model_ref", sa.String(length=60), nullable=False),
+        sa.Column("model_name", sa.String(length=120), nullable=False),
+        sa.Column("kind", sa.String(length=20), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
+        sa.Column("files", sa.JSON(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("hub_repository", sa.String(length=200), nullable=False),
+        sa.Column("sealed_token", sa.Text(), nullable=False),
+        sa.Column("hub_url", sa.Text(), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("deleted_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["created_by"], ["users.id"], name=op.f("fk_exports_created_by"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_exports_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_exports_run_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_exports")),
+    )
+    with op.batch_alter_table("exports", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_exports_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_exports_run_id"), ["run_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_exports_state"), ["state"], unique=False)
+
+    op.create_table(
         "feedback",
         sa.Column("message_id", sa.String(length=20), nullable=False),
         sa.Column("user_id", sa.String(length=20), nullable=False),
@@ -1032,6 +1073,12 @@ def downgrade() -> None:
     op.drop_table("models")
     op.drop_table("metric_points")
     op.drop_table("feedback")
+    with op.batch_alter_table("exports", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_exports_state"))
+        batch_op.drop_index(batch_op.f("ix_exports_run_id"))
+        batch_op.drop_index(batch_op.f("ix_exports_project_id"))
+
+    op.drop_table("exports")
     with op.batch_alter_table("drafts", schema=None) as batch_op:
         batch_op.drop_index("ix_drafts_drafting_state")
 

@@ -146,6 +146,17 @@ TABLE: dict[str, Rule] = {
     "POST /v1/chat/completions": api_key(
         json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
     ),
+    # exports
+    "GET /projects/{project_id}/exports": viewer(),
+    "GET /projects/{project_id}/exports/live": viewer(),
+    "POST /projects/{project_id}/exports": editor(
+        form={"model": "model:{model_id}", "kind": "merged"}, body_ids=("model_id",)
+    ),
+    "POST /exports/{export_id}/cancel": editor(),
+    "POST /exports/{export_id}/retry": editor(),
+    "POST /exports/{export_id}/delete": editor(),
+    "GET /exports/{export_id}/files/{name}": viewer(),
+    "GET /exports/{export_id}/download": viewer(),
     # demos
     "POST /demos": editor(form={"demo": "shakespeare", "workspace_id": "{workspace_id}"}, body_ids=("workspace_id",)),
     "GET /projects/{project_id}/demo": viewer(),

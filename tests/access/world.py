@@ -23,6 +23,7 @@ from app.deployments import names
 from app.deployments.models import ApiKey
 from app.drafting.models import Draft, Drafting
 from app.evaluations.models import CaseResult, Evaluation
+from app.exports.models import Export
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
 from app.runs.models import Checkpoint, Model, Run
@@ -134,7 +135,11 @@ def make_world(name: str) -> World:
             model_ref=f"model:{model.id}",
         )
         case = CaseResult(evaluation_id=evaluation.id, position=0, rid=1, prompt="?", ideal="!")
-        session.add_all([answer, case])
+        export = Export(
+            project_id=project_id, run_id=run.id, model_ref=f"model:{model.id}", model_name="Run 1", kind="merged",
+            state="failed",
+        )  # fmt: skip
+        session.add_all([answer, case, export])
         session.flush()
         world.ids = {
             "workspace_id": workspace_id,
@@ -160,6 +165,7 @@ def make_world(name: str) -> World:
             "case_id": str(case.id),
             "chat_id": chat.id,
             "message_id": answer.id,
+            "export_id": export.id,
             "invitation_id": invitation.id,
             "member_id": guest.id,
         }

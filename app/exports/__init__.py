@@ -1,0 +1,1 @@
+"""Models as files to take away: folders and GGUF for other programs, checked before they are offered."""
