@@ -5,6 +5,9 @@ mapped files out (they are the page cache's and given back when memory is short)
 more than 2 GB of its own, when a step fails, or when a million rows take more than 150 s from file to version.
 
     python benchmarks/data_scale.py --rows 1000000 --folder DIRECTORY
+
+With `--browse` somebody looks through another five million rows all the while, and the server may take 50 ms for a page
+at the 95th percentile.
 """
 
 import argparse
@@ -16,9 +19,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,11 +33,13 @@ from app.datasets.child import FreezeOrder, ImportOrder, Order, PrepareOrder  # 
 from app.datasets.mapping import Mapping  # noqa: E402
 from app.datasets.plan import Plan, PlannedFile  # noqa: E402
 from app.datasets.steps.catalogue import of_preset  # noqa: E402
+from benchmarks import browse  # noqa: E402
 from benchmarks.make_rows import make  # noqa: E402
 from worker.tasks import datasets as tasks  # noqa: E402
 
 LOOK_EVERY_S = 0.2
 CEILING_MB, TIMED_ROWS, BAR_S = 2048, 1_000_000, 150.0
+BROWSED_ROWS = 5_000_000
 
 
 class Phase(NamedTuple):
@@ -47,6 +54,7 @@ class Phase(NamedTuple):
     disk_mb: float
     processes: int
     error: str = ""
+    page_p95_ms: float = 0.0
 
 
 class Watch(threading.Thread):
@@ -123,7 +131,7 @@ class Told:
             print(f"  {self._name}: {100 * done / total:.0f} %", file=sys.stderr, flush=True)
 
 
-def watched(name: str, folder: Path, order: Callable[[], Order]) -> tuple[Phase, Any]:
+def measured(name: str, folder: Path, order: Callable[[], Order]) -> tuple[Phase, Any]:
     """Let the worker's own code run a child on an order; what it cost, and its result."""
     made = order()
     watch, before = Watch(folder), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -147,16 +155,29 @@ def watched(name: str, folder: Path, order: Callable[[], Order]) -> tuple[Phase,
     return phase, result
 
 
-def chain(source: Path, rows: int, folder: Path, processes: int, only: list[str]) -> list[Phase]:
+def chain(
+    source: Path, rows: int, folder: Path, processes: int, only: list[str], looker: browse.Looker | None
+) -> list[Phase]:
     """The three children one after the other; ends early when one fails. `only`: steps of the preset to take."""
     kept, working, version = folder / "rows", folder / "set", folder / "version"
     phases = []
+
+    def watched(name: str, order: Callable[[], Order]) -> tuple[Phase, Any]:
+        if looker:
+            looker.told()
+        phase, result = measured(name, folder, order)
+        times = looker.told() if looker else []
+        if times:
+            p50, p95 = (float(np.percentile(times, share)) for share in (50, 95))
+            print(f"  {len(times)} pages meanwhile: server p50 {p50:.1f} ms, p95 {p95:.1f} ms", flush=True)
+            phase = phase._replace(page_p95_ms=p95)
+        return phase, result
 
     def importing() -> Order:
         limits = tasks._limits(source.stat().st_size)
         return ImportOrder(source=str(source), filename=source.name, out_dir=str(kept), limits=limits)
 
-    phase, report = watched("import", folder, importing)
+    phase, report = watched("import", importing)
     phases.append(phase)
     if phase.error:
         return phases
@@ -170,7 +191,7 @@ def chain(source: Path, rows: int, folder: Path, processes: int, only: list[str]
     plan = Plan(files=[file], steps=steps)
     limits = tasks._limits(tasks._bytes(plan))
     phase, report = watched(
-        "prepare", folder,
+        "prepare",
         lambda: PrepareOrder(plan=plan, out_dir=str(working), processes=processes, limits=limits),
     )  # fmt: skip
     phases.append(phase)
@@ -179,7 +200,7 @@ def chain(source: Path, rows: int, folder: Path, processes: int, only: list[str]
     gone = {step["name"]: step["removed"] for step in report["steps"] if step["is_applied"] and step["removed"]}
     print(f"  {report['rows_in']:,} rows in, {report['rows']:,} kept; removed: {gone}", flush=True)
     phase, manifest = watched(
-        "freeze", folder,
+        "freeze",
         lambda: FreezeOrder(plan=plan, out_dir=str(version), ready=str(working), processes=processes, limits=limits),
     )  # fmt: skip
     if not phase.error:
@@ -207,6 +228,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where rows are made and kept (default: a temporary folder)")
     parser.add_argument("--source", type=Path, help="rows that make_rows.py made before, as many as --rows")
     parser.add_argument("--only", default="", help="names of steps, comma between (default: the standard preset)")
+    parser.add_argument("--browse", action="store_true", help="look through five million rows meanwhile")
     parser.add_argument("--processes", type=int, default=tasks._processes())
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -216,10 +238,14 @@ def main() -> int:
         folder.mkdir(parents=True)
         source = given.source or make(home / f"rows-{given.rows}.jsonl", given.rows)
         print(f"{given.rows:,} rows, {source.stat().st_size / 1e6:,.0f} MB, {given.processes} processes", flush=True)
-        phases = chain(source, given.rows, folder, given.processes, list(filter(None, given.only.split(","))))
+        only = list(filter(None, given.only.split(",")))
+        with ExitStack() as beside:
+            looker = beside.enter_context(browse.looking(home, BROWSED_ROWS))[0] if given.browse else None
+            phases = chain(source, given.rows, folder, given.processes, only, looker)
     show(phases, given.rows)
     missed = [f"{phase.name}: {phase.error}" for phase in phases if phase.error]
     missed += [f"{p.name}: {p.own_mb:.0f} MB in a process" for p in phases if p.own_mb > CEILING_MB]
+    missed += [f"{p.name}: {p.page_p95_ms:.0f} ms for a page" for p in phases if p.page_p95_ms > browse.BAR_MS]
     wall = sum(phase.wall_s for phase in phases)
     if given.rows == TIMED_ROWS and wall > BAR_S:
         missed.append(f"the chain took {wall:.0f} s of {BAR_S:.0f}")

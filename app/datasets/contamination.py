@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.datasets.near.overlap import near_pairs
+from app.datasets.distinct import distinct
+from app.datasets.near.overlap import Members, near_pairs
 from app.datasets.near.shingles import Words
 from app.datasets.near.spill import Rows, Spill
 from app.datasets.splitting import SPLITS, Sides
@@ -37,24 +38,32 @@ def prove(spilled: Spill, sides: Sides, labels: npt.NDArray[np.integer], keys: W
         leaking = outside[found[rows] < found[outside]]
         if not len(leaking):
             break
-        found[np.isin(labels, np.unique(labels[leaking]))] = 0
+        found[np.isin(labels, distinct(labels[leaking]))] = 0
     is_across = found[near.rows] < found[asked]
     report = {
         "compared": len(queries),
         "moved_rows": int((found != sides).sum()),
-        "exact": int((np.isin(keys, keys[found == 0]) & (found > 0)).sum()),
-        "leaks": len(np.unique(asked[is_across & is_close])),
-        "similar": len(np.unique(asked[is_across & ~is_close])),
+        "exact": _equal(keys[found > 0], keys[found == 0]),
+        "leaks": len(distinct(asked[is_across & is_close])),
+        "similar": len(distinct(asked[is_across & ~is_close])),
         "sides": {split: _all_and_clean(found == side, asked[is_across]) for side, split in enumerate(SPLITS) if side},
         "pairs": _nearest(near.rows[is_across], asked[is_across], near.j[is_across]),
     }
     return Proof(found, report)
 
 
+def _equal(outside: Words, training: Words) -> int:
+    """How many of the few keys outside training are in it, too."""
+    few = Members(outside)
+    is_met = np.zeros(len(few.values), np.bool_)
+    is_met[few.find(training)[1]] = True
+    return int(is_met[few.find(outside)[1]].sum())
+
+
 def _all_and_clean(is_in: npt.NDArray[np.bool_], touched: Rows) -> dict[str, int]:
     """Rows of a side, and those of them without any row at J >= 0.5 on an earlier side."""
     rows = int(is_in.sum())
-    return {"all": rows, "clean": rows - int(is_in[np.unique(touched)].sum())}
+    return {"all": rows, "clean": rows - int(is_in[distinct(touched)].sum())}
 
 
 def _nearest(rows: Rows, asked: Rows, j: npt.NDArray[np.float32]) -> list[dict[str, Any]]:

@@ -8,12 +8,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -30,7 +32,8 @@ from app.datasets.steps.catalogue import published
 from app.datasets.tables import MESSAGES, count, parts
 
 Tell = Callable[[int, int], None]
-LEARNED = ["kind", "text", "messages", "chosen", "rejected"]
+# Texts of people hardly repeat, so no dictionary is tried for them.
+REPEATING = ["split", "kind", "messages.list.element.role"]
 FORMAT = 1
 FROZEN = pa.schema(
     [
@@ -234,15 +237,19 @@ def pack(order: Pack) -> dict[str, Any]:
     content = 0
     temporary = folder / f".tmp-{name}"
     source = pq.ParquetFile(order.path)
-    with pq.ParquetWriter(temporary, FROZEN, compression="zstd", compression_level=3, store_schema=False) as writer:
+    with pq.ParquetWriter(
+        temporary, FROZEN, compression="zstd", compression_level=3, store_schema=False, use_dictionary=REPEATING
+    ) as writer:
         first = 0
         for group in range(source.metadata.num_row_groups):
             table = source.read_row_group(group, use_threads=False)
-            sides = [SPLITS[side] for side in order.sides[first : first + table.num_rows].tolist()]
-            for split, example in zip(sides, table.select(LEARNED).to_pylist(), strict=True):
-                content += xxhash.xxh3_128_intdigest(canonical([split, *learned(example)]))
+            sides = order.sides[first : first + table.num_rows]
+            content += contents(table, sides)
             columns = {name: table.column(name) for name in ("_rid", "kind", "messages", "text", "chosen", "rejected")}
-            columns |= {"split": pa.array(sides, pa.string()), "meta": _metas(table, order.names)}
+            columns |= {
+                "split": pa.array(SPLITS, pa.string()).take(pa.array(sides)),
+                "meta": _metas(table, order.names),
+            }
             writer.write_table(pa.table([columns[field.name] for field in FROZEN], schema=FROZEN))
             first += table.num_rows
     temporary.rename(folder / name)
@@ -252,13 +259,45 @@ def pack(order: Pack) -> dict[str, Any]:
     return packed
 
 
+def contents(table: pa.Table, sides: Sides) -> int:
+    """The sum of the 128-bit hashes of the canonical rows of a table: what is in `learned`, with the split before it.
+
+    Every object is made with its keys in order, so that nothing has to be sorted.
+    """
+    columns = [table.column("kind").to_pylist(), table.column("text").to_pylist()]
+    columns += [_conversations(table.column(name)) for name in ("messages", "chosen", "rejected")]
+    names = [SPLITS[side] for side in sides.tolist()]
+    dumps, digest = orjson.dumps, xxhash.xxh3_128_intdigest
+    return sum(digest(dumps(row)) for row in zip(names, *columns, strict=True))
+
+
+def _conversations(column: pa.ChunkedArray) -> list[list[dict[str, Any]]]:
+    """The turns of every row, each with what it has, in the order of the names."""
+    whole = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(whole), 0).to_pylist()
+    flat = whole.flatten()
+    names = sorted(field.name for field in flat.type)
+    used = [name for name in names if flat.field(name).null_count < len(flat)]
+    cells = zip(*(flat.field(name).to_pylist() for name in used), strict=True)
+    if any(flat.field(name).null_count for name in used):
+        turns = [{name: cell for name, cell in zip(used, row, strict=True) if cell is not None} for row in cells]
+    else:
+        turns = [dict(zip(used, row, strict=True)) for row in cells]
+    ends = list(accumulate(lengths))
+    return [turns[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
 def _metas(table: pa.Table, names: dict[str, str]) -> pa.Array:
     """Where each row came from, its label and its other columns, as canonical JSON."""
+    sources = {file: canonical(name).decode() for file, name in names.items()}
+    labels: dict[str, str] = {}
     found = []
     cells = (table.column(name).to_pylist() for name in ("_file", "_row", "label", "meta"))
     for file, row, label, meta in zip(*cells, strict=True):
-        columns = orjson.loads(meta) if meta != "{}" else {}
-        found.append(canonical({"source": names[file], "row": row, "label": label, "columns": columns}).decode())
+        if label not in labels:
+            labels[label] = canonical(label).decode()
+        columns = canonical(orjson.loads(meta)).decode() if meta != "{}" else meta
+        found.append(f'{{"columns":{columns},"label":{labels[label]},"row":{row},"source":{sources[file]}}}')
     return pa.array(found, pa.string())
 
 

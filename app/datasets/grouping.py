@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from app.datasets.distinct import distinct
 from app.datasets.near.edges import Edges, components, edges_of
 from app.datasets.near.overlap import Members
 from app.datasets.near.shingles import Words, row_keys, shingles
@@ -85,7 +86,7 @@ def facts_of(
     return Facts(
         spilled=spilled, keys=keys, strata=_strata(joined, spilled) if len(keys) else np.empty(0, np.int64),
         labels=_labels(edges, same), times=joined.get("times"), hits=joined.get("hits", np.zeros(len(keys), bool)),
-        touched=np.unique(joined.get("touched", np.empty(0, np.uint64))), edges=len(edges.a),
+        touched=distinct(joined.get("touched", np.empty(0, np.uint64))), edges=len(edges.a),
     )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
         places, _ = Members(np.load(Path(order.folder, "evaluation.npy"))).find(runs.values)
         hits = np.zeros(len(texts), np.bool_)
         hits[np.searchsorted(runs.offsets, places, side="right") - 1] = True
-        found |= {"hits": hits, "touched": np.unique(runs.values[places])}
+        found |= {"hits": hits, "touched": distinct(runs.values[places])}
     return found
 
 

@@ -28,7 +28,7 @@ from app.datasets.reading.formats import sniff
 from app.datasets.reading.readers import corrected, read
 from app.datasets.reading.sniffed import Sniffed
 from app.datasets.reading.unpacking import inner_name, unpack
-from app.datasets.statistics import ColumnShape, column_shapes
+from app.datasets.shapes import ColumnShape, column_shapes
 from app.datasets.tables import RowWriter
 from app.datasets.threads import joined
 

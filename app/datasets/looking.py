@@ -5,6 +5,7 @@ A shard is one part of a source file. Its folder appears whole or not at all, so
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from app.datasets.steps.batches import examples_of, keep, of_examples, rows_chan
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import BATCH_ROWS, MARKS, Batch, Changes, Indexes
 from app.datasets.steps.copies import mixed
-from app.datasets.steps.personal import veiled_text
+from app.datasets.steps.personal import veiled_texts
 from app.datasets.tables import EXAMPLES, parts
 
 # How a row ended: kept, not usable, taken out by hand, or (FIRST + its place in the chain) by a step.
@@ -268,13 +269,13 @@ def _show(
     drawn = draws(before.rids[chosen], STEPS[name].bit)
     order_of = np.argsort(drawn, kind="stable")[: order.shown]
     starts = before.starts()
-    kept = notes.shown.setdefault(name, [])
-    for row, draw in zip(chosen[order_of].tolist(), drawn[order_of].tolist(), strict=True):
+    touched = []
+    for row in chosen[order_of].tolist():
         turns = slice(int(starts[row]), int(starts[row + 1]))
-        old, new = before.texts[turns].to_list(), after.texts[turns].to_list()
-        rid = int(before.rids[row])
-        is_out = bool(is_gone[row]) and not is_marked
-        kept.append({"draw": draw, **excerpt(rid, codes[row], old, None if is_out else new)})
+        new = None if is_gone[row] and not is_marked else after.texts[turns].to_list()
+        touched.append(Touched(int(before.rids[row]), codes[row], before.texts[turns].to_list(), new))
+    kept = notes.shown.setdefault(name, [])
+    kept += [{"draw": n, **part} for n, part in zip(drawn[order_of].tolist(), excerpts(touched), strict=True)]
     notes.shown[name] = sorted(kept, key=lambda shown: int(shown["draw"]))[: order.shown]
 
 
@@ -283,18 +284,38 @@ def _few(batch: Batch, rows: Any, name: str, order: Look) -> list[int]:
     return rows[np.argsort(draws(batch.rids[rows], STEPS[name].bit), kind="stable")[: order.shown]].tolist()
 
 
-def excerpt(rid: int, code: str, old: list[str], new: list[str] | None) -> dict[str, Any]:
-    """The text around the first difference, before and after (None: the row goes), personal data made unreadable."""
-    if new is None:
-        return {"rid": rid, "code": code, "before": veiled_text("\n".join(old))[:EXCERPT_CHARACTERS], "after": None}
-    if new == old:  # marked only: what it is marked for may stand anywhere, and ends tell the most
-        text = veiled_text("\n".join(old))
-        if len(text) > EXCERPT_CHARACTERS:
-            text = f"{text[: EXCERPT_CHARACTERS // 2]} … {text[-EXCERPT_CHARACTERS // 2 :]}"
-        return {"rid": rid, "code": code, "before": text, "after": text}
-    index = next((i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b), 0)
-    one, other = (texts[index] if texts else "" for texts in (old, new))
-    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    begin = max(0, place - 60)
-    end = begin + EXCERPT_CHARACTERS
-    return {"rid": rid, "code": code, "before": veiled_text(one)[begin:end], "after": veiled_text(other)[begin:end]}
+class Touched(NamedTuple):
+    """A row that a step touched: its texts before and after (None: the row goes)."""
+
+    rid: int
+    code: str
+    old: list[str]
+    new: list[str] | None
+
+
+def excerpts(rows: Sequence[Touched]) -> list[dict[str, Any]]:
+    """The text around the first difference, before and after, personal data made unreadable."""
+    found, raw = [], []
+    for row in rows:
+        if row.new is None or row.new == row.old:
+            raw.append("\n".join(row.old))
+        else:
+            index = next((i for i, (a, b) in enumerate(zip(row.old, row.new, strict=True)) if a != b), 0)
+            raw += [texts[index] if texts else "" for texts in (row.old, row.new)]
+    texts = list(zip(raw, veiled_texts(raw), strict=True))[::-1]
+    for row in rows:
+        one, before = texts.pop()
+        after: str | None = None
+        if row.new is None:
+            before = before[:EXCERPT_CHARACTERS]
+        elif row.new == row.old:  # marked only: what it is marked for may stand anywhere, and ends tell the most
+            if len(before) > EXCERPT_CHARACTERS:
+                before = f"{before[: EXCERPT_CHARACTERS // 2]} … {before[-EXCERPT_CHARACTERS // 2 :]}"
+            after = before
+        else:
+            other, after = texts.pop()
+            pairs = enumerate(zip(one, other, strict=False))
+            begin = max(0, next((i for i, (a, b) in pairs if a != b), min(len(one), len(other))) - 60)
+            before, after = (text[begin : begin + EXCERPT_CHARACTERS] for text in (before, after))
+        found.append({"rid": row.rid, "code": row.code, "before": before, "after": after})
+    return found

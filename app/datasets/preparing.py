@@ -24,8 +24,9 @@ from app.datasets.looking import (
     SHOWN_EXAMPLES,
     Look,
     Shard,
+    Touched,
     draws,
-    excerpt,
+    excerpts,
     layout,
     look,
 )
@@ -34,7 +35,7 @@ from app.datasets.reports import PrepareReport, Shown, StepReport
 from app.datasets.statistics import Counting
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import BATCH_ROWS
-from app.datasets.steps.personal import veiled_text
+from app.datasets.steps.personal import veiled_texts
 from app.datasets.tables import EXAMPLES
 from app.datasets.trying import trials
 from app.datasets.writing import TRACE, Write, write
@@ -131,14 +132,14 @@ def _write(
         tell(done)
     texts = {int(rid): turns for result in results for rid, turns in result["texts"].items()}
     shown = _shown_of_rows(shards, looked)
-    for position, rids in chosen.items():
-        found = shown[names[position]] = []
-        for rid in rids:
-            code, twin, score = picked[rid]
-            if rid in texts:
-                other = veiled_text("\n".join(texts.get(twin, [])))[:EXCERPT_CHARACTERS]
-                parts = excerpt(rid, code, texts[rid], None)
-                found.append(Shown(**parts, of=twin if twin >= 0 else None, twin=other, score=score))
+    for position, chosen_rids in chosen.items():
+        rids = [rid for rid in chosen_rids if rid in texts]
+        before = excerpts([Touched(rid, picked[rid][0], texts[rid], None) for rid in rids])
+        twins = veiled_texts(["\n".join(texts.get(picked[rid][1], [])) for rid in rids])
+        shown[names[position]] = [
+            Shown(**part, of=twin if twin >= 0 else None, twin=other[:EXCERPT_CHARACTERS], score=score)
+            for part, (_code, twin, score), other in zip(before, map(picked.__getitem__, rids), twins, strict=True)
+        ]
     return results, shown
 
 

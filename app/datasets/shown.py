@@ -17,7 +17,8 @@ from app.datasets.mapping import Mapping, column
 from app.datasets.models import CleaningPlan, SourceFile
 from app.datasets.plan import Plan
 from app.datasets.reports import PrepareReport, Shown, StepReport
-from app.datasets.statistics import Histogram, Statistics
+from app.datasets.shapes import Histogram
+from app.datasets.statistics import Statistics
 from app.datasets.steps.contract import Step
 from app.datasets.tables import count, page, search
 from app.datasets.turns import text_of

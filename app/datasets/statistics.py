@@ -1,7 +1,6 @@
-"""One pass over rows: counts, lengths and labels, small enough to keep with a version and to draw in a table head."""
+"""One pass over rows: counts, lengths and labels, small enough to keep with a version."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,30 +9,10 @@ import polars as pl
 from pydantic import Field
 
 from app.contracts.base import Contract
+from app.datasets.distinct import counted, distinct
+from app.datasets.shapes import BARS, Histogram
 from app.datasets.steps.batches import strings
 from app.datasets.steps.contract import ASSISTANT, MAIN, ROLES, SYSTEM, TEXT, USER, Batch
-from app.datasets.turns import text_of
-
-BARS = 12
-
-
-class Histogram(Contract):
-    """Equal bins between `low` and `high` (the highest 1 % is in the last one). `unit` is words, items or empty."""
-
-    low: float = 0
-    high: float = 0
-    unit: str = ""
-    bars: list[int] = Field(default_factory=list)
-
-
-class ColumnShape(Contract):
-    """A column as the head of a table shows it."""
-
-    name: str
-    kind: str
-    filled: int
-    distinct: int
-    histogram: Histogram
 
 
 class Statistics(Contract):
@@ -56,50 +35,6 @@ class Statistics(Contract):
     turns_per_row: Histogram = Field(default_factory=Histogram)
     quality: list[tuple[int, int]] = Field(default_factory=list, description="lower end of ten points, rows")
     tokens: Histogram = Field(default_factory=Histogram)
-
-
-def histogram(values: Sequence[float], unit: str = "") -> Histogram:
-    """A histogram of at most twelve bars that an outlier does not squeeze: the range ends at the 99th percentile."""
-    if not values:
-        return Histogram(unit=unit)
-    ordered = sorted(values)
-    low, top = ordered[0], ordered[-1]
-    high = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    bins = min(BARS, max(1, int(high - low) + 1)) if all(float(v).is_integer() for v in (low, high)) else BARS
-    width = (high - low) / bins or 1.0
-    bars = [0] * bins
-    for value in ordered:
-        bars[min(bins - 1, int((value - low) / width))] += 1
-    return Histogram(low=low, high=top, unit=unit, bars=bars)
-
-
-def column_shapes(rows: Sequence[dict[str, Any]], kinds: dict[str, str]) -> list[ColumnShape]:
-    """The columns of sampled rows, in order."""
-    shapes = []
-    for name, kind in kinds.items():
-        cells = [cell for row in rows if (cell := row.get(name)) not in (None, "")]
-        if kind == "Number":
-            values, unit = [float(c) for c in cells if isinstance(c, int | float)], ""
-        elif kind == "List":
-            values, unit = [float(len(c)) for c in cells if isinstance(c, list)], "items"
-        elif cells and all(_is_number(c) for c in cells):
-            kind, values, unit = "Number", [float(c) for c in cells], ""
-        else:
-            values, unit = [float(len(text_of(c).split())) for c in cells], "words"
-        distinct = len({text_of(c) for c in cells})
-        shapes.append(
-            ColumnShape(
-                name=name, kind=kind or "Empty", filled=len(cells), distinct=distinct, histogram=histogram(values, unit)
-            )
-        )
-    return shapes
-
-
-def _is_number(cell: Any) -> bool:
-    """Whether a text is a plain number (not a code with leading zeros, not “nan” or “inf”)."""
-    if not isinstance(cell, str) or len(cell) > 18 or (len(cell) > 1 and cell[0] == "0" and cell[1] != "."):
-        return False
-    return cell.removeprefix("-").replace(".", "", 1).isdecimal() and cell.isascii()
 
 
 # Lengths above this are counted in bins of one sixteenth of a doubling.
@@ -165,12 +100,12 @@ class Counting:
         self._count("roles", batch.roles[is_main])
         self._count("turns", np.bincount(batch.owners[is_counted], minlength=len(batch))[batch.is_chat])
         if len(self._counts["labels"]) < LABELS_COUNTED:
-            self._counts["labels"].update(label for label in batch.labels.to_list() if label)
+            self._counts["labels"].update(batch.labels.filter(batch.labels != "").to_list())
         first = np.zeros(len(batch), np.uint64)
         users = np.flatnonzero((batch.roles == USER) & is_main)
         # Written backwards, so that the first question of a row is the one that stays.
         first[batch.owners[users[::-1]]] = batch.texts.gather(users[::-1]).hash().to_numpy()
-        self._first_questions.append(np.unique(first[batch.is_chat]))
+        self._first_questions.append(distinct(first[batch.is_chat]))
         for name, values in (marks or {}).items():
             if name == "language":
                 self._counts["languages"].update(value for value in values.tolist() if value)
@@ -180,12 +115,11 @@ class Counting:
                 self._count("tokens", binned(values.astype(np.int64)))
 
     def _count(self, name: str, values: npt.NDArray[Any]) -> None:
-        found, numbers = np.unique(values, return_counts=True)
-        self._counts[name].update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+        self._counts[name].update(counted(values))
 
     def state(self) -> dict[str, Any]:
         """All of it as plain values, for `join` in another process."""
-        first = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._first_questions]))
+        first = distinct(np.concatenate([np.zeros(0, np.uint64), *self._first_questions]))
         return {
             "sums": dict(self._sums), "first": first.tobytes().hex(),
             "counts": {name: list(counter.items()) for name, counter in self._counts.items()},
@@ -200,7 +134,7 @@ class Counting:
 
     def result(self) -> Statistics:
         """What was counted so far."""
-        first = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._first_questions]))
+        first = distinct(np.concatenate([np.zeros(0, np.uint64), *self._first_questions]))
         labels, languages = self._counts["labels"], self._counts["languages"]
         return Statistics(
             **self._sums,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.datasets.cleaning import changes_of
-from app.datasets.looking import SHOWN_EXAMPLES, draws, excerpt
+from app.datasets.looking import SHOWN_EXAMPLES, Touched, draws, excerpts
 from app.datasets.overrides import Exempt
 from app.datasets.plan import Plan
 from app.datasets.reports import Shown, StepReport
@@ -116,16 +117,21 @@ def _tried(chosen: ChosenStep, batch: Batch, rows: int, is_whole: bool) -> StepR
         report.sampled = number
         report.low, report.high = (round(share * rows) for share in wilson(len(touched), number))
     chosen_rows = touched[np.argsort(draws(batch.rids[touched], step.bit), kind="stable")[:SHOWN_EXAMPLES]]
-    report.examples = [_shown(batch, after, row, codes[row], bool(is_gone[row]), twins) for row in chosen_rows.tolist()]
+    report.examples = _shown(batch, after, chosen_rows.tolist(), codes, is_gone, twins)
     return report
 
 
-def _shown(before: Batch, after: Batch, row: int, code: str, is_gone: bool, twins: dict[int, int]) -> Shown:
+def _shown(
+    before: Batch, after: Batch, rows: list[int], codes: dict[int, str], is_gone: npt.NDArray[np.bool_],
+    twins: dict[int, int],
+) -> list[Shown]:  # fmt: skip
     starts = before.starts()
-    turns = slice(int(starts[row]), int(starts[row + 1]))
-    old, new = before.texts[turns].to_list(), after.texts[turns].to_list()
-    found: dict[str, Any] = excerpt(int(before.rids[row]), code, old, None if is_gone else new)
-    return Shown(**found, of=twins.get(row))
+    touched = []
+    for row in rows:
+        turns = slice(int(starts[row]), int(starts[row + 1]))
+        new = None if is_gone[row] else after.texts[turns].to_list()
+        touched.append(Touched(int(before.rids[row]), codes[row], before.texts[turns].to_list(), new))
+    return [Shown(**found, of=twins.get(row)) for row, found in zip(rows, excerpts(touched), strict=True)]
 
 
 def wilson(hits: int, of: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from app.datasets.distinct import distinct
 from app.datasets.near.shingles import HASH_BITS, Shingles
 from app.datasets.near.signatures import BANDS, band_keys
 from app.datasets.near.spill import Crew, Rows, Spill, Tell, crew, spill
@@ -128,7 +129,7 @@ def _verify_partition(order: tuple[Spill, int, int]) -> tuple[Pairs, npt.NDArray
         pairs = _mapped(Path(spilled.folder, f"pairs-{band:02d}.u64"))
         first, last = np.searchsorted(pairs, limits)
         slices.append(np.asarray(pairs[first:last]))
-    candidates = np.unique(np.concatenate(slices))
+    candidates = distinct(np.concatenate(slices))
     rows, places = np.unique(np.concatenate(unpacked(candidates)), return_inverse=True)
     signed = spilled.signatures(rows)
     a, b = places[: len(candidates)], places[len(candidates) :]
@@ -180,7 +181,7 @@ def _missing(rows: int, pairs: Pairs, sizes: npt.NDArray[np.uint32]) -> Pairs:
             longest = members[int(np.argmax(sizes[members]))]
             found += [packed(members[1:], np.full(len(members) - 1, members[0]))]
             found += [packed(members[members != longest], np.full(len(members) - 1, longest))]
-    wanted = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    wanted = distinct(np.concatenate(found)) if found else np.empty(0, np.uint64)
     return np.asarray(np.setdiff1d(wanted, pairs, assume_unique=True))
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from app.datasets.distinct import distinct
 from app.datasets.near.edges import jaccard
 from app.datasets.near.shingles import Shingles, Words
 from app.datasets.near.spill import Rows, Spill, crew, take
@@ -33,7 +34,7 @@ class Members:
     """Which of many hashes are among a few: a table of bits first, then a search."""
 
     def __init__(self, values: Words, *, is_sorted: bool = False) -> None:
-        self.values = values if is_sorted else np.unique(values)
+        self.values = values if is_sorted else distinct(values)
         least, most = _FILTER_BITS
         self._bits = np.uint64((1 << min(most, max(least, (8 * len(self.values)).bit_length()))) - 1)
         self._table = np.zeros(int(self._bits) + 1, np.bool_)
@@ -148,7 +149,7 @@ def _of_batches(order: tuple[Spill, list[int], float]) -> Near:
         start, rows_sets = spilled.batches[number].start, spilled.sets(number)
         rows_sets = Shingles(np.asarray(rows_sets.values), rows_sets.offsets)
         parts = list(_candidates(index, members, rows_sets, start, least))
-        pairs = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        pairs = distinct(np.concatenate(parts)) if parts else np.empty(0, np.int64)
         for place in range(0, len(pairs), CHUNK_PAIRS):
             rows, asked = np.divmod(pairs[place : place + CHUNK_PAIRS], len(index.queries))
             part = _exact(rows_sets, sets, rows, asked, least)
@@ -187,7 +188,7 @@ def _candidates(index: _Index, members: Members, sets: Shingles, start: int, lea
         is_possible = np.minimum(np.repeat(left[part], many[part]), index.left[met]) >= needed
         at = np.repeat(rows[part], many[part])[is_possible]
         asked = asked[is_possible]
-        pairs = np.unique(at * len(index.queries) + asked)
+        pairs = distinct(at * len(index.queries) + asked)
         at, asked = np.divmod(pairs, len(index.queries))
         differing = np.bitwise_count(bits[at] ^ index.bits[asked]).sum(axis=1, dtype=np.int64)
         overlap = (sizes[at] + query_sizes[asked] - differing) / 2
@@ -198,7 +199,7 @@ def _candidates(index: _Index, members: Members, sets: Shingles, start: int, lea
 
 
 def _exact(rows_sets: Shingles, sets: Shingles, rows: Rows, asked: Rows, least: float) -> Near:
-    left, right = np.unique(rows), np.unique(asked)
+    left, right = distinct(rows), distinct(asked)
     some, others = take(rows_sets, left), take(sets, right)
     both = Shingles(
         np.concatenate([some.values, others.values]),

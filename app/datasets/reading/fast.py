@@ -83,18 +83,31 @@ class _Counted:
         self._stream.close()
 
     def _look(self, data: bytearray) -> None:
-        self.feeds += data.count(b"\n")
+        if self._seam:
+            self._look_at_ends(np.frombuffer(data, np.uint8))
+            edge = self._last[1 - len(self._seam) :] + data[: len(self._seam) - 1]
+            self.seams += edge.count(self._seam)
+        else:
+            self.feeds += data.count(b"\n")
         if self._seam and self.is_plain:
             # Only other bytes and escapes can become text that is no UTF-8.
             self.is_plain = data.isascii() and b"\\" not in data
         if self._last[-1:] == b"\r" or b"\r" in data:
             self.returns += data.count(b"\r")
             self.pairs += data.count(b"\r\n") + (self._last[-1:] == b"\r" and data[:1] == b"\n")
-        if self._seam:
-            edge = self._last[1 - len(self._seam) :] + data[: len(self._seam) - 1]
-            self.seams += data.count(self._seam) + edge.count(self._seam)
         self._last = bytes((self._last + data)[-8:] if len(data) < 8 else data[-8:])
         self._context.done_bytes += len(data)
+
+    def _look_at_ends(self, data: np.ndarray) -> None:
+        """Count line ends, and seams around them: sooner than looking for the seam everywhere."""
+        ends = np.flatnonzero(data == ord("\n"))
+        self.feeds += len(ends)
+        reach = len(self._seam) - 2
+        inner = ends[(ends >= reach) & (ends < len(data) - 1)]
+        is_seam = (data[inner - reach] == ord("}")) & (data[inner + 1] == ord("{"))
+        if reach > 1:
+            is_seam &= data[inner - 1] == ord("\r")
+        self.seams += int(np.count_nonzero(is_seam))
 
     @property
     def lines(self) -> int:

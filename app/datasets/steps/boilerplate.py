@@ -13,7 +13,7 @@ from pydantic import Field
 
 from app.contracts.base import Contract
 from app.datasets.steps.contract import Changes, RowRunner, Step, Words
-from app.datasets.steps.rewriting import rewriting
+from app.datasets.steps.rewriting import matching, rewriting
 
 _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[^\W\d_]")
@@ -98,7 +98,7 @@ def _boilerplate(params: BoilerplateParams) -> RowRunner:
     if not patterns:
         return lambda batch: Changes()
     gate = "\n" if "" in words else "(?i)" + "|".join(map(re.escape, words))
-    return rewriting(gate, once)
+    return rewriting(matching(gate), once)
 
 
 BOILERPLATE = Step(

@@ -120,12 +120,14 @@ def guesses(texts: Sequence[str]) -> list[Guess]:
 
 def learned_text(batch: Batch) -> list[str]:
     """What is learned in each row, turns joined by line breaks; the whole row where nothing is."""
-    return _joined(batch, batch.is_learned & (batch.texts.str.strip_chars() != "").to_numpy())
+    return _joined(batch, batch.is_learned & batch.texts.str.contains(r"\S").to_numpy())
 
 
 def _joined(batch: Batch, is_read: np.ndarray) -> list[str]:
     number = np.bincount(batch.owners[is_read], minlength=len(batch))
     is_read = is_read | (number == 0)[batch.owners]
+    if np.array_equal(batch.owners[is_read], np.arange(len(batch))):
+        return batch.texts.filter(pl.Series(is_read)).to_list()
     frame = pl.DataFrame({"row": batch.owners[is_read], "text": batch.texts.filter(pl.Series(is_read))})
     joined = frame.group_by("row", maintain_order=True).agg(pl.col("text").str.join("\n"))
     found = [""] * len(batch)

@@ -13,7 +13,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from app.contracts.base import Contract
 from app.datasets.steps.contract import RowRunner, Step, Words
-from app.datasets.steps.rewriting import rewriting
+from app.datasets.steps.rewriting import matching, rewriting
 
 GATE = (
     r"(?i)</[a-z][a-z0-9]*\s*>|<[a-z][a-z0-9]*\s+[a-z-]+\s*=\s*[\"']|<br\s*/?>"
@@ -143,7 +143,7 @@ def _markup(params: MarkupParams) -> RowRunner:
     def once(text: str) -> tuple[str, tuple[str, ...]]:
         return rewritten(text, params.is_link_kept, params.is_entity_read), ("fix.html",)
 
-    return rewriting(GATE, once)
+    return rewriting(matching(GATE), once)
 
 
 MARKUP = Step(

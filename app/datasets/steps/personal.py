@@ -153,9 +153,12 @@ def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dic
     for name, kind in KINDS.items():
         if name in wanted:
             for finder in kind.finders:
-                for place in column.str.contains(finder.gate).arg_true().to_list():
-                    finds.setdefault(place, []).extend(finder.find(texts[place]))
-    return {place: _resolved(spans) for place, spans in finds.items() if spans}
+                places = column.str.contains(finder.gate).arg_true()
+                gated = texts.gather(places) if isinstance(texts, pl.Series) else [texts[place] for place in places]
+                for place, text in zip(places.to_list(), gated, strict=True):
+                    if spans := list(finder.find(text)):
+                        finds.setdefault(place, []).extend(spans)
+    return {place: _resolved(spans) for place, spans in sorted(finds.items())}
 
 
 def _value(kind: str, text: str) -> str:
@@ -233,6 +236,12 @@ def veiled(text: str, spans: Sequence[Span]) -> str:
 def veiled_text(text: str) -> str:
     """The text with everything personal that is found in it made unreadable."""
     return veiled(text, found([text]).get(0, ()))
+
+
+def veiled_texts(texts: Sequence[str]) -> list[str]:
+    """`veiled_text` of each."""
+    finds = found(texts)
+    return [veiled(text, finds[place]) if place in finds else text for place, text in enumerate(texts)]
 
 
 def veil(kind: str, value: str) -> str:

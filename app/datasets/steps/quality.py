@@ -13,12 +13,30 @@ import polars as pl
 from pydantic import Field
 
 from app.contracts.base import Contract
-from app.datasets.steps.contract import ASSISTANT, MAIN, REJECTED, TEXT, USER, Batch, Changes, RowRunner, Step, Words
+from app.datasets.statistics import word_counts
+from app.datasets.steps.contract import (
+    ASSISTANT,
+    MAIN,
+    REJECTED,
+    TEXT,
+    USER,
+    Batch,
+    Changes,
+    Indexes,
+    RowRunner,
+    Step,
+    Words,
+)
 
-_WORD = re.compile(r"\S+")
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _SYMBOLS = re.compile(r"#|…|\.\.\.")
-_ENDS = re.compile(r"[.!?…。！？؟।॥。」』)\]}>\"'”’»*_`:~|\-=;%€$\d]\s*\Z")
+_ITEM = re.compile(r"[-*•#>|\d]")
+CUT_WORDS = 20
+# Whether a byte of plain ASCII is a letter, or a blank as `str.split` sees it.
+_ASCII = [chr(byte) for byte in range(128)]
+_IS_LETTER = np.array([c.isalpha() for c in _ASCII], np.uint32)
+_IS_BLANK = np.array([c.isspace() for c in _ASCII], np.uint32)
+_ENDS = r"[\n\r\x0b\x0c\x1c-\x1e]"
 REFUSAL = (
     r"(?i)\bas an? (?:ai|artificial intelligence|large language|language)\b(?: language)?(?: model| assistant)?"
     r"|\bi(?:'| a)m (?:just |only )?an? (?:ai|language model)\b"
@@ -28,7 +46,7 @@ REFUSAL = (
     r"|\bals (?:ki|künstliche intelligenz|sprachmodell)\b|\ben tant qu(?:e modèle de langage|'ia|'intelligence)"
     r"|\bcomo (?:una? )?(?:ia|inteligencia artificial|modelo de lenguaje|modelo de linguagem)\b"
 )
-# What each finding costs. A text with several loses each of them.
+# What each finding costs. A row with several loses each of them; it begins with 100 and never falls below 0.
 COSTS = {
     "q.refusal": 50, "q.echo": 60, "q.letters": 35, "q.lines": 35, "q.phrases": 30, "q.symbols": 25, "q.cut": 15,
 }  # fmt: skip
@@ -63,27 +81,25 @@ def _repeated_lines(text: str) -> float:
     return 1 - len(set(lines)) / len(lines)
 
 
-def _top_pair(words: list[str], characters: int) -> float:
-    """Share of the characters that the most frequent pair of words covers."""
+def _repeats_a_pair(words: list[str], characters: int, most: float) -> bool:
+    """Whether the most frequent pair of words, from three times on, covers more of the characters than `most`."""
+    least = 0.499 * most * characters
+    # One word of such a pair covers half of it: hardly any text has one, and words are counted sooner than pairs.
+    if not any(times > 2 and times * len(word) > least for word, times in Counter(words).items()):
+        return False
     pair, times = Counter(pairwise(words)).most_common(1)[0]
-    return times * (len(pair[0]) + len(pair[1])) / characters if times > 2 else 0.0
-
-
-_LETTERS = re.compile(r"[A-Za-z]+")
+    return times > 2 and times * (len(pair[0]) + len(pair[1])) / characters > most
 
 
 def findings(text: str, limits: QualityParams) -> list[str]:
     """Codes of a text of `least_words` and more. Fenced code is not looked at."""
     prose = _FENCE.sub(" ", text) if "```" in text or "~~~" in text else text
-    words = _WORD.findall(prose)
+    words = prose.split()
     if len(words) < limits.least_words:
         return []
     codes = []
     characters = sum(map(len, words))
-    if prose.isascii():
-        letters = sum(map(len, _LETTERS.findall(prose)))
-    else:
-        letters = sum(c.isalpha() or (c.isalnum() and not c.isascii()) for c in prose)
+    letters = sum(c.isalpha() or (c.isalnum() and not c.isascii()) for c in prose)
     # Marks above and below letters (Indic scripts, Arabic) belong to them.
     marks = 0 if prose.isascii() else sum(0x0300 <= ord(c) <= 0x0F84 and not c.isalnum() for c in prose)
     if letters + marks < limits.least_letters * characters:
@@ -92,18 +108,48 @@ def findings(text: str, limits: QualityParams) -> list[str]:
         codes.append("q.symbols")
     if _repeated_lines(prose) > limits.most_lines:
         codes.append("q.lines")
-    if _top_pair(words, characters) > limits.most_phrases:
+    if _repeats_a_pair(words, characters, limits.most_phrases):
         codes.append("q.phrases")
     return codes
 
 
-def breaks_off(text: str, least_words: int = 20) -> bool:
-    """Whether a longer text ends on a letter or a comma: no full stop, no sign, no list, no code."""
-    if _ENDS.search(text) or len(_WORD.findall(text)) < least_words:
-        return False
+def _findings(texts: pl.Series, words: Indexes, limits: QualityParams) -> dict[str, list[int]]:
+    """Code to places of the `texts` (of `words` words each, enough of them) in which `findings` names it. What is
+    plain ASCII without fences, nearly all of them, is counted byte by byte."""
+    codes: dict[str, list[int]] = {}
+    is_plain = ~texts.str.contains(r"[^\x00-\x7f]|```|~~~").to_numpy()
+    for place in np.flatnonzero(~is_plain).tolist():
+        for code in findings(texts[place], limits):
+            codes.setdefault(code, []).append(place)
+    places = np.flatnonzero(is_plain)
+    if not len(places):
+        return codes
+    plain, words = texts.gather(places), words[places]
+    said, lengths = plain.to_list(), plain.str.len_bytes().to_numpy().astype(np.int64)
+    read, starts = np.frombuffer("".join(said).encode("ascii"), np.uint8), np.cumsum(lengths) - lengths
+    letters, blanks = (np.add.reduceat(table[read], starts).astype(np.int64) for table in (_IS_LETTER, _IS_BLANK))
+    characters = lengths - blanks
+    signs = plain.str.count_matches(r"#|\.\.\.").to_numpy()
+    lined = plain.str.contains(rf"(?s){_ENDS}.*{_ENDS}").arg_true().to_list()
+    found = {
+        "q.letters": np.flatnonzero(letters < limits.least_letters * characters).tolist(),
+        "q.symbols": np.flatnonzero(signs > limits.most_symbols * words).tolist(),
+        "q.lines": [i for i in lined if _repeated_lines(said[i]) > limits.most_lines],
+        "q.phrases": [
+            i for i, (text, number) in enumerate(zip(said, characters.tolist(), strict=True))
+            if _repeats_a_pair(text.split(), number, limits.most_phrases)
+        ],
+    }  # fmt: skip
+    for code, some in found.items():
+        codes.setdefault(code, []).extend(places[some].tolist())
+    return codes
+
+
+def breaks_off(text: str) -> bool:
+    """Whether a longer text, which ends on a letter or a comma, ends in the middle of a sentence."""
     last = text.rstrip().rsplit("\n", 1)[-1].strip()
     # Headings, list items, verse and signatures end without a stop.
-    return len(last.split()) >= 8 and not re.match(r"[-*•#>|\d]", last) and "```" not in text
+    return len(last.split()) >= 8 and not _ITEM.match(last) and "```" not in text
 
 
 def is_echo(question: str, answer: str) -> bool:
@@ -112,53 +158,34 @@ def is_echo(question: str, answer: str) -> bool:
     return len(said.split()) >= 3 and asked == said
 
 
-def score(codes: list[str]) -> float:
-    """100 without findings; each one takes its cost, never below 0."""
-    return float(max(0, 100 - sum(COSTS[code] for code in codes)))
-
-
 def _quality(params: QualityParams) -> RowRunner:
-    gate = rf"(?:\S+\s+){{{params.least_words - 1}}}\S"
-
     def run(batch: Batch) -> Changes:
-        found: dict[int, list[str]] = {}
-
-        def note(code: str, indexes: np.ndarray) -> None:
-            for row in np.unique(batch.owners[indexes]).tolist():
-                found.setdefault(row, []).append(code)
-
         # A rejected answer is meant to be poor.
         spoken = batch.is_learned & np.isin(batch.roles, (ASSISTANT, TEXT)) & (batch.sides != REJECTED)
         # Rows whose answer is their label are names, not prose.
-        is_label = np.zeros(len(batch), np.bool_)
-        labelled = np.flatnonzero((batch.labels != "").to_numpy())
-        is_label[labelled] = True
-        spoken &= ~is_label[batch.owners]
+        spoken &= ~(batch.labels != "").to_numpy()[batch.owners]
         places = np.flatnonzero(spoken)
         texts = batch.texts.gather(places)
-        long = places[texts.str.contains(gate).to_numpy()]
-        codes: dict[str, list[int]] = {}
-        for index in long.tolist():
-            for code in findings(batch.texts[index], params):
-                codes.setdefault(code, []).append(index)
-        for code, indexes in codes.items():
-            note(code, np.array(indexes))
+        words = word_counts(texts)
+        is_long = words >= params.least_words
+        found = _findings(texts.filter(pl.Series(is_long)), words[is_long], params)
+        noted = {code: places[is_long][some] for code, some in found.items()}
         if params.is_refusal_marked:
-            answers = places[batch.roles[places] == ASSISTANT]
-            note("q.refusal", answers[batch.texts.gather(answers).str.contains(REFUSAL).to_numpy()])
-        open_ended = places[texts.str.contains(r"[\p{L}\p{M},]\s*\z").to_numpy()]
-        cut = [i for i in open_ended.tolist() if breaks_off(batch.texts[i])]
-        note("q.cut", np.array(cut, np.int64))
-        note("q.echo", np.array(_echoes(batch, places), np.int64))
-        scores = np.full(len(batch), 100, np.float32)
-        by_code: dict[str, list[int]] = {}
-        for row, names in found.items():
-            scores[row] = score(names)
-            for name in names:
-                by_code.setdefault(name, []).append(row)
+            is_answer = batch.roles[places] == ASSISTANT
+            answers = texts if is_answer.all() else texts.filter(pl.Series(is_answer))
+            noted["q.refusal"] = places[is_answer][answers.str.contains(REFUSAL).to_numpy()]
+        open_ended = np.flatnonzero((words >= CUT_WORDS) & texts.str.contains(r"[\p{L}\p{M},]\s*\z").to_numpy())
+        ends = texts.gather(open_ended).to_list()
+        noted["q.cut"] = places[[i for i, text in zip(open_ended.tolist(), ends, strict=True) if breaks_off(text)]]
+        noted["q.echo"] = np.array(_echoes(batch, places), np.int64)
+        codes = {code: batch.rows_of(noted[code]) for code in sorted(noted) if len(noted[code])}
+        cost = np.zeros(len(batch), np.float32)
+        for code, rows in codes.items():
+            cost[rows] += COSTS[code]
+        scores = np.maximum(np.float32(0), np.float32(100) - cost)
         return Changes(
-            codes={name: sorted(rows) for name, rows in sorted(by_code.items())},
-            removed={"out.quality": np.flatnonzero(scores < params.least_score)}, marks={"quality": scores},
+            codes=dict(codes), removed={"out.quality": np.flatnonzero(scores < params.least_score)},
+            marks={"quality": scores},
         )  # fmt: skip
 
     return run
