@@ -54,6 +54,9 @@ class Settings(BaseSettings):
         default_factory=list, description="where local base models may lie, beside models/ in home"
     )
     threads: int | None = None
+    answer_precision: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="number format of answers on a CPU; int8 only for models whose accuracy stays"
+    )
     data_processes: int | None = Field(None, ge=1, description="that prepare data; empty: two where there are cores")
 
     @property

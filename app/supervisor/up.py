@@ -174,7 +174,8 @@ class Stack:
         for queue, grace_s, niceness in (("data", 30, 10), ("train", TRAINER_GRACE_S, 0)):
             command = (python, "-m", "worker", "--queue", queue)
             self.start(f"{queue} worker", *command, grace_s=grace_s, environment=queue_rights, niceness=niceness)
-        self.start("model server", python, "-m", "worker.server", "--socket", model, secluded=True)
+        precision = ("--precision", self.settings.answer_precision)
+        self.start("model server", python, "-m", "worker.server", "--socket", model, *precision, secluded=True)
 
     def _front_settings(self) -> dict[str, str]:
         settings = self.settings

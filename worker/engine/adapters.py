@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine.errors import BadData
+from worker.engine.precision import Int8Linear, matrix, sizes
 
 # What changes more than a product of two narrow matrices beside a linear layer; such an adapter is merged instead.
 _BEYOND = (
@@ -71,9 +72,9 @@ def read(folder: Path, model: PreTrainedModel, key: str) -> Adapter | None:
         layer = layers.get(name)
         if layer is head:
             return None
-        if not isinstance(layer, nn.Linear | Conv1D) or "a" not in parts or "b" not in parts:
+        if not isinstance(layer, nn.Linear | Conv1D | Int8Linear) or "a" not in parts or "b" not in parts:
             raise BadData(f"{folder.name} does not fit this base model: it has {name}.")
-        sites[name] = _site(layer, parts, config, folder.name)
+        sites[name] = _site(layer, parts, config, folder.name, model.dtype, model.device)
     size = sum(part.nbytes for site in sites.values() for part in (site.a, site.b, site.gain) if part is not None)
     return Adapter(key, sites, size)
 
@@ -86,21 +87,20 @@ def _parsed(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _site(layer: nn.Module, parts: dict[str, Tensor], config: dict[str, Any], folder: str) -> Site:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    weight = weight.T if isinstance(layer, Conv1D) else weight
-    a, b = parts["a"].float(), parts["b"].float()
-    if a.shape[1] != weight.shape[1] or b.shape[0] != weight.shape[0] or a.shape[0] != b.shape[1]:
-        raise BadData(f"{folder} does not fit this base model: its matrices have other sizes.")
-    rank = a.shape[0]
+def _site(
+    layer: nn.Module, parts: dict[str, Tensor], config: dict[str, Any], folder: str, dtype: torch.dtype, device: Any
+) -> Site:
+    a, b, gain = parts["a"].float(), parts["b"].float(), None
+    rank, width = a.shape
     # Rank-stabilised (Kalajdzievski 2023): alpha over the root of the rank.
     b = b * (config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank))
-    gain = None
+    if (b.shape[0], width) != sizes(layer) or b.shape[1] != rank:
+        raise BadData(f"{folder} does not fit this base model: its matrices have other sizes.")
     if "m" in parts:
-        norm = torch.linalg.norm(weight.float().cpu() + b @ a, dim=1)
-        gain = (parts["m"].float() / norm).to(weight)
-        b = b * (parts["m"].float() / norm)[:, None]
-    return Site(a.to(weight).contiguous(), b.to(weight).contiguous(), gain)
+        gain = parts["m"].float() / torch.linalg.norm(matrix(layer).float().cpu() + b @ a, dim=1)
+        b = b * gain[:, None]
+        gain = gain.to(device, dtype)
+    return Site(a.to(device, dtype).contiguous(), b.to(device, dtype).contiguous(), gain)
 
 
 @dataclass(frozen=True)

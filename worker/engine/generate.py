@@ -19,6 +19,7 @@ from worker.engine.adapters import Adapter, Mixer
 from worker.engine.detokenise import TextOut
 from worker.engine.errors import BadData
 from worker.engine.formats import guide
+from worker.engine.precision import Precision, applied, size_bytes
 from worker.engine.sampling import Chosen, Sampler
 from worker.engine.vocabulary import vocabulary_of
 
@@ -29,7 +30,8 @@ PREFILL_CHUNK = 256  # tokens; other answers wait for at most one chunk
 class Loaded:
     """A model ready to answer. `context_length` counts prompt and answer together, in tokens.
 
-    With an `adapter` the weights are those of `base`, and `size_bytes` counts the adapter alone.
+    `note` says why `precision` is not what was asked for. With an `adapter` the weights are those of `base`, and
+    `size_bytes` counts the adapter alone.
     """
 
     model: PreTrainedModel
@@ -38,6 +40,8 @@ class Loaded:
     end_ids: frozenset[int]
     context_length: int
     size_bytes: int
+    precision: str = "fp32"
+    note: str = ""
     mixer: Mixer | None = None
     adapter: Adapter | None = None
     base: "Loaded | None" = None
@@ -53,18 +57,28 @@ class Loaded:
             self.mixer.use([(self.adapter, rows)])
 
 
-def load(files: ModelFiles, device: str = "cpu") -> Loaded:
-    """Load base and overlays, merged. Raises BadData or TemplateFault with a sentence when they cannot be used."""
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = loading.load_model(files, dtype)
+def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") -> Loaded:
+    """Load base and overlays, merged; on a CPU in `precision` where that is worth it (see `precision.py`), on others
+    in bf16. Raises BadData or TemplateFault with a sentence when they cannot be used."""
+    model = loading.load_model(files, torch.float32 if device == "cpu" else torch.bfloat16)
     model.to(torch.device(device))  # type: ignore[arg-type]
     folder = _tokenizer_folder(files)
     tokenizer = loading.load_tokenizer(folder)
+    got, note = ("bf16", "")
+    if device == "cpu":
+        model, got, note = applied(model.eval(), tokenizer, precision)
     template = limited(load_template(folder, tokenizer.get_vocab()))
-    end_ids = loading.end_ids(model, tokenizer, folder)
-    context = getattr(model.config, "max_position_embeddings", None) or 2048
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Loaded(model.eval(), tokenizer, template, frozenset(end_ids), context, size, Mixer(model))
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        template=template,
+        end_ids=frozenset(loading.end_ids(model, tokenizer, folder)),
+        context_length=getattr(model.config, "max_position_embeddings", None) or 2048,
+        size_bytes=size_bytes(model),
+        precision=got,
+        note=note,
+        mixer=Mixer(model),
+    )
 
 
 def lay(base: Loaded, files: ModelFiles, key: str) -> Loaded | None:

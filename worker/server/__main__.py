@@ -16,6 +16,9 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: all cores)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="number format on a CPU, where it fits"
+    )
     arguments = parser.parse_args()
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,7 +33,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     arguments.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     budget = int(arguments.memory_gib * 2**30) if arguments.memory_gib else None
-    app = create_server(budget, arguments.device)
+    app = create_server(budget, arguments.device, arguments.precision)
     uvicorn.run(app, uds=str(arguments.socket), log_level="warning", timeout_graceful_shutdown=5)
 
 

@@ -20,6 +20,7 @@ from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
 from worker.engine.formats import guide
 from worker.engine.generate import Loaded, score
+from worker.engine.precision import Precision
 from worker.server.residents import Residents
 from worker.server.turns import Answer, Busy, Turns
 
@@ -43,9 +44,9 @@ class UnloadRequest(Contract):
     model_ref: str
 
 
-def create_server(budget_bytes: int | None = None, device: str = "cpu") -> FastAPI:
+def create_server(budget_bytes: int | None = None, device: str = "cpu", precision: Precision = "fp32") -> FastAPI:
     """The application; one model thread lives as long as it."""
-    residents = Residents(budget_bytes, device)
+    residents = Residents(budget_bytes, device, precision)
     turns = Turns()
 
     @asynccontextmanager

@@ -13,6 +13,7 @@ import psutil
 
 from app.contracts.recipe import ModelFiles
 from worker.engine.generate import Loaded, lay, load, stem
+from worker.engine.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,16 @@ class _Entry:
     future: "Future[Loaded]"
     below: str | None
     size_bytes: int = 0
+    precision: str = ""
+    note: str = ""
 
 
 class Residents:
     """Models by the digest of their files. Loading runs on one thread of its own, so that answers go on meanwhile."""
 
-    def __init__(self, budget_bytes: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, budget_bytes: int | None = None, device: str = "cpu", precision: Precision = "fp32") -> None:
         self._budget = budget_bytes or psutil.virtual_memory().total // 4
-        self._device = device
+        self._device, self._precision = device, precision
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
@@ -56,9 +59,9 @@ class Residents:
         below_key = digest(below) if below != files else None
         with self._lock:
             if below_key is None:
-                return self._entry(key, name, None, lambda: load(files, self._device))
+                return self._entry(key, name, None, lambda: self._whole(files))
             # Submitted first, so it is there before the adapter's turn on the one loading thread.
-            base = self._entry(below_key, "", None, lambda: load(below, self._device))
+            base = self._entry(below_key, "", None, lambda: self._whole(below))
             return self._entry(key, name, below_key, lambda: self._beside(base, files, key))
 
     def _entry(self, key: str, name: str, below: str | None, loading: Callable[[], Loaded]) -> "Future[Loaded]":
@@ -80,7 +83,8 @@ class Residents:
             raise
         with self._lock:
             if key in self._entries:  # unless it was unloaded meanwhile
-                self._entries[key].size_bytes = loaded.size_bytes
+                entry = self._entries[key]
+                entry.size_bytes, entry.precision, entry.note = loaded.size_bytes, loaded.precision, loaded.note
                 self._make_room(key)
         return loaded
 
@@ -93,11 +97,17 @@ class Residents:
                 log.info("unloaded %s to make room", self._entries[key].name or key[:12])
                 self._forget(key)
 
+    def _whole(self, files: ModelFiles) -> Loaded:
+        loaded = load(files, self._device, self._precision)
+        if loaded.note:
+            log.info("%s: %s", files.base_dir, loaded.note)
+        return loaded
+
     def _beside(self, base: "Future[Loaded]", files: ModelFiles, key: str) -> Loaded:
         loaded = lay(base.result(), files, key)
         if loaded is None:
             log.info("the adapter %s is merged into a copy of its base", files.overlays[-1].dir)
-            return load(files, self._device)
+            return self._whole(files)
         return loaded
 
     def unload(self, name: str) -> int:
@@ -114,9 +124,16 @@ class Residents:
         return 1 + sum(self._forget(other) for other in above)
 
     def listing(self) -> list[dict[str, object]]:
-        """Name, state and size in bytes of each resident model; a base that only serves adapters has no name."""
+        """Each resident model: name, size in bytes, number format and why it is not the one of the settings. A base
+        that only serves adapters has no name."""
         with self._lock:
             return [
-                {"name": entry.name, "is_loaded": entry.future.done(), "size_bytes": entry.size_bytes}
+                {
+                    "name": entry.name,
+                    "is_loaded": entry.future.done(),
+                    "size_bytes": entry.size_bytes,
+                    "precision": entry.precision,
+                    "note": entry.note,
+                }
                 for entry in self._entries.values()
             ]

@@ -1,0 +1,155 @@
+"""Number formats to answer in: exact fp32, bf16 where it is faster, int8 where the answers stay as good."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from app.text.tokens import encode_text
+from worker.engine.devices import computes_bf16
+
+Precision = Literal["fp32", "bf16", "int8"]
+LARGEST_LOSS = 0.01  # of accuracy: one point
+LARGEST_DRIFT = 0.02  # nats a token between what both formats foretell (Kullback-Leibler)
+_PROBE = (
+    "The library opens at nine and closes at six, except on Sundays. Please bring your card when you want to borrow "
+    "books. Which questions do people ask most often? They ask how to renew a loan, where the reading room is, and "
+    'what a lost book costs. {"name": "Reading room", "floor": 2, "open": true} A loan is renewed by telephone or at '
+    "the desk; a lost book costs what it takes to buy it again, and nothing more."
+)
+_PROBE_TOKENS = 128
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, one scale an output; its inputs get one scale a row as they come.
+
+    So a row's result never depends on the rows beside it. `bias` as in the layer that it replaces.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        weight = matrix(layer).float()
+        scales = (weight.abs().amax(1) / 127).clamp_min(1e-12)
+        whole = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        quantised = torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
+        self._packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self.bias = layer.bias
+        self.sizes = (whole.shape[0], whole.shape[1])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(…, in) to (…, out) in fp32."""
+        flat = rows.flatten(0, -2)
+        largest = flat.abs().amax(1, keepdim=True).clamp_min_(1e-12)
+        out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            flat / largest, 1 / 127, 128, self._packed
+        ).mul_(largest)
+        return (out if self.bias is None else out.add_(self.bias)).view(*rows.shape[:-1], -1)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weights (out, in) in fp32, as they are used."""
+        return torch.ops.quantized.linear_unpack(self._packed)[0].dequantize()
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """The weights (out, in) of a linear layer of any kind; GPT-2 keeps them the other way round."""
+    if isinstance(layer, Int8Linear):
+        return layer.matrix
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def sizes(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer of any kind."""
+    if isinstance(layer, Int8Linear):
+        return layer.sizes
+    out, width = matrix(layer).shape
+    return out, width
+
+
+def size_bytes(model: PreTrainedModel) -> int:
+    """Memory of the weights."""
+    whole = sum(layer.sizes[0] * layer.sizes[1] for layer in model.modules() if isinstance(layer, Int8Linear))
+    return whole + sum(parameter.nbytes for parameter in model.parameters())
+
+
+def applied(model: PreTrainedModel, tokenizer: Tokenizer, wanted: Precision) -> tuple[PreTrainedModel, Precision, str]:
+    """A model of fp32 weights on the CPU in the wanted format, the format that it got, and why where it is another."""
+    if wanted == "bf16":
+        why = _bf16_fault(model)
+        return (model, "fp32", why) if why else (model.to(torch.bfloat16), "bf16", "")  # type: ignore[arg-type]
+    if wanted == "int8":
+        if not computes_int8():
+            return model, "fp32", "This processor has no fast int8 products, so fp32 is used."
+        return _quantised(model, tokenizer)
+    return model, "fp32", ""
+
+
+def computes_int8() -> bool:
+    """True where int8 products run in hardware; others are slower and may overflow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags or "amx_int8" in flags
+
+
+def _bf16_fault(model: PreTrainedModel) -> str:
+    """Why bf16 brings nothing here; empty where it is faster, by a product of the model's own size."""
+    if not computes_bf16(torch.device("cpu")):
+        return "This processor does not compute in bf16, so fp32 is used."
+    weights = max(
+        (matrix(layer) for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)), key=lambda w: w.numel()
+    )[:4096]
+    rows = torch.ones(8, weights.shape[1])
+    if _least_s(rows, weights) <= 1.1 * _least_s(rows.bfloat16(), weights.bfloat16()):
+        return "On this processor bf16 is no faster for this model, so fp32 is used."
+    return ""
+
+
+def _least_s(rows: Tensor, weights: Tensor) -> float:
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        F.linear(rows, weights)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+@torch.inference_mode()
+def _quantised(model: PreTrainedModel, tokenizer: Tokenizer) -> tuple[PreTrainedModel, Precision, str]:
+    ids = encode_text(tokenizer, _PROBE)[: min(_PROBE_TOKENS, getattr(model.config, "max_position_embeddings", 128))]
+    exact = _foretold(model, ids)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    quantise(model)
+    fast, targets = _foretold(model, ids), torch.tensor(ids[1:])
+    drift = float((exact.exp() * (exact - fast)).sum(-1).mean())
+    right, right_now = (float((told.argmax(-1) == targets).float().mean()) for told in (exact, fast))
+    if right_now >= right - LARGEST_LOSS and drift <= LARGEST_DRIFT:
+        return model, "int8", ""
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    why = (
+        f"In int8 this model foretells {right_now:.1%} of a text's tokens instead of {right:.1%} and drifts by "
+        f"{drift:.2f} nats a token; so fp32 is used."
+    )
+    return model, "fp32", why
+
+
+def quantise(model: PreTrainedModel) -> None:
+    """Replace every linear layer by its int8 form, in place."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D):
+            model.set_submodule(name, Int8Linear(layer))
+
+
+def _foretold(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """Log-probabilities (tokens - 1, vocabulary) of what follows each token of a text."""
+    return model(input_ids=torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
