@@ -28,6 +28,7 @@ from app.projects import routes as projects
 from app.recipes import routes as recipes
 from app.recipes import tokenizing
 from app.runs import routes as runs
+from app.searches import routes as searches
 from app.sources import routes as sources
 
 # Whatever is in this list needs a signed-in person and a request from our own pages.
@@ -38,6 +39,7 @@ PRIVATE: list[APIRouter] = [
     datasets.router,
     recipes.router,
     runs.router,
+    searches.router,
     evaluations.router,
     chat.router,
     chat_stream.router,

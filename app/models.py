@@ -12,6 +12,7 @@ from app.exports import models as exports
 from app.projects import models as projects
 from app.recipes import models as recipes
 from app.runs import models as runs
+from app.searches import models as searches
 from app.sources import models as sources
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "projects",
     "recipes",
     "runs",
+    "searches",
     "sources",
 ]

@@ -27,6 +27,7 @@ from app.exports.models import Export
 from app.overview import demos
 from app.recipes.models import BaseModelEntry
 from app.runs.reconcile import Reconciler
+from app.searches import progress as searches
 from app.sources.models import Forgetting
 from worker import alive
 
@@ -72,6 +73,7 @@ def chores() -> list[Chore]:
         Chore("outbox", TICK_S, queue.deliver),
         Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
         *(Chore(task, 5, Watcher(model, task).sweep) for model, task in LONG_WORK),
+        Chore("searches", 2, searches.advance_all),
         Chore("demos", TICK_S, demos.advance_all),
         Chore("sent wake-ups", 600, queue.forget_sent),
         Chore("abandoned uploads", 600, _forget_abandoned_uploads),

@@ -182,15 +182,35 @@ def choose_base(
 
 def import_recipe(session: Session, actor: Actor, project_id: str, text: str) -> RecipeDraft:
     """Take over the values of a recipe file; the base model of the page stays unless the file is from scratch."""
+    return adopt(session, actor, project_id, files.from_yaml(text))
+
+
+def adopt(
+    session: Session,
+    actor: Actor,
+    project_id: str,
+    recipe: RecipeSpec,
+    *,
+    base: dict[str, Any] | None = None,
+    version_id: str | None = None,
+) -> RecipeDraft:
+    """Make the page show these values. `base` as the draft keeps it; None: the page’s own stays.
+
+    Raises Conflict without a frozen version, or without a base that the recipe could tune.
+    """
     project = projects.get(session, actor, project_id, need="editor")
-    recipe = files.from_yaml(text)
     draft = _stored(session, project)
-    chosen = _chosen(session, project, draft, _versions(session, project))
+    versions = _versions(session, project)
+    if version_id in {version.id for version in versions}:
+        draft.version_id = version_id
+    chosen = _chosen(session, project, draft, versions)
     if chosen is None:
         raise Conflict("Freeze a dataset version first; then the recipe has something to fit.")
     is_scratch = recipe.method == "scratch"
     choices = dict(draft.choices)
-    if is_scratch != (chosen.base is None):
+    if base is not None:
+        choices["base"] = base
+    elif is_scratch != (chosen.base is None):
         if not is_scratch and bases.starter() is None:
             raise Conflict("This recipe tunes a base model. Choose one on the page, then import it again.")
         choices["base"] = {"source": "scratch" if is_scratch else "starter"}

@@ -1,49 +1,22 @@
-"""Claiming a run, fairly between workspaces, and writing as its owner: a lease, a fence, no clocks."""
+"""Claiming a run, fairly between workspaces and people, and writing as its owner: a lease, a fence, no clocks."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select, text, update
+from sqlalchemy import func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.core.config import get_settings
 from app.core.db import new_id, transaction, utcnow
 from app.core.work import LostLease
+from app.runs import turns
 from app.runs.models import LIVE_STATES, Attempt, Run
 from app.runs.states import Claimed, move
 
 _ADVISORY_LOCK = 0x6770745F72756E  # "gpt_run": one claimer at a time
-
-
-def due(workspace_cap: int) -> Select[Any]:
-    """The queued run to take next: the workspace with the fewest live runs first, then priority, then age.
-
-    Ranking each workspace's queue and adding its live runs gives every workspace its turn, however many runs one of
-    them has queued (after the study of queues in Trigger.dev: only fair selection helps, caps alone do not).
-    """
-    live = (
-        select(Run.workspace_id, func.count().label("live"))
-        .where(Run.state.in_(LIVE_STATES))
-        .group_by(Run.workspace_id)
-        .subquery()
-    )
-    rank = func.row_number().over(partition_by=Run.workspace_id, order_by=(Run.priority.desc(), Run.queued_at, Run.id))
-    queue = (
-        select(Run.id, Run.workspace_id, Run.fence, Run.priority, Run.queued_at, rank.label("place"))
-        .where(Run.state == "queued", or_(Run.next_attempt_at.is_(None), Run.next_attempt_at <= utcnow()))
-        .subquery()
-    )
-    running = func.coalesce(live.c.live, 0)
-    return (
-        select(queue.c.id, queue.c.fence)
-        .join(live, live.c.workspace_id == queue.c.workspace_id, isouter=True)
-        .where(running < workspace_cap)
-        .order_by(queue.c.place + running, queue.c.priority.desc(), queue.c.queued_at, queue.c.id)
-        .limit(1)
-    )
 
 
 def claim(*, node: str, device: str, boot_id: str = "") -> Claimed | None:
@@ -53,7 +26,8 @@ def claim(*, node: str, device: str, boot_id: str = "") -> Claimed | None:
         with transaction() as session:
             if session.get_bind().dialect.name == "postgresql":
                 session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            row = session.execute(due(get_settings().runs_per_workspace)).first()
+            line = turns.waiting(session, due_only=True)
+            row = turns.next_of(line, turns.served(session, line), get_settings().runs_per_workspace)
             if row is None:
                 return None
             claimed = Claimed(row.id, row.fence + 1, attempt_id)

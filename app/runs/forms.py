@@ -18,3 +18,9 @@ class AdjustForm(FormBase):
     def _as_written(cls, value: object) -> object:
         """A comma is as good as a point."""
         return value.replace(",", ".").replace(" ", "") if isinstance(value, str) else value
+
+
+class QueueForm(FormBase):
+    """What to do with a run that waits in the queue."""
+
+    do: Literal["earlier", "later", "first", "high", "normal", "low"]

@@ -1,6 +1,6 @@
 """Starting, watching and steering runs. The live stream is in stream.py."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -20,8 +20,8 @@ from app.core.web import SessionDep
 from app.projects import service as projects
 from app.recipes import service as recipes
 from app.recipes.files import to_yaml
-from app.runs import curves, fragments, parents, service, stream, verdicts
-from app.runs.forms import AdjustForm
+from app.runs import comparison, curves, fragments, ordering, parents, service, stream, verdicts
+from app.runs.forms import AdjustForm, QueueForm
 from app.runs.models import END_STATES, Run
 from app.runs.view import RunView, listed, log_text, view
 
@@ -79,6 +79,31 @@ def runs_page(request: Request, project_id: str, actor: ActorDep, session: Sessi
 def runs_list(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
     """The rows alone, for the list's own refresh."""
     return render(request, "runs/_list.html", **_listed(session, actor, project_id))
+
+
+@router.get("/projects/{project_id}/runs/compare")
+def compare_page(
+    request: Request,
+    project_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    run: Annotated[list[str] | None, Query(max_length=20)] = None,
+    everything: Annotated[bool, Query(alias="all")] = False,
+) -> Response:
+    """Runs that were ticked in the list, side by side; with fewer than two it says how to choose."""
+    project = projects.get(session, actor, project_id)
+    found = comparison.compare(session, actor, project_id, run or [])
+    return render(
+        request,
+        "runs/compare.html",
+        project=project,
+        stage="train",
+        compared=found,
+        groups=found.shown(everything),
+        everything=everything,
+        query="&".join(f"run={one.id}" for one in found.runs),
+        left_out=max(0, len(set(run or [])) - comparison.MOST),
+    )
 
 
 def _listed(session: Session, actor: Actor, project_id: str) -> dict[str, Any]:
@@ -223,6 +248,34 @@ def adjust(request: Request, run_id: str, actor: ActorDep, session: SessionDep, 
         except Invalid as error:
             errors = error.fields
     return _page(request, session, actor, run_id, errors=errors, typed=values)
+
+
+@router.post("/runs/{run_id}/clone")
+def clone(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Make the recipe page show this run's recipe, base and version, ready to be changed and started."""
+    run = service.get(session, actor, run_id, need="editor")
+    recipe = RecipeSpec.model_validate(run.recipe)
+    base: dict[str, Any] = {"source": recipe.base_source}
+    if recipe.base_source == "model":
+        parent = service.get_model(session, actor, run.parent_model_id or "")
+        base |= parents.described(parent)
+    elif recipe.base_source in ("folder", "hub"):
+        base["entry_id"] = run.base_model_id
+    recipes.adopt(session, actor, run.project_id, recipe, base=base, version_id=run.version_id)
+    return _to(f"/projects/{run.project_id}/recipe")
+
+
+@router.post("/runs/{run_id}/queue")
+def move_in_queue(run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Another place or another priority for a run that waits; back to the list, where the order is seen."""
+    form, errors = checked(QueueForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    if form.do in ordering.PRIORITIES:
+        run = ordering.set_priority(session, actor, run_id, priority=form.do)
+    else:
+        run = ordering.reorder(session, actor, run_id, direction=cast(ordering.Direction, form.do))
+    return _to(f"/projects/{run.project_id}/runs")
 
 
 @router.post("/runs/{run_id}/again")

@@ -7,15 +7,15 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.contracts.recipe import RecipeSpec
+from app.core.config import get_settings
 from app.core.db import utcnow
 from app.projects.models import Project
-from app.runs import charts, coach, curves, verdicts
+from app.runs import charts, coach, curves, turns, verdicts
 from app.runs.charts import SideChart
 from app.runs.coach import Verdict
 from app.runs.curves import Curves
 from app.runs.models import (
     END_STATES,
-    LIVE_STATES,
     OPEN_STATES,
     Attempt,
     Checkpoint,
@@ -25,6 +25,7 @@ from app.runs.models import (
     RunEvent,
     SampleAnswer,
 )
+from app.runs.turns import Turn
 
 _LOG_LINES = 200
 _OVERHEAD = 1.15
@@ -145,7 +146,8 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
     )
     model = session.scalar(select(Model).where(Model.run_id == run.id, Model.deleted_at.is_(None)))
     attempt = session.scalar(select(Attempt).where(Attempt.run_id == run.id).order_by(Attempt.fence.desc()).limit(1))
-    place, starts_in = _queue_place(session, run) if run.state == "queued" else (None, None)
+    turn = queue_turns(session).get(run.id) if run.state == "queued" else None
+    place, starts_in = (turn.place, turn.starts_in_s) if turn else (None, None)
     log = _log(session, run.id, level)
     verdict = verdicts.of(run, shown, checkpoints, model, log, place=place, starts_in_s=starts_in)
     return RunView(
@@ -183,6 +185,11 @@ def left_s(run: Run) -> float | None:
     return per_step * max(0, run.total_steps - run.step)
 
 
+def queue_turns(session: Session) -> dict[str, Turn]:
+    """Place and expected start of every queued run of this machine, by id."""
+    return turns.places(session, left_s, get_settings().runs_per_workspace)
+
+
 def _paced(run: Run) -> tuple[int, float]:
     """(steps, seconds they took). The clock since the attempt's first steps knows about looks and samples, too."""
     pace = run.plan.get("pace")
@@ -190,18 +197,6 @@ def _paced(run: Run) -> tuple[int, float]:
         return run.step - pace["step"], (utcnow() - datetime.fromisoformat(pace["at"])).total_seconds()
     # The first step of an attempt is slow and says nothing about the others.
     return (run.step, run.trained_s * _OVERHEAD) if run.step > 1 else (0, 0.0)
-
-
-def _queue_place(session: Session, run: Run) -> tuple[int, float | None]:
-    """(place, seconds until its turn or None). The queue is the machine's, so other workspaces' runs count, unnamed."""
-    ahead = session.scalars(
-        select(Run).where(Run.state == "queued", Run.id != run.id).order_by(Run.priority.desc(), Run.queued_at)
-    ).all()
-    before = [r for r in ahead if (-r.priority, r.queued_at) < (-run.priority, run.queued_at)]
-    live = session.scalars(select(Run).where(Run.state.in_(LIVE_STATES))).all()
-    times = [left_s(other) for other in (*live, *before)]
-    known = [seconds for seconds in times if seconds is not None]
-    return len(before) + 1, sum(known) if len(known) == len(times) else None
 
 
 def _samples(session: Session, run: Run, wanted: int | None) -> Samples:
@@ -252,6 +247,7 @@ class Listed:
     kind: str
     left_s: float | None
     model_id: str | None
+    turn: Turn | None = None
 
     @property
     def badge(self) -> tuple[str, str]:
@@ -265,7 +261,7 @@ class Listed:
 
 
 def listed(session: Session, runs: list[Run]) -> list[Listed]:
-    """Rows of the runs page: three queries for any number of runs."""
+    """Rows of the runs page: a constant number of queries for any number of runs."""
     ids = [run.id for run in runs]
     series: dict[str, list[tuple[int, float]]] = {}
     query = select(MetricPoint.run_id, MetricPoint.step, MetricPoint.value).where(
@@ -279,11 +275,13 @@ def listed(session: Session, runs: list[Run]) -> list[Listed]:
             select(Model.id, Model.run_id).where(Model.run_id.in_(ids), Model.deleted_at.is_(None))
         )
     }
+    places = queue_turns(session) if any(run.state == "queued" for run in runs) else {}
     found = []
     for run in runs:
         val = series.get(run.id, [])
         title, kind = verdicts.short(run, Curves([], val))
-        found.append(Listed(run, [value for _, value in val], title, kind, left_s(run), models.get(run.id)))
+        spark = [value for _, value in val]
+        found.append(Listed(run, spark, title, kind, left_s(run), models.get(run.id), places.get(run.id)))
     return found
 
 

@@ -738,6 +738,51 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_runs_workspace_id"), ["workspace_id"], unique=False)
 
     op.create_table(
+        "searches",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("client_request_id", sa.String(length=64), nullable=False),
+        sa.Column("way", sa.String(length=10), nullable=False),
+        sa.Column("state", sa.String(length=12), nullable=False),
+        sa.Column("sentence", sa.Text(), nullable=False),
+        sa.Column("space", sa.JSON(), nullable=False),
+        sa.Column("points", sa.Integer(), nullable=False),
+        sa.Column("budget_runs", sa.Integer(), nullable=True),
+        sa.Column("budget_s", sa.Float(), nullable=True),
+        sa.Column("version_id", sa.String(length=20), nullable=True),
+        sa.Column("base_model_id", sa.String(length=20), nullable=True),
+        sa.Column("parent_model_id", sa.String(length=20), nullable=True),
+        sa.Column("recipe", sa.JSON(), nullable=False),
+        sa.Column("estimate", sa.JSON(), nullable=False),
+        sa.Column("best_run_id", sa.String(length=20), nullable=True),
+        sa.Column("best_sentence", sa.Text(), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["base_model_id"], ["base_models.id"], name=op.f("fk_searches_base_model_id"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(["created_by"], ["users.id"], name=op.f("fk_searches_created_by"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_searches_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["dataset_versions.id"], name=op.f("fk_searches_version_id"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["workspace_id"], ["workspaces.id"], name=op.f("fk_searches_workspace_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_searches")),
+        sa.UniqueConstraint("project_id", "client_request_id", name=op.f("uq_searches_project_id_client_request_id")),
+        sa.UniqueConstraint("project_id", "number", name=op.f("uq_searches_project_id_number")),
+    )
+    with op.batch_alter_table("searches", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_searches_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_searches_state"), ["state"], unique=False)
+
+    op.create_table(
         "uploads",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -987,6 +1032,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "step", "prompt_index", name=op.f("pk_sample_answers")),
     )
     op.create_table(
+        "trials",
+        sa.Column("search_id", sa.String(length=20), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("run_id", sa.String(length=20), nullable=False),
+        sa.Column("values", sa.JSON(), nullable=False),
+        sa.Column("pruned_at_step", sa.Integer(), nullable=True),
+        sa.Column("pruned_because", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_trials_run_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["search_id"], ["searches.id"], name=op.f("fk_trials_search_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("search_id", "number", name=op.f("pk_trials")),
+        sa.UniqueConstraint("run_id", name=op.f("uq_trials_run_id")),
+    )
+    op.create_table(
         "evaluations",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -1062,6 +1120,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_evaluations_model_id"))
 
     op.drop_table("evaluations")
+    op.drop_table("trials")
     op.drop_table("sample_answers")
     with op.batch_alter_table("run_events", schema=None) as batch_op:
         batch_op.drop_index("ix_run_events_run")
@@ -1107,6 +1166,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_uploads_project_id"))
 
     op.drop_table("uploads")
+    with op.batch_alter_table("searches", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_searches_state"))
+        batch_op.drop_index(batch_op.f("ix_searches_project_id"))
+
+    op.drop_table("searches")
     with op.batch_alter_table("runs", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_runs_workspace_id"))
         batch_op.drop_index("ix_runs_state_priority")

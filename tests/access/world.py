@@ -27,6 +27,7 @@ from app.exports.models import Export
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
 from app.runs.models import Checkpoint, Model, Run
+from app.searches.models import Search
 from tests.visitors import Person, make_person, make_project, make_workspace
 
 FACTS = BaseFacts(parameters=1000, layers=2, width=16, heads=2, kv_heads=2, inner=32, vocabulary=300, context_length=32)
@@ -117,7 +118,16 @@ def make_world(name: str) -> World:
             files={"base_dir": "/models/tiny", "overlays": []},
             step=120,
         )
-        session.add_all([checkpoint, model])
+        search = Search(
+            project_id=project_id,
+            workspace_id=workspace_id,
+            number=1,
+            way="grid",
+            space=[{"name": "learning_rate", "scale": "log", "low": 1e-4, "high": 1e-2, "choices": []}],
+            budget_runs=4,
+            recipe={"method": "lora", "base_source": "starter"},
+        )
+        session.add_all([checkpoint, model, search])
         session.flush()
         evaluation = Evaluation(project_id=project_id, model_id=model.id, version_id=version.id, state="succeeded")
         chat = Chat(project_id=project_id, title="About soup", model_refs=[f"model:{model.id}"])
@@ -158,6 +168,7 @@ def make_world(name: str) -> World:
             "entry_id": base.id,
             "run_id": run.id,
             "checkpoint_id": checkpoint.id,
+            "search_id": search.id,
             "step": "120",
             "model_id": model.id,
             "model_name": f"{name.lower()}-s-project-run-1",

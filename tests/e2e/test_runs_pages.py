@@ -1,0 +1,38 @@
+"""Runs in a real browser: ticking survives the list's own refresh and leads to curves over one another."""
+
+import pytest
+
+from app.core.db import new_id, transaction
+from app.runs import service
+from app.runs.models import MetricPoint
+from tests.e2e.conftest import is_scrolling_sideways
+from tests.factories import a_recipe, a_version
+from tests.visitors import make_project
+
+pytestmark = pytest.mark.e2e
+
+
+def test_ticked_runs_are_drawn_over_one_another(site, visit) -> None:
+    project_id = make_project(site.person.workspace_id)
+    with transaction() as session:
+        version_id = a_version(session, project_id).id
+        for lowest in (1.2, 1.5):
+            run = service.start(
+                session, site.person.actor, project_id=project_id, version_id=version_id,
+                recipe=a_recipe(learning_rate=lowest / 1000), client_request_id=new_id(),
+            )  # fmt: skip
+            for step in range(1, 9):
+                for name in ("loss", "validation_loss"):
+                    session.add(MetricPoint(run_id=run.id, name=name, step=step, value=lowest + 1 / step))
+    page = visit(f"/projects/{project_id}/runs")
+    for tick in page.locator("input[name=run]").all():
+        tick.check()
+    with page.expect_response("**/runs/list"):
+        pass  # the list refreshes itself while runs wait; what was ticked stays ticked
+    assert page.locator("input[name=run]:checked").count() == 2
+    page.get_by_role("button", name="Compare ticked runs").click()
+    page.locator("compare-chart[data-ready] canvas").wait_for()
+    assert page.get_by_role("row", name="Learning rate").inner_text().split("\t")[1:] == ["0.0015", "0.0012"]
+    page.get_by_role("button", name="Run 1").click()
+    assert page.get_by_role("button", name="Run 1").get_attribute("aria-pressed") == "true"
+    assert not is_scrolling_sideways(page)
