@@ -17,7 +17,10 @@ PAIRS = (
     ("question", "answer"), ("query", "response"), ("query", "answer"), ("user", "assistant"),
     ("input", "target"), ("input", "output"), ("source", "target"), ("article", "summary"), ("document", "summary"),
     ("context", "response"), ("user", "bot"), ("human", "assistant"), ("problem", "solution"), ("text", "summary"),
+    ("frage", "antwort"), ("question", "réponse"), ("question", "reponse"), ("pregunta", "respuesta"),
+    ("pergunta", "resposta"), ("domanda", "risposta"), ("vraag", "antwoord"),
 )  # fmt: skip
+_ASKED = ("question", "query", "frage", "pregunta", "pergunta", "domanda", "vraag")
 PREFERENCES = (
     ("chosen", "rejected"), ("chosenresponse", "rejectedresponse"), ("responsechosen", "responserejected"),
     ("preferred", "dispreferred"), ("preferred", "nonpreferred"), ("better", "worse"), ("accepted", "rejected"),
@@ -234,7 +237,7 @@ def _pairs(rows: Rows, by_folded: Names) -> list[Detection]:
             system=column(_first(by_folded, ("system", "systemprompt"))),
             history=by_folded.get("history", ""),
         )
-        found.append(_scored("question" if first in ("question", "query") else "pair", rows, mapping, fits))
+        found.append(_scored("question" if first in _ASKED else "pair", rows, mapping, fits))
     return found[:3]
 
 
@@ -272,7 +275,10 @@ def _label_column(rows: Rows, by_folded: Names, not_these: list[str]) -> str:
         values = [text_of(v.get(name)).strip() for _r, v in rows]
         filled = [v for v in values if v]
         distinct = len(set(filled))
-        is_few = 2 <= distinct <= max(2, min(200, len(filled) // 4))
+        # Of a handful of rows every column has few values: one that says nothing by its name must repeat some.
+        is_few = 2 <= distinct <= max(2, min(200, len(filled) // 4)) and (
+            distinct < len(filled) or folded in _LABEL_NAMES
+        )
         if not is_few or max(map(len, filled)) > 80 or len(filled) < 0.9 * len(values):
             continue
         score = (2.0 if folded in _LABEL_NAMES else 1.0) - distinct / 1000

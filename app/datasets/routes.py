@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
+from app.core.db import utcnow
 from app.core.errors import Invalid
 from app.core.flash import flash
 from app.core.forms import FormValues, checked
@@ -65,6 +66,7 @@ def page_context(session: Session, actor: Actor, project_id: str, term: str = ""
         "report": report,
         "state": shown.state_of(files, plan),
         "is_live": shown.is_live(files, plan) or remotes_live,
+        "pace": shown.pace(plan, utcnow()),
         "remotes": remotes,
         "remotes_live": remotes_live,
         **rows_pages.table_context(

@@ -262,8 +262,10 @@ def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> State:
     """How far the rows are from a training."""
     if not files:
         return State("", "Empty")
-    if any(file.state in LIVE for file in files) or (plan is not None and plan.state in LIVE):
+    if any(file.state in LIVE for file in files):
         return State("live", "Reading")
+    if plan is not None and plan.state in LIVE:
+        return State("live", "Preparing")
     if failed := next((file for file in files if file.state == "failed"), None):
         return State("bad", "Look", f"/files/{failed.id}")
     if plan is not None and plan.state == "failed":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.datasets.detect import detect
+from app.datasets.detect import ASK_BELOW_SHARE, detect
 from app.datasets.findings import Problem, Record
 from app.datasets.mapping import Mapping, apply, is_usable, render
 from app.datasets.threads import joined
@@ -205,6 +205,7 @@ def test_messages_that_answer_each_other_become_conversations():
         (("prompt", "completion"), "pair", "{prompt}", "{completion}"),
         (("User Query", "x", "response"), None, "", ""),
         (("article", "summary"), "pair", "{article}", "{summary}"),
+        (("Nr", "Frage", "Antwort"), "question", "{Frage}", "{Antwort}"),
         (("Customer asks", "We say"), "question", "{Customer asks}", "{We say}"),
     ],
 )
@@ -224,6 +225,15 @@ def test_labels():
     example = apply(rows[4], best.mapping).example
     assert [m["content"] for m in example["messages"]] == ["where is my card number 4", "late"]
     assert example["label"] == "late"
+
+
+def test_a_column_that_never_repeats_is_no_label_of_two_rows():
+    rows = [{"Name": "Ana", "Said": "what time is it, please?"}, {"Name": "Bo", "Said": "where do you live now?"}]
+    best = detect(numbered(rows))[0]
+    assert best.format != "label"
+    assert best.share * best.rank < ASK_BELOW_SHARE, "it is asked about"
+    named = [{"intent": "time", "said": rows[0]["Said"]}, {"intent": "place", "said": rows[1]["Said"]}]
+    assert detect(numbered(named))[0].format == "label"
 
 
 def test_share_and_misfits_are_told():

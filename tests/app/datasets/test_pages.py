@@ -3,12 +3,13 @@
 import base64
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from app.core.db import reading
+from app.core.db import reading, transaction, utcnow
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, Upload
 from tests.visitors import browser_of, make_person, make_project
 from worker.tasks import datasets as tasks
@@ -72,7 +73,10 @@ def test_the_whole_way_without_scripts(ana):
         system_template="Answer shortly.",
     )  # fmt: skip
     assert location == data
-    assert 'hx-trigger="uploaded from:body, every 1s"' in get(ana, data)
+    page = get(ana, data)
+    assert 'hx-trigger="uploaded from:body, every 1s"' in page
+    assert "Preparing the rows" in page, "the page says what is going on between reading and the first rows"
+    assert "Possible when the rows are ready" in get(ana, clean)
     work()
     page = get(ana, data)
     assert "every 1s" not in page, "a quiet page asks for nothing"
@@ -109,6 +113,17 @@ def test_the_whole_way_without_scripts(ana):
     assert manifest["counts"]["rows"] == 111
     assert manifest["steps"][0]["params"]["placeholders"] == ["n/a", "none"]
     assert "Version 1" in get(ana, clean)
+
+
+def test_after_the_last_row_is_read_it_is_said_what_goes_on(ana):
+    bring(ana, FIXTURES / "messy_made" / "missing_values.jsonl")
+    with transaction() as session:
+        plan = session.scalars(select(CleaningPlan)).one()
+        plan.state, plan.done, plan.total = "running", 200, 200
+        plan.work_started_at = utcnow() - timedelta(minutes=1)
+    for page in (get(ana, f"/projects/{ana.project}/clean"), get(ana, f"/projects/{ana.project}/data")):
+        assert "200 rows are read. Now they are compared with each other and written." in page
+        assert "about 0 s left" not in page
 
 
 def test_findings_have_lines_and_fixes(ana):
