@@ -19,8 +19,8 @@ from app.core.config import get_settings
 from app.core.db import transaction
 from app.core.leader import Leader
 from app.core.work import Watcher
+from app.datasets import service as datasets
 from app.datasets import uploads
-from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile, VersionComparison
 from app.drafting.models import Drafting
 from app.evaluations.models import Evaluation
 from app.exports.models import Export
@@ -35,10 +35,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 # Leased work that is not a run, and the task that does it.
 LONG_WORK = (
-    (SourceFile, "datasets.import_file"),
-    (CleaningPlan, "datasets.prepare"),
-    (DatasetVersion, "datasets.freeze"),
-    (VersionComparison, "datasets.compare"),
+    *datasets.WATCHED,
     (BaseModelEntry, "recipes.bring"),
     (Evaluation, "evaluations.run"),
     (Export, "exports.make"),

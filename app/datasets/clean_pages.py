@@ -17,16 +17,19 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import clean_shown, plans, service, shown, sparing, trying, versions
+from app.datasets.browsing import model_view
 from app.datasets.cleaning import CODES, STEPS, ChosenStep
+from app.datasets.findings import Refused
 from app.datasets.forms import SplitForm, listed
 from app.datasets.reports import StepReport
 from app.datasets.splitting import wanted_rows
-from app.datasets.steps.catalogue import PRESETS, secret_params
+from app.datasets.steps.catalogue import PRESETS, hidden_params
 from app.datasets.steps.contract import Step
 from app.datasets.steps.near import EDGES_FILE
 from app.datasets.steps.near import counts as near_counts
-from app.datasets.steps.personal import ACTIONS as CHOICES
+from app.datasets.steps.personal import ACTIONS as PERSONAL_CHOICES
 from app.datasets.steps.personal import NOT_COVERED
+from app.datasets.steps.tokens import CHOICES as TOKEN_CHOICES
 from app.projects import service as projects
 
 router = APIRouter()
@@ -45,6 +48,7 @@ def _params(plan: Any) -> dict[str, list[dict[str, Any]]]:
     fields: dict[str, list[dict[str, Any]]] = {}
     for name, step in STEPS.items():
         values = step.params.model_validate(in_force.get(name, {})).model_dump()
+        choices = TOKEN_CHOICES if name == "tokens" else PERSONAL_CHOICES
         fields[name] = [
             {
                 "name": key,
@@ -53,13 +57,13 @@ def _params(plan: Any) -> dict[str, list[dict[str, Any]]]:
                 "value": values[key],
                 "kind": _kind(info.annotation),
                 "options": [
-                    (choice, CHOICES.get(str(choice)) or str(choice).capitalize())
+                    (choice, choices.get(str(choice)) or str(choice).capitalize())
                     for choice in get_args(info.annotation)
                 ],
                 "attrs": {"step": "any"} if info.annotation is float else {},
             }
             for key, info in step.params.model_fields.items()
-            if key not in secret_params(step)
+            if key not in hidden_params(step)
         ]
     return fields
 
@@ -137,7 +141,8 @@ def step_page(
 ) -> Response:
     """Up to fifty rows that a step touched or would touch, before and after; its settings, and a preview of others."""
     context = _context(session, actor, project_id)
-    return _step_page(request, context, name, code, shown.step_of(context["report"], name))
+    model = model_view.model_of(session, actor, project_id) if name == "tokens" else None
+    return _step_page(request, context, name, code, shown.step_of(context["report"], name), model=model)
 
 
 def _thresholds(plan: Any, name: str) -> dict[str, Any]:
@@ -212,12 +217,16 @@ def preview_step(
     if report is None or plan is None or not plan.set_key:
         raise Conflict(sparing.NOTHING)
     try:
-        params = plans.checked_params(step, _given(_open_fields(step), values))
+        given = plans.read_by(session, actor, project_id, step, _given(_open_fields(step), values))
+        params = plans.checked_params(step, given)
     except Invalid as error:
         return _refused(request, session, actor, project_id, error.fields, values)
     chosen = ChosenStep(name=name, version=step.version, params=params)
     planned = plans.planned(session, project_id)
-    found = trying.preview(planned, plans.set_dir(plan), report.rows, chosen)
+    try:
+        found = trying.preview(planned, plans.set_dir(plan), report.rows, chosen)
+    except Refused as refusal:
+        raise Conflict(refusal.sentence) from refusal
     for field in context["params"][name]:
         field["value"] = params[field["name"]]
     return _step_page(request, context, name, "", found, is_preview=True, pairs=clean_shown.pairs(found, "", chosen))
@@ -258,7 +267,7 @@ def forget(session: SessionDep, actor: ActorDep, project_id: str, values: FormVa
 
 
 def _open_fields(step: Step) -> dict[str, Any]:
-    hidden = secret_params(step)
+    hidden = hidden_params(step)
     return {name: info for name, info in step.params.model_fields.items() if name not in hidden}
 
 

@@ -19,7 +19,7 @@ _MEASURED = Path(__file__).parent / "steps" / "personal_measured.json"
 
 
 class Fall(NamedTuple):
-    """One line of the waterfall. `share` of all rows is left after it."""
+    """One line of the waterfall. `share` of all rows is left after it; `made`: more rows, because some were split."""
 
     name: str
     title: str
@@ -29,6 +29,7 @@ class Fall(NamedTuple):
     marked: int
     left: int
     share: float
+    made: int = 0
 
 
 def waterfall(report: PrepareReport | None, chosen: list[ChosenStep]) -> list[Fall]:
@@ -37,19 +38,23 @@ def waterfall(report: PrepareReport | None, chosen: list[ChosenStep]) -> list[Fa
         return []
     modes = {step.name: step.mode for step in chosen}
     left = report.rows_in - report.unmapped
-    falls = [Fall("", "", "map", 0, report.unmapped, 0, left, left / report.rows_in)] if report.unmapped else []
+    falls = (
+        [Fall("", "", "map", 0, report.unmapped, 0, left, left / (report.rows_in + report.made))]
+        if report.unmapped
+        else []
+    )
     for step in report.steps:
         if step.is_applied:
-            left -= step.removed
+            left += step.made - step.removed
             falls.append(
                 Fall(
                     step.name, STEPS[step.name].title, modes.get(step.name, "on"), step.changed, step.removed,
-                    step.marked, left, left / report.rows_in,
+                    step.marked, left, left / (report.rows_in + report.made), step.made,
                 )
             )  # fmt: skip
     by_hand = left - report.rows
     if by_hand > 0:
-        falls.append(Fall("", "", "hand", 0, by_hand, 0, report.rows, report.rows / report.rows_in))
+        falls.append(Fall("", "", "hand", 0, by_hand, 0, report.rows, report.rows / (report.rows_in + report.made)))
     return falls
 
 
@@ -76,7 +81,10 @@ def estimate(found: StepReport | None) -> str:
     if found is None or found.is_applied:
         return ""
     if not found.is_known:
-        return "Only the whole set can tell what this step does. Apply it to see, then undo it if you do not like it."
+        sentence = "Only the whole set can tell how many rows this step takes. Apply it to see; it can be undone."
+        if found.examples:
+            sentence += f" These were found among the first {number(found.sampled)} rows."
+        return sentence
     if not found.sampled:
         return ""
     return (
@@ -124,12 +132,13 @@ class Part(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A row as shown: what differs (empty where nothing was rewritten), or its text in pieces."""
+    """A row as shown: what differs (empty where nothing was rewritten), or its text in pieces. `beside`: a row that
+    goes against the twin that stays, empty where there is none."""
 
     row: Shown
     parts: list[Part]
     whole: list[Piece]
-    twin: list[Piece]
+    beside: list[Part]
 
 
 # One sign is a word where there are no blanks between words.
@@ -188,7 +197,7 @@ def pairs(found: StepReport | None, code: str, chosen: ChosenStep | None) -> lis
         Pair(
             row,
             parts_of(row.before, row.after) if row.after is not None and row.after != row.before else [],
-            pieces(row.before, lexicon), pieces(row.twin, lexicon),
+            pieces(row.before, lexicon), parts_of(row.before, row.twin) if row.twin and row.after is None else [],
         )
         for row in rows
     ]  # fmt: skip

@@ -29,7 +29,7 @@ from app.datasets.preparing import ALONE_ROWS, link, prepare, prepared_digest
 from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SPLITS, Sides
 from app.datasets.steps.catalogue import published
-from app.datasets.tables import MESSAGES, count, parts
+from app.datasets.tables import MESSAGES, count, part_of, parts
 
 Tell = Callable[[int, int], None]
 # Texts of people hardly repeat, so no dictionary is tried for them.
@@ -183,7 +183,7 @@ def _write(
         "edits": plan.edits.sha256 if plan.edits else None,
         "counts": {
             "rows_in": report.rows_in, "rows": report.rows, "out": report.out, "unmapped": report.unmapped,
-            "mapping_codes": report.mapping_codes,
+            "made": report.made, "mapping_codes": report.mapping_codes,
             "codes": {code: n for step in report.steps if step.is_applied for code, n in step.codes.items()},
             "splits": dict(zip(SPLITS, placed, strict=True)),
         },
@@ -292,12 +292,13 @@ def _metas(table: pa.Table, names: dict[str, str]) -> pa.Array:
     sources = {file: canonical(name).decode() for file, name in names.items()}
     labels: dict[str, str] = {}
     found = []
-    cells = (table.column(name).to_pylist() for name in ("_file", "_row", "label", "meta"))
-    for file, row, label, meta in zip(*cells, strict=True):
+    cells = (table.column(name).to_pylist() for name in ("_rid", "_file", "_row", "label", "meta"))
+    for rid, file, row, label, meta in zip(*cells, strict=True):
         if label not in labels:
             labels[label] = canonical(label).decode()
         columns = canonical(orjson.loads(meta)).decode() if meta != "{}" else meta
-        found.append(f'{{"columns":{columns},"label":{labels[label]},"row":{row},"source":{sources[file]}}}')
+        part = f'"part":{part_of(rid)},' if part_of(rid) else ""
+        found.append(f'{{"columns":{columns},"label":{labels[label]},{part}"row":{row},"source":{sources[file]}}}')
     return pa.array(found, pa.string())
 
 

@@ -23,6 +23,7 @@ from app.datasets.near.shingles import Words, row_keys, shingles
 from app.datasets.near.spill import Batch, Rows, Spill, Tell, crew, look, row_groups
 from app.datasets.near.texts import COLUMNS, of_table
 from app.datasets.splitting import SplitSettings
+from app.datasets.tables import INPUT_BITS
 
 LABELS_LIMIT = 1000
 GRAM_WIDTH = 13
@@ -82,6 +83,7 @@ def facts_of(
     joined = {name: np.concatenate([columns[name] for columns in found]) for name in found[0]} if found else {}
     keys = joined.get("keys", np.empty(0, np.uint64))
     same = [keys, joined.get("prompts", keys)]
+    same += [joined["origins"]] if "origins" in joined and joined["origins"].any() else []
     same += [joined[f"group{i}"] for i in range(len(settings.group_columns)) if f"group{i}" in joined]
     return Facts(
         spilled=spilled, keys=keys, strata=_strata(joined, spilled) if len(keys) else np.empty(0, np.int64),
@@ -117,7 +119,7 @@ def _strata(joined: dict[str, Any], spilled: Spill) -> Rows:
 def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
     """Spill the shingles of a batch; its small columns come back."""
     file = pq.ParquetFile(order.path)
-    columns = [name for name in (*COLUMNS, "label", "_file", "meta") if name in file.schema_arrow.names]
+    columns = [name for name in (*COLUMNS, "_rid", "label", "_file", "meta") if name in file.schema_arrow.names]
     table = file.read_row_groups(order.groups, columns=columns, use_threads=False)
     texts = of_table(table, "example")
     for name, values in look(texts).items():
@@ -128,6 +130,7 @@ def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
         "labels": _hashed(_texts(table, "label")),
         "files": _hashed(_texts(table, "_file")),
         "scripts": _scripts(texts),
+        "origins": _origins(table),
     }
     if order.group_columns or order.time_column:
         metas = [orjson.loads(meta) for meta in table.column("meta").to_pylist()]
@@ -147,6 +150,25 @@ def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
 def _texts(table: pa.Table, name: str) -> pa.ChunkedArray:
     """A column of texts; empty ones where there is none (the shards of a frozen version)."""
     return table.column(name) if name in table.schema.names else pa.chunked_array([pa.array([""] * table.num_rows)])
+
+
+def _origins(table: pa.Table) -> Words:
+    """A key that rows share which were made of one input row; 0 for whole rows."""
+    if "_file" in table.schema.names:
+        rids = table.column("_rid").to_numpy().astype(np.uint64)
+        is_part = rids >> np.uint64(INPUT_BITS) > 0
+        return np.where(is_part, (rids & np.uint64(2**INPUT_BITS - 1)) + np.uint64(1), np.uint64(0))
+    found = np.zeros(table.num_rows, np.uint64)
+    if "meta" not in table.schema.names:
+        return found
+    # A frozen row says it among the other things that are known of it.
+    for row in np.flatnonzero(
+        pc.match_substring(pc.fill_null(table.column("meta"), ""), '"part":').to_numpy()
+    ).tolist():
+        meta = orjson.loads(table.column("meta")[row].as_py())
+        if "part" in meta:
+            found[row] = xxhash.xxh3_64_intdigest(orjson.dumps([meta.get("source"), meta.get("row")])) | 1
+    return found
 
 
 def _hashed(column: pa.ChunkedArray) -> Words:

@@ -25,6 +25,7 @@ from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import BATCH_ROWS, MARKS, Batch, Changes, Indexes
 from app.datasets.steps.copies import mixed
 from app.datasets.steps.personal import veiled_texts
+from app.datasets.steps.tokens import pieces
 from app.datasets.tables import EXAMPLES, parts
 
 # How a row ended: kept, not usable, taken out by hand, or (FIRST + its place in the chain) by a step.
@@ -32,6 +33,8 @@ KEPT, UNMAPPED, BY_HAND, FIRST = 0, 1, 2, 3
 SHOWN_EXAMPLES = 50
 EXCERPT_CHARACTERS = 400
 SAMPLE_ROWS = 2000
+# How a place is shown at which a row becomes two.
+SEAM = "\n✂ ──────\n"
 _GOLD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -118,6 +121,7 @@ class _Notes:
         self.marks: dict[str, npt.NDArray[Any]] = {}
         self.span_kinds: list[str] = []
         self.spans: list[tuple[int, int, int, int, int]] = []
+        self.cuts: list[tuple[int, int]] = []
         self.shown: dict[str, list[dict[str, Any]]] = {}
 
     def code(self, position: int, code: str, rows: Indexes) -> None:
@@ -154,6 +158,7 @@ class _Notes:
             "code_steps": np.repeat(np.array(self.code_steps, np.uint8), lengths),
             "code_ids": np.repeat(np.array(self.code_ids, np.uint16), lengths),
             "spans": np.array(self.spans, np.uint32).reshape(-1, 5),
+            "cuts": np.array(self.cuts, np.int64).reshape(-1, 2),
             **{f"mark_{name}": values for name, values in self.marks.items()},
         }
         np.savez(folder / "notes.npz", **arrays)  # type: ignore[arg-type]
@@ -241,6 +246,7 @@ def _run(
         notes.span(batch, rows, changes)
         if chosen.mode == "mark":
             changes.texts, changes.labels, changes.metas = ((), ()), ((), ()), ((), ())
+            changes.dropped, changes.cuts = (), {}
         after = with_changes(batch, changes)
         is_marked = chosen.mode == "mark"
         _show(order, chosen.name, batch, after, changes, is_gone, is_marked, notes)
@@ -249,6 +255,7 @@ def _run(
             continue
         notes.ended[rows[is_gone]] = FIRST + position
         touched = rows_changed(batch, changes)
+        notes.cuts += [(int(rows[row]), at) for row, cuts in changes.cuts.items() for at in cuts]
         notes.changed[rows[touched[~is_gone[touched]]]] |= np.uint32(step.bit)
         batch, rows = keep(after, ~is_gone), rows[~is_gone]
         exempt.keep(~is_gone)
@@ -268,12 +275,7 @@ def _show(
     chosen = np.array(sorted(codes), np.int64)
     drawn = draws(before.rids[chosen], STEPS[name].bit)
     order_of = np.argsort(drawn, kind="stable")[: order.shown]
-    starts = before.starts()
-    touched = []
-    for row in chosen[order_of].tolist():
-        turns = slice(int(starts[row]), int(starts[row + 1]))
-        new = None if is_gone[row] and not is_marked else after.texts[turns].to_list()
-        touched.append(Touched(int(before.rids[row]), codes[row], before.texts[turns].to_list(), new))
+    touched = touched_rows(before, after, chosen[order_of].tolist(), codes, is_gone & (not is_marked), changes.cuts)
     kept = notes.shown.setdefault(name, [])
     kept += [{"draw": n, **part} for n, part in zip(drawn[order_of].tolist(), excerpts(touched), strict=True)]
     notes.shown[name] = sorted(kept, key=lambda shown: int(shown["draw"]))[: order.shown]
@@ -293,6 +295,27 @@ class Touched(NamedTuple):
     new: list[str] | None
 
 
+def touched_rows(
+    before: Batch, after: Batch, rows: list[int], codes: dict[int, str], is_gone: npt.NDArray[np.bool_],
+    cuts: dict[int, list[int]],
+) -> list[Touched]:  # fmt: skip
+    """These rows as a step found and left them; where a row becomes several there is a line between them."""
+    sides, found = [(batch.texts, batch.starts()) for batch in (before, after)], []
+    for row in rows:
+        old, new = (texts[int(starts[row]) : int(starts[row + 1])].to_list() for texts, starts in sides)
+        if row in cuts:
+            new = [SEAM.join(pieces(new[0], cuts[row]))]
+        found.append(Touched(int(before.rids[row]), codes[row], old, None if is_gone[row] else new))
+    return found
+
+
+def _differing(old: list[str], new: list[str]) -> tuple[str, str]:
+    """The first text that differs, before and after; all of them where some went."""
+    if len(old) != len(new):
+        return "\n".join(old), "\n".join(new)
+    return next(((a, b) for a, b in zip(old, new, strict=True) if a != b), (old[0], new[0]) if old else ("", ""))
+
+
 def excerpts(rows: Sequence[Touched]) -> list[dict[str, Any]]:
     """The text around the first difference, before and after, personal data made unreadable."""
     found, raw = [], []
@@ -300,8 +323,7 @@ def excerpts(rows: Sequence[Touched]) -> list[dict[str, Any]]:
         if row.new is None or row.new == row.old:
             raw.append("\n".join(row.old))
         else:
-            index = next((i for i, (a, b) in enumerate(zip(row.old, row.new, strict=True)) if a != b), 0)
-            raw += [texts[index] if texts else "" for texts in (row.old, row.new)]
+            raw += _differing(row.old, row.new)
     texts = list(zip(raw, veiled_texts(raw), strict=True))[::-1]
     for row in rows:
         one, before = texts.pop()

@@ -81,5 +81,7 @@ class Exempt:
             indexes, new = getattr(changes, name)
             kept = [i for i, index in enumerate(indexes) if not left_alone[owners[int(index)]]]
             setattr(changes, name, ([int(indexes[i]) for i in kept], [new[i] for i in kept]))
+        changes.dropped = [int(text) for text in changes.dropped if not left_alone[batch.owners[int(text)]]]
+        changes.cuts = {row: cuts for row, cuts in changes.cuts.items() if not left_alone[row]}
         changes.spans = [span for span in changes.spans if not left_alone[batch.owners[span.text]]]
         return changes

@@ -13,6 +13,7 @@ from app.datasets.options import ReadOptions
 from app.datasets.splitting import SplitSettings
 from app.datasets.steps.catalogue import STEPS, in_order
 from app.datasets.steps.contract import ChosenStep
+from app.datasets.steps.tokens import Reading
 
 
 class PlannedFile(Contract):
@@ -55,6 +56,7 @@ class Plan(Contract):
     overrides: list[Override] = Field(default_factory=list)
     split: SplitSettings = Field(default_factory=SplitSettings)
     edits: PlannedEdits | None = None
+    reading: Reading | None = Field(None, description="the base model, for steps that are tried before they are chosen")
 
     def applied(self) -> list[ChosenStep]:
         """The steps that run, in order."""
@@ -62,7 +64,7 @@ class Plan(Contract):
 
     def digest(self) -> str:
         """Names the working set of this plan: equal for equal rows, mappings and steps read by the same code."""
-        body = self.model_dump(mode="json", exclude={"split": True, "edits": {"path"}})
+        body = self.model_dump(mode="json", exclude={"split": True, "edits": {"path"}, "reading": True})
         versions = {name: step.version for name, step in STEPS.items()}
         packed = orjson.dumps([body, versions, pl.__version__], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(packed).hexdigest()[:20]

@@ -14,6 +14,7 @@ from app.core.db import new_id
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
 from app.datasets import row_changes
+from app.datasets.browsing import model_view
 from app.datasets.cleaning import STEPS, ChosenStep, in_order
 from app.datasets.mapping import Mapping, columns_of
 from app.datasets.models import CleaningPlan, SourceFile
@@ -23,6 +24,7 @@ from app.datasets.reports import PrepareReport
 from app.datasets.splitting import SplitSettings
 from app.datasets.steps.catalogue import PRESETS, of_preset, salted
 from app.datasets.steps.contract import Step
+from app.datasets.steps.tokens import reading_of
 from app.datasets.tables import parts
 from app.projects import service as projects
 
@@ -121,9 +123,20 @@ def apply_steps(
         step = STEPS.get(name)
         if step is None:
             raise NotFound("There is no cleaning step of this name.")
-        checked = checked_params(step, params or suggested.get(name, {}))
+        given = read_by(session, actor, project_id, step, params or suggested.get(name, {}))
+        checked = checked_params(step, given)
         steps.append(ChosenStep(name=name, version=step.version, mode=mode, params=checked))
     return _replace_steps(session, plan, steps)
+
+
+def read_by(session: Session, actor: Actor, project_id: str, step: Step, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with the model that is chosen now, for a step that counts tokens. Raises Conflict without one."""
+    if "reading" not in step.params.model_fields:
+        return params
+    model = model_view.model_of(session, actor, project_id)
+    if model is None:
+        raise Conflict("This step counts tokens, and no base model is there to count with. Choose one in the recipe.")
+    return {**params, "reading": reading_of(model).model_dump(mode="json")}
 
 
 def checked_params(step: Step, params: dict[str, Any]) -> dict[str, Any]:

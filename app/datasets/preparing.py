@@ -184,14 +184,15 @@ def _report(plan: Plan, results: list[dict[str, Any]], shown: dict[str, list[Sho
         mapping.update(counts["mapping_codes"])
         for step, own, counted in zip(steps, codes, counts["steps"], strict=True):
             own.update(counted["codes"])
-            for name in ("rows_in", "changed", "removed", "marked"):
+            for name in ("rows_in", "changed", "removed", "marked", "made"):
                 setattr(step, name, getattr(step, name) + counted[name])
     for step, own in zip(steps, codes, strict=True):
         step.codes = dict(sorted(own.items()))
         step.examples = shown.get(step.name, [])
     return PrepareReport(
         rows_in=rows_in, rows=kept, out=by_hand + sum(step.removed for step in steps), unmapped=unmapped,
-        mapping_codes=dict(sorted(mapping.items())), steps=steps, statistics=counting.result(),
+        made=sum(step.made for step in steps), mapping_codes=dict(sorted(mapping.items())), steps=steps,
+        statistics=counting.result(),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class StepReport(Contract):
 
     `sampled`: 0 when every row was looked at, else how many were; then the numbers are estimates and `low` to `high`
     is the range of rows touched that the sample allows (95 %). `is_known` false: only the whole set can tell.
+    `made`: rows more than before, because some were split.
     """
 
     name: str
@@ -33,6 +34,7 @@ class StepReport(Contract):
     changed: int = 0
     removed: int = 0
     marked: int = 0
+    made: int = 0
     codes: dict[str, int] = Field(default_factory=dict)
     examples: list[Shown] = Field(default_factory=list)
     sampled: int = 0
@@ -45,12 +47,13 @@ class StepReport(Contract):
 
 
 class PrepareReport(Contract):
-    """`rows_in` = `rows` kept + `out` + the sum of `unmapped` rows."""
+    """`rows_in` + `made` (by splitting rows) = `rows` kept + `out` + the sum of `unmapped` rows."""
 
     rows_in: int
     rows: int
     out: int
     unmapped: int
+    made: int = 0
     mapping_codes: dict[str, int] = Field(default_factory=dict)
     steps: list[StepReport] = Field(default_factory=list)
     statistics: Statistics

@@ -23,6 +23,7 @@ from app.datasets import (
     service,
     shown,
     upload_pages,
+    uploads,
     version_pages,
     versions,
 )
@@ -68,6 +69,7 @@ def page_context(session: Session, actor: Actor, project_id: str, term: str = ""
         "is_live": shown.is_live(files, plan) or remotes_live,
         "pace": shown.pace(plan, utcnow()),
         "remotes": remotes,
+        "unfinished": uploads.unfinished(session, actor, project_id) if may_edit else [],
         "remotes_live": remotes_live,
         **rows_pages.table_context(
             session, plan, working_set(plan, names), Question(q=term), 1, [], base_url, may_edit=may_edit, is_brief=True

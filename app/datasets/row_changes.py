@@ -21,6 +21,7 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.datasets.edits import DELETED, EXCLUDED, KEPT, EditLayer, RowEdit
 from app.datasets.models import CleaningPlan, RowChange
 from app.datasets.plan import PlannedEdits
+from app.datasets.tables import part_of
 from app.projects import service as projects
 
 Kind = Literal["edit", "delete", "restore", "exclude", "include", "keep", "tag", "untag", "label"]
@@ -41,10 +42,10 @@ def seen_hash(example: dict[str, Any]) -> str:
 
 
 def overlaid(example: dict[str, Any], edit: RowEdit | None) -> dict[str, Any]:
-    """The example as the edit leaves it."""
+    """The example as the edit leaves it. An edited text is that of the whole row, never of a part of it."""
     if edit is None:
         return example
-    found = {**example, **(edit.example or {})}
+    found = {**example, **({} if part_of(example.get("_rid") or 0) else edit.example or {})}
     if edit.label is not None:
         found["label"] = edit.label
     return found

@@ -15,6 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 PART_ROWS = 20_000
+# A row that is one of several made of an input row has its number among them, from 1, above these bits of its `_rid`;
+# the bits below are the number of the input row. 0: the row is whole.
+INPUT_BITS = 36
+MOST_PARTS = 2**16 - 1
 PART_BYTES = 32 * 1024 * 1024
 GROUP_ROWS = 1000
 ROW = "_row"
@@ -124,6 +128,16 @@ class RowWriter:
         pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=GROUP_ROWS)
         self._part += 1
         self._numbers, self._values, self._size = [], [], 0
+
+
+def part_of(rid: int) -> int:
+    """Which of several rows made of one input row this is, from 1; 0 for a whole one."""
+    return rid >> INPUT_BITS
+
+
+def input_rid(rid: int) -> int:
+    """The number of the input row that a row is, or was made of."""
+    return rid & (2**INPUT_BITS - 1)
 
 
 def _storable(cell: str | None) -> str | None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.datasets.cleaning import changes_of
-from app.datasets.looking import SHOWN_EXAMPLES, Touched, draws, excerpts
+from app.datasets.looking import EXCERPT_CHARACTERS, SHOWN_EXAMPLES, draws, excerpts, touched_rows
 from app.datasets.overrides import Exempt
 from app.datasets.plan import Plan
 from app.datasets.reports import Shown, StepReport
@@ -19,6 +19,7 @@ from app.datasets.steps.batches import keep, of_examples, of_table, rows_changed
 from app.datasets.steps.boilerplate import repeated
 from app.datasets.steps.catalogue import STEPS
 from app.datasets.steps.contract import Batch, ChosenStep
+from app.datasets.steps.personal import veiled_text
 from app.datasets.tables import parts
 
 # Up to this many rows every row is tried.
@@ -31,10 +32,17 @@ def trials(plan: Plan, folder: Path, rows: int, names: list[str]) -> list[StepRe
     """The steps `names`, each alone on the rows that the plan's steps left in the working set `folder`."""
     is_whole = rows <= WHOLE_ROWS
     batch = _whole(folder) if is_whole else _sample(plan, folder)
+    first = batch if is_whole else _whole(folder, WHOLE_ROWS)
     found = []
     for name in names:
         params = suggested(name, batch)
-        report = _tried(ChosenStep(name=name, version=STEPS[name].version, params=params), batch, rows, is_whole)
+        if "reading" in STEPS[name].params.model_fields and plan.reading is not None:
+            params["reading"] = plan.reading.model_dump(mode="json")
+        chosen = ChosenStep(name=name, version=STEPS[name].version, params=params)
+        if is_whole or STEPS[name].is_sampled:
+            report = _tried(chosen, batch, rows, is_whole)
+        else:
+            report = _tried_on_some(chosen, first, rows)
         found.append(report.model_copy(update={"params": params}))
     return found
 
@@ -50,17 +58,37 @@ def suggested(name: str, batch: Batch) -> dict[str, Any]:
 def preview(plan: Plan, folder: Path, rows: int, chosen: ChosenStep) -> StepReport:
     """A step with parameters not applied yet, in its place among the steps of the plan. `rows`: of the whole set.
 
-    Under a second: it looks at the 2,000 sampled rows only. A step that only the whole set can judge says so.
+    Under a second: it looks at the 2,000 sampled rows only. A step that only the whole set can judge looks at the
+    rows that are left, at the first 20,000 of a larger set, whose number tells nothing of the others.
     """
+    if STEPS[chosen.name].is_set:
+        left = _whole(folder, WHOLE_ROWS)
+        return _tried(chosen, left, rows, True) if rows <= WHOLE_ROWS else _tried_on_some(chosen, left, rows)
     order = list(STEPS)
     before = [s for s in plan.applied() if order.index(s.name) < order.index(chosen.name)]
     batch = _sample(plan.model_copy(update={"steps": before}), folder)
     return _tried(chosen, batch, rows, False)
 
 
-def _whole(folder: Path) -> Batch:
-    tables = [pq.read_table(path) for path in parts(folder, "data-")]
+def _whole(folder: Path, most: int = WHOLE_ROWS) -> Batch:
+    """The rows of a working set, at most the first `most`."""
+    tables: list[pa.Table] = []
+    for path in parts(folder, "data-"):
+        with pq.ParquetFile(path) as source:
+            for group in range(source.metadata.num_row_groups):
+                if most <= 0:
+                    break
+                tables.append(source.read_row_group(group).slice(0, most))
+                most -= tables[-1].num_rows
     return of_table(pa.concat_tables(tables)) if tables else of_examples([])
+
+
+def _tried_on_some(chosen: ChosenStep, first: Batch, rows: int) -> StepReport:
+    """What a step over all rows does among some of them: rows to look at, and no number."""
+    found = _tried(chosen, first, rows, True)
+    return StepReport(
+        name=chosen.name, is_applied=False, rows_in=rows, is_known=False, sampled=len(first), examples=found.examples
+    )
 
 
 def _sample(plan: Plan, folder: Path) -> Batch:
@@ -85,19 +113,19 @@ def _tried(chosen: ChosenStep, batch: Batch, rows: int, is_whole: bool) -> StepR
     number = len(batch)
     if not number:
         return report
-    if not is_whole and not step.is_sampled:
-        return report.model_copy(update={"is_known": False})
     with tempfile.TemporaryDirectory() as scratch:
         changes, removals = changes_of(chosen, batch, Path(scratch))
     after = with_changes(batch, changes)
     codes: dict[int, str] = {}
-    twins: dict[int, int] = {}
+    twins: dict[int, tuple[int, float | None]] = {}
     is_gone, is_coded = np.zeros(number, np.bool_), np.zeros(number, np.bool_)
     for removal in removals:
         is_gone[removal.rows] = True
         codes.update(dict.fromkeys(removal.rows.tolist(), removal.code))
         if removal.of is not None:
-            twins.update(zip(removal.rows.tolist(), removal.of.tolist(), strict=True))
+            scores = [None] * len(removal.rows) if removal.score is None else removal.score.tolist()
+            pairs = zip(removal.of.tolist(), scores, strict=True)
+            twins.update(zip(removal.rows.tolist(), pairs, strict=True))
     for code, found in changes.codes.items():
         is_coded[np.asarray(found, np.int64)] = True
         for row in np.asarray(found, np.int64).tolist():
@@ -117,21 +145,24 @@ def _tried(chosen: ChosenStep, batch: Batch, rows: int, is_whole: bool) -> StepR
         report.sampled = number
         report.low, report.high = (round(share * rows) for share in wilson(len(touched), number))
     chosen_rows = touched[np.argsort(draws(batch.rids[touched], step.bit), kind="stable")[:SHOWN_EXAMPLES]]
-    report.examples = _shown(batch, after, chosen_rows.tolist(), codes, is_gone, twins)
+    report.made = round(sum(len(cuts) for cuts in changes.cuts.values()) * scale)
+    shown = touched_rows(
+        before=batch, after=after, rows=chosen_rows.tolist(), codes=codes, is_gone=is_gone, cuts=changes.cuts
+    )
+    report.examples = [
+        Shown(**found, **_twin(batch, *twins.get(row, (-1, None))))
+        for row, found in zip(chosen_rows.tolist(), excerpts(shown), strict=True)
+    ]
     return report
 
 
-def _shown(
-    before: Batch, after: Batch, rows: list[int], codes: dict[int, str], is_gone: npt.NDArray[np.bool_],
-    twins: dict[int, int],
-) -> list[Shown]:  # fmt: skip
-    starts = before.starts()
-    touched = []
-    for row in rows:
-        turns = slice(int(starts[row]), int(starts[row + 1]))
-        new = None if is_gone[row] else after.texts[turns].to_list()
-        touched.append(Touched(int(before.rids[row]), codes[row], before.texts[turns].to_list(), new))
-    return [Shown(**found, of=twins.get(row)) for row, found in zip(rows, excerpts(touched), strict=True)]
+def _twin(batch: Batch, of: int, score: float | None) -> dict[str, Any]:
+    """The row that stays in the place of another: its number, its text, how alike they are. Empty for no row."""
+    if of < 0:
+        return {}
+    texts = batch.texts.filter(pl.Series(batch.rids[batch.owners] == of)).to_list()
+    shown = veiled_text("\n".join(texts))[:EXCERPT_CHARACTERS]
+    return {"of": of, "twin": shown, "score": None if score is None else round(score, 3)}
 
 
 def wilson(hits: int, of: int) -> tuple[float, float]:

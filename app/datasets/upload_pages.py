@@ -116,6 +116,16 @@ def remove(session: SessionDep, actor: ActorDep, upload_id: str, _version: Tus) 
     return Response(status_code=204, headers=_headers())
 
 
+@router.post("/uploads/{upload_id}/discard")
+def discard(session: SessionDep, actor: ActorDep, upload_id: str) -> Response:
+    """Give an upload up that stopped half-way; a form of the Data page."""
+    project_id = uploads.get(session, actor, upload_id).project_id
+    uploads.remove(session, actor, upload_id)
+    response = RedirectResponse(f"/projects/{project_id}/data", 303)
+    flash(response, _("Discarded. What had arrived of it is deleted."))
+    return response
+
+
 @router.post("/projects/{project_id}/files", max_body_size=BODY_LIMIT_BYTES)
 async def plain_form(request: Request, actor: ActorDep, project_id: str) -> Response:
     """The dropzone without scripts: one or several files in a multipart form."""

@@ -84,6 +84,14 @@ def get(session: Session, actor: Actor, upload_id: str) -> Upload:
     return upload
 
 
+def unfinished(session: Session, actor: Actor, project_id: str) -> list[Upload]:
+    """This person's uploads of the project that stopped half-way, newest first. The caller has passed the gate."""
+    query = select(Upload).where(
+        Upload.project_id == project_id, Upload.user_id == actor.user_id, Upload.state == "receiving"
+    )
+    return list(session.scalars(query.order_by(Upload.updated_at.desc(), Upload.id).limit(50)))
+
+
 def advance(session: Session, upload_id: str, offset_bytes: int) -> None:
     """Record that so many bytes are safe on disk."""
     upload = session.get(Upload, upload_id)

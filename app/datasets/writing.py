@@ -15,7 +15,8 @@ from app.datasets.looking import BY_HAND, FIRST, KEPT, UNMAPPED, Shard
 from app.datasets.statistics import Counting
 from app.datasets.steps.batches import of_table
 from app.datasets.steps.catalogue import STEPS
-from app.datasets.tables import GROUP_ROWS
+from app.datasets.steps.tokens import TOKENS, pieces
+from app.datasets.tables import EXAMPLES, GROUP_ROWS, INPUT_BITS
 
 NAMES = pa.dictionary(pa.int8(), pa.string())
 SPANS = pa.list_(
@@ -111,8 +112,9 @@ class _Shard:
         places = table.column("_rid").to_numpy() - self._order.shard.first
         is_kept = self._ended[places] == KEPT
         kept = table if is_kept.all() else table.filter(pa.array(is_kept))
+        kept, places = self._parted(kept, places[is_kept])
         if kept.num_rows:
-            counting.add_batch(of_table(kept), {k[5:]: self._notes[k][places[is_kept]] for k in self._mark_names()})
+            counting.add_batch(of_table(kept), {k[5:]: self._notes[k][places] for k in self._mark_names()})
             temporary = out / f".tmp-{name}-{os.getpid()}.parquet"
             pq.write_table(
                 kept, temporary, compression="zstd", compression_level=1, row_group_size=GROUP_ROWS, store_schema=False,
@@ -122,7 +124,8 @@ class _Shard:
         temporary = out / f".tmp-{name}-{os.getpid()}.trace"
         pq.write_table(self._trace(), temporary, compression="zstd", compression_level=1, row_group_size=10_000)
         temporary.rename(out / f"trace-{name}.parquet")
-        return {"counts": self._counts(), "kept": kept.num_rows, "texts": texts, "statistics": counting.state()}
+        made = kept.num_rows - int((self._ended == KEPT).sum())
+        return {"counts": self._counts(made), "kept": kept.num_rows, "texts": texts, "statistics": counting.state()}
 
     def _mark_names(self) -> list[str]:
         return [name for name in self._notes.files if name.startswith("mark_")]
@@ -139,8 +142,31 @@ class _Shard:
         starts, texts = batch.starts(), batch.texts.to_list()
         return {str(rid): texts[starts[i] : starts[i + 1]] for i, rid in enumerate(batch.rids.tolist())}
 
-    def _counts(self) -> dict[str, Any]:
-        """Rows in, unmapped, and for each step of the chain: rows before it, changed, removed, marked, codes."""
+    def _parted(self, table: pa.Table, places: npt.NDArray[np.int64]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """Rows that become several, as several: each with its number in `_rid`, and the place of the row it was."""
+        cuts: dict[int, list[int]] = {}
+        for place, at in self._notes["cuts"].tolist():
+            cuts.setdefault(place, []).append(at)
+        rows = [row for row, place in enumerate(places.tolist()) if place in cuts] if cuts else []
+        if not rows:
+            return table, places
+        texts = table.column("text").take(pa.array(rows)).to_pylist()
+        made = {row: pieces(text, cuts[int(places[row])]) for row, text in zip(rows, texts, strict=True)}
+        counts = np.ones(len(places), np.int64)
+        counts[rows] = [len(made[row]) for row in rows]
+        of = np.repeat(np.arange(len(places)), counts)
+        number = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        rids = table.column("_rid").to_numpy()[of] + np.where(counts[of] > 1, number << INPUT_BITS, 0)
+        found = table.take(pa.array(of))
+        new = found.column("text").to_pylist()
+        for at in np.flatnonzero(np.isin(of, rows)).tolist():
+            new[at] = made[int(of[at])][int(number[at]) - 1]
+        for name, column in (("_rid", pa.array(rids)), ("text", pa.array(new, pa.string()))):
+            found = found.set_column(found.schema.get_field_index(name), EXAMPLES.field(name), column)
+        return found, places[of]
+
+    def _counts(self, made: int) -> dict[str, Any]:
+        """Rows in, unmapped, and for each step of the chain: rows before it, changed, removed, marked, made, codes."""
         steps = []
         for position, name in enumerate(self._order.steps):
             is_here = self._reached >= position
@@ -153,7 +179,7 @@ class _Shard:
                 {
                     "rows_in": int(is_here.sum()), "changed": int((is_changed & is_here & ~is_gone).sum()),
                     "removed": int(is_gone.sum()), "marked": int((coded & ~is_gone & ~is_changed).sum()),
-                    "codes": self._by_code(mine),
+                    "made": made if name == TOKENS.name else 0, "codes": self._by_code(mine),
                 }
             )  # fmt: skip
         unmapped = int((self._ended == UNMAPPED).sum())

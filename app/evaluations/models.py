@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, PlacedJSON, UTCDateTime, new_id, utcnow
@@ -38,7 +38,7 @@ class CaseResult(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id", ondelete="CASCADE"))
     position: Mapped[int] = mapped_column(Integer)
-    rid: Mapped[int] = mapped_column(Integer)
+    rid: Mapped[int] = mapped_column(BigInteger)
     prompt: Mapped[str] = mapped_column(Text)
     ideal: Mapped[str] = mapped_column(Text)
     base_answer: Mapped[str] = mapped_column(Text, default="")

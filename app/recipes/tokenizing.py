@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from app.accounts.service import Actor
 from app.datasets.browsing.model_view import ReadingModel
 from app.projects import service as projects
+from app.projects.models import Project
 from app.recipes import bases, service
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
@@ -14,7 +15,11 @@ from app.recipes.models import BaseModelEntry
 
 def chosen(session: Session, actor: Actor, project_id: str) -> ReadingModel | None:
     """The chosen base; the starter model where none is chosen or a new one will make its own tokenizer."""
-    project = projects.get(session, actor, project_id)
+    return of_project(session, projects.get(session, actor, project_id))
+
+
+def of_project(session: Session, project: Project) -> ReadingModel | None:
+    """The same, for a caller that passed the gate or works for the project."""
     draft = service.draft_of(session, project)
     asked = draft.choices.get("base") or {}
     limit = draft.choices.get("overrides", {}).get("max_length_tokens")

@@ -1090,7 +1090,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("evaluation_id", sa.String(length=20), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("rid", sa.Integer(), nullable=False),
+        sa.Column("rid", sa.BigInteger(), nullable=False),
         sa.Column("prompt", sa.Text(), nullable=False),
         sa.Column("ideal", sa.Text(), nullable=False),
         sa.Column("base_answer", sa.Text(), nullable=False),

@@ -202,6 +202,7 @@ TABLE: dict[str, Rule] = {
     "POST /uploads": editor(query="project_id={project_id}", headers=TUS | {"Upload-Length": "9"}),
     "PATCH /uploads/{upload_id}": editor(headers=TUS | {"Content-Type": TUS_BODY, "Upload-Offset": "0"}),
     "DELETE /uploads/{upload_id}": editor(headers=TUS),
+    "POST /uploads/{upload_id}/discard": editor(),
     "POST /projects/{project_id}/files": editor(),
     "POST /projects/{project_id}/paste": editor(form={"text": "question,answer"}),
     "POST /projects/{project_id}/remote": editor(form={"kind": "web", "address": "https://example.org/a.csv"}),

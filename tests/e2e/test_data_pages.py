@@ -100,8 +100,16 @@ def test_an_upload_survives_a_reload(page: Any, ana: tuple[Person, str], tmp_pat
     while len(sent) < 3:
         page.wait_for_timeout(100)
     page.unroute("**/uploads/*")
+    # As in another browser: this one remembers nothing, the page lists what the server holds.
+    page.evaluate("localStorage.clear()")
     page.reload()
     before = len(sent)
-    page.set_input_files("up-load input[type=file]", str(big))
+    half = page.locator("#unfinished .data-file")
+    half.get_by_text("arrived").wait_for()
+    other = tmp_path / "other.txt"
+    other.write_text("another file")
+    half.locator("input[type=file]").set_input_files(str(other))
+    half.get_by_text("That is another file").wait_for()
+    half.locator("input[type=file]").set_input_files(str(big))
     page.locator("#files").get_by_role("link", name="big.txt").wait_for(timeout=60_000)
     assert sent[before] > 0, "it went on from where it was"

@@ -32,7 +32,10 @@ from app.datasets.models import CleaningPlan, DatasetVersion, RemoteSource, Sour
 from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan
 from app.datasets.reports import PrepareReport
+from app.datasets.steps.tokens import reading_of
 from app.evaluations import service as evaluations
+from app.projects.models import Project
+from app.recipes import tokenizing
 from worker.celery_app import celery_app, draining
 
 log = logging.getLogger(__name__)
@@ -105,7 +108,9 @@ def prepare(plan_id: str) -> None:
             row = session.get(CleaningPlan, plan_id)
             assert row is not None
             revision, edits_revision = row.revision, row.edits_revision
-            plan = plans.planned(session, row.project_id)
+            model = tokenizing.of_project(session, session.get_one(Project, row.project_id))
+            counted_by = reading_of(model) if model is not None else None
+            plan = plans.planned(session, row.project_id).model_copy(update={"reading": counted_by})
         set_key = f"set-{lease.fence}"
         folder = storage.working_dir(plan_id)
         storage.require_space(PREPARE_TIMES * _bytes(plan))

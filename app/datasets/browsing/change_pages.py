@@ -216,6 +216,10 @@ def edit(
         raise Invalid(fields=errors)
     at = row_pages.number_of(number)
     found = _one(rows, ChangeForm(kind="edit", number=at, key=[form.key]))
+    if found.part:
+        raise Conflict(
+            _("This row is a part of a longer one. Undo the step “Too long for the model” to edit the whole text.")
+        )
     plan = plans.find(session, project_id)
     current = row.row_at(rows, at, row_changes.overlay(session, plan, [found.key]).get(found.key))
     typed = _typed(form, current.example)

@@ -23,6 +23,7 @@ from app.datasets.browsing.columns import ColumnWriter
 from app.datasets.browsing.languages import Languages
 from app.datasets.browsing.sets import RowSet, batches
 from app.datasets.edits import row_keys
+from app.datasets.tables import INPUT_BITS
 
 Tell = Callable[[int, int], None]
 FORMAT = 1
@@ -373,6 +374,8 @@ class Trace:
         """(marks, score, languages or None where nobody looked for them) of rows by their rid."""
         if not len(self._rid):
             return np.zeros(len(rids), np.uint64), np.full(len(rids), np.nan, np.float32), None
+        # Rows made of one input row share what was done to it. In versions of versions the whole number counts.
+        rids = np.where(np.isin(rids, self._rid), rids, rids & (2**INPUT_BITS - 1))
         at = np.minimum(np.searchsorted(self._rid, rids), len(self._rid) - 1)
         is_known = self._rid[at] == rids
         languages = self._names[self._language[at]].tolist() if any(self._language_numbers) else None

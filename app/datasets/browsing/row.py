@@ -13,9 +13,11 @@ from app.datasets import cleaning, ledger, tables
 from app.datasets.browsing.sets import RowSet, read
 from app.datasets.cleaning import STEPS, ChosenStep
 from app.datasets.edits import RowEdit, row_keys
+from app.datasets.findings import Refused
 from app.datasets.mapping import apply
 from app.datasets.plan import Plan, PlannedFile
 from app.datasets.row_changes import overlaid
+from app.datasets.tables import part_of
 
 SHOWN_COPIES = 5
 
@@ -52,6 +54,11 @@ class RowView:
     example: dict[str, Any]
     edit: RowEdit | None = None
 
+    @property
+    def part(self) -> int:
+        """Which part of a longer input row this is, from 1; 0 when it is whole."""
+        return part_of(int(self.prepared["_rid"])) if self.key else int(_meta(self.prepared).get("part", 0))
+
 
 def row_at(rows: RowSet, number: int, edit: RowEdit | None = None) -> RowView:
     """Row `number` (from 1)."""
@@ -66,9 +73,14 @@ def key_of(row: dict[str, Any]) -> int:
     return int(row_keys([row["_file"]], np.array([row["_row"]]))[0])
 
 
+def _meta(row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads(row["meta"]) if isinstance(row.get("meta"), str) and row["meta"] else {}
+    return found
+
+
 def source_of(row: dict[str, Any], plan: Plan) -> Source:
     """The row as it stands in its file. What is gone since (the file was read again) is said, not guessed."""
-    meta = orjson.loads(row["meta"]) if isinstance(row.get("meta"), str) and row["meta"] else {}
+    meta = _meta(row)
     if "_file" in row:
         file = next((f for f in plan.files if f.file_id == row["_file"]), None)
         record = row["_row"]
@@ -137,7 +149,10 @@ def steps_on(source: Source, plan: Plan) -> list[StepDone]:
 
 
 def _outcome(step: ChosenStep, example: dict[str, Any]) -> cleaning.Outcome | None:
-    found = cleaning.run(step, [example])
+    try:
+        found = cleaning.run(step, [example])
+    except Refused:  # the tokenizer it counts with is gone; its step says so
+        return None
     return found[0] if found else None
 
 
@@ -153,7 +168,7 @@ class Copy:
 def copies_of(rows: RowSet, rid: int, plan: Plan) -> tuple[list[Copy], int]:
     """(some of the rows that were left out as copies of this one, how many there are)."""
     found: list[Copy] = []
-    total = 0
+    total, rid = 0, tables.input_rid(rid)
     for path in rows.traces:
         with pq.ParquetFile(path) as trace:
             names = trace.schema_arrow.names

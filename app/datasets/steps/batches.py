@@ -1,6 +1,7 @@
 """Batches from examples and Arrow tables, and back; what a step changed put into force."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -207,13 +208,25 @@ def keep(batch: Batch, is_kept: npt.NDArray[np.bool_]) -> Batch:
 
 
 def with_changes(batch: Batch, changes: Changes) -> Batch:
-    """The batch with the new texts and labels; marks are added, rows stay."""
+    """The batch with the new texts and labels and without the dropped texts; marks are added, rows stay."""
     texts, labels = _placed(batch.texts, changes.texts), _placed(batch.labels, changes.labels)
-    return Batch(
+    after = Batch(
         rids=batch.rids, is_chat=batch.is_chat, texts=texts, owners=batch.owners, roles=batch.roles,
         sides=batch.sides, is_learned=batch.is_learned, labels=labels,
         metas=_placed(batch.metas, changes.metas), extras=batch.extras,
         source_rows=batch.source_rows, file_id=batch.file_id, marks={**batch.marks, **changes.marks},
+    )  # fmt: skip
+    return _without(after, np.asarray(changes.dropped, np.int64)) if len(changes.dropped) else after
+
+
+def _without(batch: Batch, texts: Indexes) -> Batch:
+    """The batch without these texts; every row keeps others."""
+    is_kept = np.ones(len(batch.texts), np.bool_)
+    is_kept[texts] = False
+    return replace(
+        batch, texts=batch.texts.filter(pl.Series(is_kept)), owners=batch.owners[is_kept], roles=batch.roles[is_kept],
+        sides=batch.sides[is_kept], is_learned=batch.is_learned[is_kept],
+        extras=None if batch.extras is None else batch.extras.filter(pa.array(is_kept)),
     )  # fmt: skip
 
 
@@ -228,7 +241,12 @@ def _placed(values: pl.Series, changed: tuple[Sequence[int] | Indexes, Sequence[
 
 
 def rows_changed(batch: Batch, changes: Changes) -> Indexes:
-    """Rows with a new text, label or column beside them, ascending."""
-    owners = batch.owners[np.asarray(changes.texts[0], np.int64)] if len(changes.texts[0]) else np.zeros(0, np.int64)
-    rows = [owners, np.asarray(changes.labels[0], np.int64), np.asarray(changes.metas[0], np.int64)]
+    """Rows with a new text, label or column beside them, or that lose turns or become several, ascending."""
+    texts = np.concatenate([np.asarray(found, np.int64) for found in (changes.texts[0], changes.dropped)])
+    rows = [
+        batch.owners[texts],
+        np.array(list(changes.cuts), np.int64),
+        np.asarray(changes.labels[0], np.int64),
+        np.asarray(changes.metas[0], np.int64),
+    ]
     return np.unique(np.concatenate(rows)).astype(np.int64)

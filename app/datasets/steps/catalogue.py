@@ -17,15 +17,16 @@ from app.datasets.steps.profanity import PROFANITY
 from app.datasets.steps.quality import QUALITY
 from app.datasets.steps.removing import LENGTH, MISSING
 from app.datasets.steps.rewriting import UNICODE, WHITESPACE
+from app.datasets.steps.tokens import TOKENS
 
 # The order is the order of cleaning: unicode, markup, boilerplate, whitespace, missing, exact, length, language,
-# quality, profanity, personal, near, contradictions, cap. Bits: 1, 32, 1024, 2, 4, 8, 16, 64, 128, 256, 512, 2048,
-# 8192, 4096.
+# quality, profanity, personal, tokens, near, contradictions, cap. Bits: 1, 32, 1024, 2, 4, 8, 16, 64, 128, 256, 512,
+# 16384, 2048, 8192, 4096. Tokens is the last that looks at one row: it counts the final text.
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        UNICODE, MARKUP, BOILERPLATE, WHITESPACE, MISSING, EXACT, LENGTH, LANGUAGE, QUALITY, PROFANITY, PERSONAL, NEAR,
-        CONTRADICTIONS, CAP,
+        UNICODE, MARKUP, BOILERPLATE, WHITESPACE, MISSING, EXACT, LENGTH, LANGUAGE, QUALITY, PROFANITY, PERSONAL,
+        TOKENS, NEAR, CONTRADICTIONS, CAP,
     )
 }  # fmt: skip
 CODES: dict[str, str] = {code: words for step in STEPS.values() for code, words in step.codes.items()}
@@ -56,10 +57,19 @@ def of_preset(name: str) -> list[ChosenStep]:
 
 def secret_params(step: Step) -> list[str]:
     """Parameters that no form shows and no manifest holds."""
+    return _noted(step, "is_secret")
+
+
+def hidden_params(step: Step) -> list[str]:
+    """Parameters that no form shows: secret ones, and those that are filled in from the project."""
+    return [*secret_params(step), *_noted(step, "is_given")]
+
+
+def _noted(step: Step, note: str) -> list[str]:
     return [
         name
         for name, info in step.params.model_fields.items()
-        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("is_secret")
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get(note)
     ]
 
 
@@ -70,11 +80,14 @@ def salted(chosen: ChosenStep, salt: str) -> ChosenStep:
 
 
 def published(chosen: ChosenStep) -> dict[str, Any]:
-    """The step as a manifest names it: of a salt only its fingerprint, so that another one makes another version."""
+    """The step as a manifest names it: of a salt only its fingerprint, so that another one makes another version; of a
+    tokenizer its name and fingerprint, not where it lies on this machine."""
     params = dict(chosen.params)
     for name in secret_params(STEPS[chosen.name]):
         if params.get(name):
             params[name] = "sha256:" + hashlib.sha256(str(params[name]).encode()).hexdigest()[:16]
+    if params.get("reading"):
+        params["reading"] = {key: value for key, value in params["reading"].items() if key != "tokenizer_file"}
     return {**chosen.model_dump(mode="json"), "params": params}
 
 

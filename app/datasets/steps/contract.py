@@ -88,6 +88,8 @@ class Changes:
 
     `codes`: reason to the rows it was found in (a row that changes needs one). `removed`: reason to the rows that go.
     `marks`: one value for every row of the batch (see MARKS). `of`: row that goes to the rid that stays in its place.
+    `dropped`: texts that go while others of their row stay. `cuts`: row of plain text to the places (characters) at
+    which it becomes several rows; that is done last, when the rows that stay are written.
     """
 
     texts: tuple[Sequence[int] | Indexes, Sequence[str]] = ((), ())
@@ -97,6 +99,8 @@ class Changes:
     removed: dict[str, Sequence[int] | Indexes] = field(default_factory=dict)
     marks: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    dropped: Sequence[int] | Indexes = ()
+    cuts: dict[int, list[int]] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -167,6 +171,7 @@ class Step(NamedTuple):
     """A step of the catalogue. `bit` is its place in the changed mask; `default` its mode in the standard preset.
 
     `codes`: reason code to words. `is_set`: `start` gives a SetRunner. `is_sampled`: a sample can tell what it does.
+    `has_mode` False: what happens to the rows is among its own settings.
     """
 
     name: str
@@ -180,6 +185,7 @@ class Step(NamedTuple):
     default: Mode = "on"
     is_set: bool = False
     is_sampled: bool = True
+    has_mode: bool = True
 
 
 class ChosenStep(Contract):

@@ -2,7 +2,7 @@
 export const uploads = new Map();
 const changed = () => dispatchEvent(new CustomEvent("uploads-changed"));
 
-export async function start(file, { endpoint, metadata, csrf, library }) {
+export async function start(file, { endpoint, metadata, csrf, library, url = null }) {
   if (!window.tus) await import(library);
   const id = `${file.name}-${file.size}-${file.lastModified}`;
   if (["sending", "checking"].includes(uploads.get(id)?.state)) return;
@@ -14,7 +14,7 @@ export async function start(file, { endpoint, metadata, csrf, library }) {
     changed();
   };
   entry.upload = new tus.Upload(file, {
-    endpoint, chunkSize: 8 * 2 ** 20, retryDelays: [0, 1000, 3000, 10000, 30000], removeFingerprintOnSuccess: true,
+    endpoint, uploadUrl: url, chunkSize: 8 * 2 ** 20, retryDelays: [0, 1000, 3000, 10000, 30000], removeFingerprintOnSuccess: true,
     metadata: { ...metadata, filename: file.name, filetype: file.type }, headers: csrf ? { "X-CSRF-Token": csrf } : {},
     onProgress: (sent) => ((entry.sent = sent), changed()),
     onError: fail,
@@ -24,7 +24,7 @@ export async function start(file, { endpoint, metadata, csrf, library }) {
       document.body.dispatchEvent(new CustomEvent("uploaded", { detail: { name: file.name, url: entry.url } }));
     },
   });
-  const [earlier] = await entry.upload.findPreviousUploads();
+  const [earlier] = url ? [] : await entry.upload.findPreviousUploads();
   if (earlier) entry.upload.resumeFromPreviousUpload(earlier);
   resume(entry);
 }

@@ -85,3 +85,42 @@ def test_pieces_name_what_cannot_be_seen():
     parts = clean_shown.parts_of("今日は晴れ", "今日は雨")
     assert [p.is_same for p in parts] == [True, False], "signs are compared where words are not parted"
     assert [len(p.before) for p in clean_shown.parts_of("one two three", "one 2 three")] == [1, 1, 1]
+
+
+LONG = "My parcel from the shop in Leeds has been on its way for two weeks and nobody on the phone can say where it is"
+
+
+def test_what_goes_is_shown_beside_its_twin_and_long_texts_by_the_models_tokens(ana, tmp_path):  # noqa: F811
+    source = tmp_path / "texts.jsonl"
+    texts = [LONG, "Tea is ready at noon in the small kitchen.", f"{LONG} today", "So it goes. " * 4000]
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    file_id = bring(ana, source)
+    post(ana, f"/files/{file_id}/mapping", shape="text", text_column="text")
+    work()
+    clean = f"/projects/{ana.project}/clean"
+    near = get(ana, f"{clean}/step?name=near")
+    assert "Goes: row 3" in near
+    assert "Stays: row 1" in near
+    assert re.search(r"\b9\d % alike", near)
+    assert "<mark> today</mark>" in near
+    strict = ana.post(f"{clean}/preview", data={"step": "near", "is_full": "1", "threshold": "0.95", "kept": "longest"})
+    assert "Goes: row 1" in strict.text
+    assert "Stays: row 3" in strict.text
+    assert "1 row is longer than the model reads at once" in get(ana, clean)
+    tokens = get(ana, f"{clean}/step?name=tokens")
+    assert "Starter model" in tokens
+    assert "Split them into several rows" in tokens
+    form = {"step": "tokens", "is_full": "1", "texts": "split", "conversations": "turns", "limit": "1000"}
+    preview = ana.post(f"{clean}/preview", data=form).text
+    assert "✂" in preview
+    post(ana, f"{clean}/steps", **form)
+    work()
+    with reading() as session:
+        made = session.query(CleaningPlan).one().report["made"]
+    assert made > 5
+    assert f"{made} more by splitting" in get(ana, clean)
+    row = get(ana, f"/projects/{ana.project}/rows/5")
+    assert "Part 2 of a longer row." in row
+    assert "?edit=1" not in row
+    refused = ana.post(f"{clean}/preview", data={**form, "limit": "3"})
+    assert (refused.status_code, "Write 0, or at least 16." in refused.text) == (422, True)

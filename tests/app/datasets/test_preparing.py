@@ -279,5 +279,5 @@ def test_a_preview_looks_at_the_sample_and_says_how_sure_it_is(tmp_path):
     assert found.sampled == 60
     assert found.removed == round(share * 6000)
     assert found.low < found.removed < found.high
-    assert not preview(plan, tmp_path / "set", 6000, ChosenStep(name="near")).is_known
+    assert not preview(plan, tmp_path / "set", 60_000, ChosenStep(name="near")).is_known
     assert len(layout(plan)) == 1

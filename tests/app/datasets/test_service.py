@@ -64,7 +64,7 @@ def test_from_file_to_version(place):
     missing = next(s for s in plan.report["steps"] if s["name"] == "missing")
     assert (missing["removed"], missing["is_applied"]) == (89, False)
     with transaction() as session:
-        plans.apply_steps(session, place.ada, place.project_id, list(STEPS))
+        plans.apply_steps(session, place.ada, place.project_id, [name for name in STEPS if name != "tokens"])
     with transaction() as session, pytest.raises(Conflict, match="still being prepared"):
         versions.freeze(session, place.ada, place.project_id)
     assert prepare(place).report["rows"] == 110

@@ -168,6 +168,24 @@ def test_many_parts_are_refused_early(ana):
     assert not list(Path(uploads.storage.uploads_dir()).iterdir())
 
 
+def test_what_stopped_half_way_is_listed_for_its_owner_and_discarded(ana):
+    content = os.urandom(2_000_000)
+    url = begin(ana, len(content), "half <b>.csv")
+    send(ana, url, 0, content[:500_000])
+    page = ana.get(f"/projects/{ana.project}/data").text
+    assert f'data-url="{url}" data-name="half &lt;b&gt;.csv" data-size="2000000"' in page
+    assert "500 kB of 2.0 MB arrived" in page
+    other = browser_of(ana.app, make_person("Ben", workspace_id=ana.person.workspace_id))
+    assert url not in other.get(f"/projects/{ana.project}/data").text
+    assert other.post(f"{url}/discard").status_code == 404
+    assert ana.post(f"{url}/discard").status_code == 303
+    assert not uploads.spool_path(url.rsplit("/", 1)[1]).exists()
+    assert url not in ana.get(f"/projects/{ana.project}/data").text
+    done = begin(ana, 3, "whole.txt")
+    send(ana, done, 0, b"abc")
+    assert done not in ana.get(f"/projects/{ana.project}/data").text
+
+
 @pytest.fixture
 def served(app):
     """The application on a real socket."""
