@@ -176,16 +176,23 @@ def train(
     version: Annotated[Path, typer.Option(help="folder of a frozen dataset version")],
     out: Annotated[Path, typer.Option(help="folder for checkpoints and the model")],
     base: Annotated[Path | None, typer.Option(help="folder of the base model; none for a new GPT")] = None,
+    overlay: Annotated[
+        list[str] | None, typer.Option(help="what was trained on the base before: lora:FOLDER or layers:FOLDER")
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="read to the model before each conversation")] = "",
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = True,
 ) -> None:
     """Train outside the queue, as a run does: one event a line on standard output. Ctrl+C stops and keeps."""
     from app.supervisor import training
 
     try:
-        spec = training.read_recipe(recipe)
+        spec, files = training.read_recipe(recipe), training.base_of(base, overlay or [])
     except training.BadRecipe as error:
         _fail(str(error))
-    raise typer.Exit(training.run(spec, version_dir=version, base_dir=base, out_dir=out, resume=resume))
+    order = training.order_of(
+        spec, version_dir=version, base=files, out_dir=out, instruction=instruction, resume=resume
+    )
+    raise typer.Exit(training.run(order))
 
 
 def main() -> None:

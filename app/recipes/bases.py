@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.contracts.recipe import BaseSource
+from app.contracts.recipe import BaseSource, ModelFiles, Overlay
 from app.core import storage
 from app.core.config import ROOT
 from app.core.db import new_id
@@ -41,6 +41,14 @@ class BaseModel:
     entry_id: str | None = None
     tokenizer_file: Path | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    overlays: list[Overlay] = field(default_factory=list)
+
+    @property
+    def files(self) -> ModelFiles | None:
+        """Where its weights are; None where the folder is not known."""
+        if self.tokenizer_file is None:
+            return None
+        return ModelFiles(base_dir=str(Path(self.tokenizer_file).parent), overlays=self.overlays)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """A recipe as a file that a person can read, and the command line that does the same."""
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from app.contracts.recipe import RecipeSpec
+from app.contracts.recipe import ModelFiles, RecipeSpec
+from app.core import storage
+from app.core.config import ROOT, get_settings
 from app.core.errors import Invalid
 
 _HEAD = "# Run it anywhere: gpt-builder train recipe.yaml --version <frozen version> --out <folder>\n"
@@ -47,6 +51,23 @@ def explain(error: ValidationError) -> str:
     return f"{name}: {message}." if name else f"{message[:1].upper()}{message[1:]}."
 
 
-def command_line(project_id: str, version_id: str) -> str:
-    """The equivalent command, for people who prefer one."""
-    return f"gpt-builder train recipe.yaml --version var/versions/{version_id} --out runs/{project_id}"
+def command_line(version_id: str, base: ModelFiles | None = None, instruction: str = "") -> str:
+    """The command that trains the same: this recipe, these rows, this base, and the instruction that is read first.
+
+    Folders below the home or the installation are named from there, others whole.
+    """
+    parts = ["gpt-builder train recipe.yaml", f"--version {_place(storage.version_dir(version_id))}"]
+    if base is not None:
+        parts.append(f"--base {_place(Path(base.base_dir))}")
+        parts += [f"--overlay {one.kind}:{_place(Path(one.dir))}" for one in base.overlays]
+    if instruction:
+        parts.append(f"--instruction {shlex.quote(instruction)}")
+    return " \\\n  ".join([*parts, "--out my-model"])
+
+
+def _place(folder: Path) -> str:
+    for root in (get_settings().home_dir, ROOT):
+        if folder.is_relative_to(root):
+            inside = folder.relative_to(root)
+            return shlex.quote(str(inside if root == ROOT else Path(root.name) / inside))
+    return shlex.quote(str(folder))

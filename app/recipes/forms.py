@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_OWN = ("do", "preset", "method", "version_id", "name", "base", "client_request_id")
+_OWN = ("do", "preset", "method", "version_id", "name", "base", "client_request_id", "shape")
 
 
 def form_changes(values: dict[str, Any]) -> dict[str, Any]:
@@ -16,4 +16,10 @@ def form_changes(values: dict[str, Any]) -> dict[str, Any]:
         "name": texts.get("name"),
         "values": {key: value for key, value in texts.items() if key not in _OWN} if has_drawer else None,
         "reset": texts.get("do") == "reset",
+        "shape": _whole(texts.get("shape", "")) if texts.get("do") == "size" else None,
     }
+
+
+def _whole(text: str) -> int:
+    """A place of the slider; one that cannot be for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 999

@@ -13,7 +13,7 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
-from app.recipes import bases, fields, files, service
+from app.recipes import bases, fields, files, new_model, service, tokens_preview
 from app.recipes.forms import form_changes
 from app.recipes.vetting import allowed_roots
 
@@ -57,10 +57,45 @@ def show(
         typed=typed or {},
         labels={known.name: known.label for known in fields.FIELDS},
         request_id=new_id(),
-        command=files.command_line(project_id, page.chosen.version.id) if page.chosen else "",
+        **_as_text(page),
+        **_new_model(page),
         may_edit=actor.may(page.project.workspace_id, "editor"),
         roots=[str(root) for root in allowed_roots()],
     )
+
+
+def _as_text(page: service.RecipePage) -> dict[str, Any]:
+    if page.chosen is None or page.composed is None:
+        return {"command": "", "yaml": ""}
+    base = page.chosen.base.files if page.chosen.base else None
+    command = files.command_line(page.chosen.version.id, base, page.instruction)
+    return {"command": command, "yaml": files.to_yaml(page.composed.recipe)}
+
+
+def _new_model(page: service.RecipePage) -> dict[str, Any]:
+    """What the card of a new GPT shows; nothing for a recipe that tunes a base."""
+    if page.composed is None or page.composed.recipe.scratch is None:
+        return {}
+    spec, facts, known = page.composed.recipe.scratch, page.composed.facts, page.composed.estimate
+    sizes = new_model.sizes(spec, facts)
+    return {
+        "sizes": sizes,
+        "size_place": new_model.nearest(sizes, facts.parameters),
+        "advice": new_model.advice(facts.parameters, page.composed.material.tokens, known.tokens),
+        "network": new_model.drawing(spec, facts),
+    }
+
+
+@router.get("/projects/{project_id}/recipe/tokenizer")
+def tokenizer_preview(request: Request, project_id: str, actor: ActorDep) -> Response:
+    """How the new model's tokenizer cuts the project's own text. Nothing of the database is held while it learns."""
+    with reading() as session:
+        page = service.page(session, actor, project_id)
+    if page.chosen is None or page.composed is None or page.composed.recipe.scratch is None:
+        raise Invalid("Only a new GPT makes a tokenizer of its own. Choose it as the base on the recipe page.")
+    spec = page.composed.recipe.scratch
+    found = tokens_preview.preview(page.chosen.version.id, spec.tokenizer, spec.vocabulary_size)
+    return render(request, "recipes/_tokens.html", preview=found)
 
 
 @router.get("/projects/{project_id}/recipe")

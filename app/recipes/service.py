@@ -7,12 +7,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
-from app.contracts.recipe import Method, RecipeSpec
+from app.contracts.recipe import Method, Overlay, RecipeSpec
 from app.core.errors import Conflict, Invalid
 from app.datasets.models import DatasetVersion
 from app.projects import service as projects
 from app.projects.models import Objective, Project
-from app.recipes import bases, calibration, charts, compose, fields, files
+from app.recipes import bases, calibration, charts, compose, fields, files, new_model
 from app.recipes.base_facts import BaseFacts
 from app.recipes.bases import BaseModel
 from app.recipes.compose import Composed, Version
@@ -51,6 +51,7 @@ class RecipePage:
     presets: dict[str, Composed] = field(default_factory=dict)
     composed: Composed | None = None
     schedule: dict[str, Any] = field(default_factory=dict)
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
         presets=built,
         composed=composed,
         schedule=charts.schedule_path(composed.recipe, composed.estimate.steps),
+        instruction=_instruction(session, project) if composed.recipe.use_instruction else "",
     )
 
 
@@ -108,6 +110,7 @@ def save(
     name: str | None = None,
     values: dict[str, str] | None = None,
     reset: bool = False,
+    shape: int | None = None,
 ) -> RecipeDraft:
     """Keep what the page's form says. `values` are all fields of the drawer as text; flags that are off are absent.
 
@@ -123,6 +126,13 @@ def save(
     if values is not None and not reset and before.composed is not None and before.chosen is not None:
         changed, wrong = _changed(before.composed, before.chosen.method, values)
         overrides |= changed
+    if shape is not None:
+        try:
+            overrides |= new_model.shape_values(shape)
+        except IndexError:
+            raise Invalid(fields={"shape": "Choose a size of the slider."}) from None
+        overrides.pop("scratch.kv_heads", None)
+        overrides.pop("max_length_tokens", None)
     if preset is not None:
         if preset not in PRESETS:
             raise Invalid(fields={"preset": "Choose quick, balanced or thorough."})
@@ -252,6 +262,11 @@ def _stored(session: Session, project: Project) -> RecipeDraft:
     return draft
 
 
+def _instruction(session: Session, project: Project) -> str:
+    objective = session.get(Objective, project.id)
+    return objective.system_prompt if objective else ""
+
+
 def _versions(session: Session, project: Project) -> list[DatasetVersion]:
     query = select(DatasetVersion).where(DatasetVersion.project_id == project.id, DatasetVersion.state == "succeeded")
     return list(session.scalars(query.where(DatasetVersion.train_rows > 0).order_by(DatasetVersion.number.desc())))
@@ -296,6 +311,7 @@ def _base(session: Session, project: Project, draft: RecipeDraft, version: Versi
             name=asked["name"],
             facts=BaseFacts.model_validate(asked["facts"]),
             tokenizer_file=asked["tokenizer_file"],
+            overlays=[Overlay.model_validate(one) for one in asked.get("overlays", [])],
         )
     return bases.starter() if source == "starter" else None
 

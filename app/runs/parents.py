@@ -14,7 +14,8 @@ def described(model: Model) -> dict[str, Any]:
 
     Sizes are those of its base folder: what was trained on top has the same shape. Raises Invalid without the files.
     """
-    folder = Path(ModelFiles.model_validate(model.files).base_dir)
+    files = ModelFiles.model_validate(model.files)
+    folder = Path(files.base_dir)
     try:
         facts = base_facts.from_folder(folder)
     except OSError as error:
@@ -24,4 +25,5 @@ def described(model: Model) -> dict[str, Any]:
         "name": model.name,
         "facts": facts.model_dump(),
         "tokenizer_file": str(folder / "tokenizer.json"),
+        "overlays": [one.model_dump() for one in files.overlays],
     }

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, cast
 
 import yaml
 from pydantic import ValidationError
 
-from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
+from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec, TrainOrder
 from app.core.config import ROOT
 from app.core.db import new_id
 
@@ -32,18 +33,41 @@ def read_recipe(path: Path) -> RecipeSpec:
         raise BadRecipe(f"{path}, {where}: {first['msg']}.") from error
 
 
-def run(recipe: RecipeSpec, *, version_dir: Path, base_dir: Path | None, out_dir: Path, resume: bool) -> int:
-    """Train and return the engine's exit code. Its events pass to standard output; Ctrl+C stops and keeps."""
-    order = TrainOrder(
+def base_of(folder: Path | None, overlays: list[str]) -> ModelFiles | None:
+    """The base from `--base` and each `--overlay KIND:FOLDER`. Raises BadRecipe."""
+    if folder is None:
+        if overlays:
+            raise BadRecipe("--overlay needs --base, the folder that it lies on.")
+        return None
+    found = []
+    for text in overlays:
+        kind, _, place = text.partition(":")
+        if kind not in ("lora", "layers") or not place:
+            raise BadRecipe(f"--overlay {text}: write lora:FOLDER or layers:FOLDER.")
+        found.append(Overlay(kind=cast(Literal["lora", "layers"], kind), dir=str(Path(place).resolve())))
+    return ModelFiles(base_dir=str(folder.resolve()), overlays=found)
+
+
+def order_of(
+    recipe: RecipeSpec, *, version_dir: Path, base: ModelFiles | None, out_dir: Path, instruction: str, resume: bool
+) -> TrainOrder:
+    """What the engine is told: what a run with this recipe would tell it."""
+    return TrainOrder(
         run_id=new_id(),
         attempt_id=new_id(),
         fence=1,
         recipe=recipe,
-        base=ModelFiles(base_dir=str(base_dir.resolve())) if base_dir else None,
+        base=base,
         data_dir=str(version_dir.resolve()),
         out_dir=str(out_dir.resolve()),
         resume=resume,
+        system_prompt=instruction if recipe.use_instruction else "",
     )
+
+
+def run(order: TrainOrder) -> int:
+    """Train and return the engine's exit code. Its events pass to standard output; Ctrl+C stops and keeps."""
+    out_dir = Path(order.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     child = subprocess.Popen(
         [sys.executable, "-m", "worker.engine", "train"],

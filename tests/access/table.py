@@ -118,6 +118,7 @@ TABLE: dict[str, Rule] = {
     "GET /projects/{project_id}/recipe/bases": viewer(),
     "POST /projects/{project_id}/recipe/bases/{base_id}/download": editor(),
     "POST /projects/{project_id}/recipe/bases/{base_id}/cancel": editor(),
+    "GET /projects/{project_id}/recipe/tokenizer": viewer(),
     "GET /projects/{project_id}/recipe.yaml": viewer(),
     "POST /projects/{project_id}/recipe/import": editor(files={"file": b"method: lora"}),
     "GET /projects/{project_id}/recipe/models": viewer(),
