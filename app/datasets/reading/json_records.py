@@ -14,7 +14,7 @@ import orjson
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
 from app.datasets.options import ReadOptions
 from app.datasets.reading.context import Context
-from app.datasets.reading.lines import LINE_LIMIT_BYTES, read_lines
+from app.datasets.reading.lines import LINE_LIMIT_BYTES, read_lines, read_utf8
 from app.datasets.reading.sniffed import Sniffed
 
 DEPTH_LIMIT = 64
@@ -77,7 +77,7 @@ class _Bytes:
     """The file as UTF-8, handed out from a growing window; counts the lines that were passed."""
 
     def __init__(self, path: Path, sniffed: Sniffed, context: Context | None) -> None:
-        self._lines = read_lines(path, sniffed, context)
+        self._pieces = read_utf8(path, sniffed, context)
         self.window = bytearray()
         self.line = 1
         self.is_ended = False
@@ -86,11 +86,11 @@ class _Bytes:
         """Add at least a quarter of what is there (so that long rows cost linear time); false at the end."""
         wanted = len(self.window) + max(1 << 18, len(self.window) // 4)
         while len(self.window) < wanted:
-            line = next(self._lines, None)
-            if line is None:
+            piece = next(self._pieces, None)
+            if piece is None:
                 self.is_ended = True
                 break
-            self.window += (line.text or line.raw.decode("utf-8", "replace")).encode("utf-8", "surrogatepass") + b"\n"
+            self.window += piece
         return not self.is_ended
 
     def drop(self, count: int) -> bytes:

@@ -38,6 +38,43 @@ def read_lines(path: Path, sniffed: Sniffed, context: Context | None = None) -> 
             yield _decoded(number, raw, sniffed.encoding)
 
 
+def read_utf8(path: Path, sniffed: Sniffed, context: Context | None = None) -> Iterator[bytes]:
+    """The file as UTF-8 in pieces of some length, for readers that find the ends of rows by themselves.
+
+    What cannot be decoded is decoded as by `read_lines`; a single line may be as long as the file.
+    """
+    if sniffed.encoding.startswith(("utf-16", "utf-32")):
+        pieces = _narrowed(path, sniffed, context)
+    else:
+        whole = _whole_characters(_chunks(path, sniffed, context))
+        pieces = (_recoded(piece, sniffed.encoding) for piece in whole)
+    for piece in pieces:
+        yield piece.replace(b"\r", b"\n") if sniffed.is_old_mac else piece
+
+
+def _whole_characters(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut after a line end, a quote or a comma: in no encoding that we read are these a part of another character."""
+    rest = b""
+    for chunk in chunks:
+        rest += chunk
+        cut = max(rest.rfind(b"\n"), rest.rfind(b'"'), rest.rfind(b",")) + 1
+        if not cut and len(rest) > LINE_LIMIT_BYTES:
+            cut = len(rest)
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+    if rest:
+        yield rest
+
+
+def _recoded(piece: bytes, encoding: str) -> bytes:
+    try:
+        return piece.decode(encoding).encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        lines = (_decoded(0, line, encoding).text for line in piece.split(b"\n"))
+        return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 def _decoded(number: int, raw: bytes, encoding: str) -> Line:
     try:
         return Line(number, raw.decode(encoding), raw)
@@ -66,14 +103,14 @@ def _byte_lines(path: Path, sniffed: Sniffed, context: Context | None) -> Iterat
 
 def _wide_lines(path: Path, sniffed: Sniffed, context: Context | None) -> Iterator[tuple[bytes, bool]]:
     """UTF-16 and UTF-32 become UTF-8 on the way, so that one splitter serves all."""
+    yield from _cut(_narrowed(path, sniffed, context), b"\r" if sniffed.is_old_mac else b"\n")
+
+
+def _narrowed(path: Path, sniffed: Sniffed, context: Context | None) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(sniffed.encoding)("replace")
-
-    def chunks() -> Iterator[bytes]:
-        for data in _chunks(path, sniffed, context):
-            yield decoder.decode(data).encode("utf-8", "surrogatepass")
-        yield decoder.decode(b"", True).encode("utf-8", "surrogatepass")
-
-    yield from _cut(chunks(), b"\r" if sniffed.is_old_mac else b"\n")
+    for data in _chunks(path, sniffed, context):
+        yield decoder.decode(data).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", True).encode("utf-8", "surrogatepass")
 
 
 def _cut(chunks: Iterator[bytes], end: bytes) -> Iterator[tuple[bytes, bool]]:

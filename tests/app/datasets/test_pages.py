@@ -124,6 +124,9 @@ def test_after_the_last_row_is_read_it_is_said_what_goes_on(ana):
     for page in (get(ana, f"/projects/{ana.project}/clean"), get(ana, f"/projects/{ana.project}/data")):
         assert "200 rows are read. Now they are compared with each other and written." in page
         assert "about 0 s left" not in page
+    with transaction() as session:
+        session.scalars(select(CleaningPlan)).one().state = "queued"
+    assert "Waiting to begin" in get(ana, f"/projects/{ana.project}/clean"), "figures of the last time are not shown"
 
 
 def test_findings_have_lines_and_fixes(ana):

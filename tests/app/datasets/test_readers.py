@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from app.datasets.findings import REASONS, Problem, Record, Refused
 from app.datasets.options import ReadOptions
+from app.datasets.reading import json_records, lines
 from app.datasets.reading.formats import sniff
 from app.datasets.reading.readers import read
 
@@ -272,3 +273,26 @@ def test_a_first_line_that_is_a_row_is_noticed_and_can_be_kept(tmp_path, text, i
     fix = next(fix for fix in REASONS["header.is_row"].fixes if fix.value == "false")
     kept, problems = read_all(path, **{fix.name: fix.value})
     assert (len(kept), problems) == (len(records) + 1, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1251", "gb18030"])
+def test_a_list_on_one_long_line_is_read_row_by_row(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(lines, "LINE_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(json_records, "LINE_LIMIT_BYTES", 1 << 20)
+    word = {"gb18030": "为什么，", "cp1251": "почему, "}.get(encoding, "wärum, 🙂 ")
+    rows = [{"question": f'{n} "{word * 300}"', "answer": word} for n in range(1500)]
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
+    assert path.stat().st_size > 2 << 20, "the line is over the limit of one row"
+    sniffed = sniff(path, path.name).model_copy(update={"encoding": encoding, "bom_bytes": 2 * (encoding == "utf-16")})
+    sniffed = sniffed.model_copy(update={"encoding": "utf-16-le"}) if encoding == "utf-16" else sniffed
+    assert [found.values for found in read(path, sniffed, ReadOptions())] == rows
+
+
+def test_a_row_over_the_limit_in_a_list_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LINE_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(json_records, "LINE_LIMIT_BYTES", 1 << 20)
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps([{"text": "x" * (5 << 20)}]))
+    with pytest.raises(Refused, match="A row near line 1 is over 32 MB"):
+        read_all(path)
