@@ -44,6 +44,7 @@ def main() -> int:
 def run(order: TrainOrder, out: BinaryIO, *, is_supervised: bool) -> int:
     """Train and write each event as a line to `out`."""
     # Only now: importing torch takes seconds, and a wrong command line should say so at once.
+    from worker.engine import ranks
     from worker.engine.control import LineCommands
     from worker.engine.errors import DeviceFault, DiskFull, EngineError, is_device_fault, is_disk_full
     from worker.engine.train import train
@@ -67,6 +68,7 @@ def run(order: TrainOrder, out: BinaryIO, *, is_supervised: bool) -> int:
         if is_device_fault(error):
             return DeviceFault.exit_code
         raise
+    ranks.leave()
     return exit_code
 
 

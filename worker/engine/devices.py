@@ -60,7 +60,9 @@ def set_threads(wanted: int | None) -> int:
     The parent should start this process with OMP_WAIT_POLICY=PASSIVE: threads that wait by spinning fall to a
     fifth of their speed as soon as one other process is busy.
     """
-    count = wanted or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1))
+    # Processes that train together share them; the variable is torchrun's.
+    count = wanted or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(count)
     return count
 

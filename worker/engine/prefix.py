@@ -36,7 +36,6 @@ class Border:
     def __init__(self, frozen: Sequence[nn.Module], first: nn.Module) -> None:
         self.taken: list[Tensor] | None = None
         self.given: list[Tensor] | None = None
-        self.is_last_stop = False
         for block in frozen:
             block.forward = self._passing(block.forward)
         first.register_forward_pre_hook(self._cross)
@@ -53,19 +52,18 @@ class Border:
         if self.given is not None:
             return (self.given.pop(0), *args[1:])
         if self.taken is not None:
-            self.taken.append(args[0].detach())
-            if self.is_last_stop:
-                raise _Reached
+            self.taken.append(args[0])
+            raise _Reached
         return None
 
     @contextlib.contextmanager
-    def taking(self, *, stop: bool = False) -> Iterator[list[Tensor]]:
-        """Collect what crosses; with `stop`, each pass ends there with _Reached."""
-        self.taken, self.is_last_stop = [], stop
+    def taking(self) -> Iterator[list[Tensor]]:
+        """Collect what comes to the border; each pass ends there with _Reached."""
+        self.taken = []
         try:
             yield self.taken
         finally:
-            self.taken, self.is_last_stop = None, False
+            self.taken = None
 
     @contextlib.contextmanager
     def giving(self, states: list[Tensor]) -> Iterator[None]:
@@ -96,14 +94,8 @@ class Kept:
 
     @contextlib.contextmanager
     def around(self, numbers: np.ndarray, batch: Pack) -> Iterator[None]:
-        """A forward pass over `batch`, the pack of the rows `numbers` in its order, may run inside; it uses what is
-        kept, or keeps what it computes."""
-        own = int(self.bundle_of[numbers[0]])
-        if own not in self.done and np.array_equal(self.bundles[own], numbers):
-            with self.border.taking() as taken:
-                yield
-            self._keep(own, taken, batch.lengths)
-            return
+        """A forward pass over `batch`, the pack of the rows `numbers` in its order, may run inside; it begins at the
+        border."""
         for bundle in sorted({int(self.bundle_of[i]) for i in numbers} - self.done):
             self._compute(bundle)
         with self.border.giving(self._states(numbers, batch.lengths)):
@@ -112,7 +104,7 @@ class Kept:
     @torch.no_grad()
     def _compute(self, bundle: int) -> None:
         batch = pack([self.rows.row(i) for i in self.bundles[bundle]], self.device.device)
-        with self.border.taking(stop=True) as taken, self.device.autocast():
+        with self.border.taking() as taken, self.device.autocast():
             read_until(self.model, batch, len(self.bundles[bundle]))
         self._keep(bundle, taken, batch.lengths)
 
@@ -250,7 +242,7 @@ def _sample(model: PreTrainedModel, border: Border, rows: TokenRows, device: dev
     """What crosses the border, for its width and number format; None where that cannot be seen."""
     ids, learn = rows.row(0)
     batch = pack([(ids[:9], learn[:9])], device.device)
-    with border.taking(stop=True) as taken, device.autocast():
+    with border.taking() as taken, device.autocast():
         read_until(model, batch, 1)
     return taken[0] if taken else None
 

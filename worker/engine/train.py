@@ -13,7 +13,7 @@ import torch
 
 from app.contracts import events as e
 from app.contracts.recipe import RecipeSpec, TrainOrder
-from worker.engine import checkpoints, devices, evaluate, finish, optim
+from worker.engine import checkpoints, devices, evaluate, finish, optim, ranks
 from worker.engine.checkpoints import Checkpoints
 from worker.engine.control import Commands
 from worker.engine.data import TokenRows
@@ -34,15 +34,17 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
     """Run one attempt and tell what happens. The last event is `Ended`; failures raise EngineError after it.
 
     When memory runs out, the attempt is repeated from the last checkpoint with half the micro-batch and the same
-    effective batch, at most four times.
+    effective batch, at most four times. Where several processes train together, the first one tells.
     """
+    ranks.join()
     # Rows of a step that are not packed together run one by one; the result is the same.
     micro, step = order.recipe.micro_batch_size if order.recipe.packing else 1, 0
     for rung in range(LADDER + 1):
         try:
             for event in _attempt(order, commands, micro):
                 step = getattr(event, "step", step)
-                yield event
+                if ranks.is_first():
+                    yield event
             return
         except EngineError as error:
             yield e.Ended(reason="diverged" if isinstance(error, Diverged) else "failed", step=step, message=str(error))
@@ -68,6 +70,8 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
 
     # 1. The model, what of it learns, and the rows as tokens.
     yield e.Progress(phase="loading")
+    if not ranks.is_first():
+        ranks.wait()  # what the first one writes here, the others find
     material = yield from prepare(order, device, micro_batch_size)
     model, rows = material.model, material.train_rows
     named = optim.learning_parameters(model)
@@ -76,6 +80,8 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
     if recipe.learn_from == "preferences":
         reference = yield from reference_of_run(material, recipe, device, run_dir, _spec_sha256(order))
         material = replace(material, reference=reference)
+    if ranks.is_first():
+        ranks.wait()
 
     # 2. Go on from the newest checkpoint that is whole.
     position = Position(micro_batch_size, recipe.learning_rate, recipe.epochs, recipe.evaluate_every_steps)
@@ -83,19 +89,23 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         run_dir / "checkpoints", order.run_id, order.attempt_id, _spec_sha256(order), recipe.keep_checkpoints
     )
     store.folder.mkdir(parents=True, exist_ok=True)
-    store.clear()
-    resumed_from = None
-    for path, damage in store.find() if order.resume else ():
-        if damage:
-            yield e.CheckpointDamaged(dir=f"checkpoints/{path.name}", reason=damage)
-            continue
-        resumed_from = f"checkpoints/{path.name}"
-        material.method.read(model, path / "weights")
-        checkpoints.restore_optimizers(path, optimizers, named)
-        state = checkpoints.read_state(path)
+    whole: Path | None = None
+    if ranks.is_first():
+        store.clear()
+        for path, damage in store.find() if order.resume else ():
+            if damage:
+                yield e.CheckpointDamaged(dir=f"checkpoints/{path.name}", reason=damage)
+            else:
+                whole = path
+    whole = ranks.told(whole)
+    if whole is not None:
+        material.method.read(model, whole / "weights")
+        checkpoints.restore_optimizers(whole, optimizers, named)
+        state = checkpoints.read_state(whole)
         threads = devices.set_threads(state["threads"])
         position = Position(**state["position"])
         position.micro_batch_size = min(position.micro_batch_size, micro_batch_size)
+    ranks.draw_apart(recipe.seed, position.step)
 
     steps_per_epoch = recipe.steps_per_epoch(len(rows))
     total_steps = recipe.total_steps(len(rows), position.epochs)
@@ -115,7 +125,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         trainable_parameters=learning,
         device=device.device.type,
         precision=device.precision,
-        resumed_from=resumed_from,
+        resumed_from=f"checkpoints/{whole.name}" if whole else None,
     )
 
     # 3. Step by step.
@@ -124,12 +134,13 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
     model.train()
     while position.step < total_steps and position.ending is None:
         evaluate_now = False
-        while command := commands.next():
+        while command := ranks.told(commands.next()):
             if command.verb == "cancel":
                 yield e.Ended(reason="cancelled", step=position.step, best_step=position.best_step)
                 return
             if command.verb == "pause":
-                yield _save(store, material, optimizers, named, position, threads)
+                if ranks.is_first():
+                    yield _save(store, material, optimizers, named, position, threads)
                 yield e.Ended(reason="paused", step=position.step, best_step=position.best_step)
                 return
             if command.verb == "stop_and_keep":
@@ -154,6 +165,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
             factor = optim.rate_factor(position.step, total_steps, recipe)
             optim.set_rate(optimizers, factor * position.learning_rate / recipe.learning_rate)
             found = _backward(material, chosen, device, recipe, position.micro_batch_size)
+            ranks.add_gradients(named)
             norm = optim.clip(named, recipe.clip_norm)
             position.step += 1
             if np.isfinite(found.loss) and np.isfinite(norm):
@@ -184,25 +196,29 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         is_finite = not position.bad_steps or position.bad_steps[-1] != position.step
         is_due = position.step % position.evaluate_every_steps == 0 or evaluate_now or is_last
         if is_due and len(material.validation_rows) and recipe.validation_rows:
-            model.eval()
-            yield evaluate.evaluate(material, device, recipe, position)
-            if sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s:
-                sampling_at = time.monotonic()
-                yield from evaluate.samples(material, device, recipe, position.step)
-                sampled_s += time.monotonic() - sampling_at
-            model.train()
+            if ranks.is_first():
+                model.eval()
+                yield evaluate.evaluate(material, device, recipe, position)
+                if sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s:
+                    sampling_at = time.monotonic()
+                    yield from evaluate.samples(material, device, recipe, position.step)
+                    sampled_s += time.monotonic() - sampling_at
+                model.train()
+            position = ranks.told(position)
             if recipe.early_stopping and position.evaluations_without_gain >= recipe.patience_evaluations:
                 position.ending = position.ending or "early_stopped"
         waited = time.monotonic() - saved_at >= recipe.checkpoint_every_s
         counted = recipe.checkpoint_every_steps and position.step % recipe.checkpoint_every_steps == 0
-        if is_finite and (is_due or waited or counted or position.ending):
+        if ranks.is_first() and is_finite and (is_due or waited or counted or position.ending):
             yield _save(store, material, optimizers, named, position, threads)
             saved_at = time.monotonic()
 
     # 5. What the run leaves behind: the best checkpoint, reloaded and tried.
     yield e.Progress(phase="finishing")
     reason = position.ending or "completed"
-    yield finish.finish(order, material, store, position.best_step, position.step, reason)
+    if ranks.is_first():
+        yield finish.finish(order, material, store, position.best_step, position.step, reason)
+    ranks.wait()
 
 
 @dataclass(frozen=True)
@@ -219,12 +235,17 @@ class _Gradients:
 def _backward(
     material: Material, chosen: np.ndarray, device: devices.Device, recipe: RecipeSpec, micro: int
 ) -> _Gradients:
-    """Gradients of the mean loss over all supervised tokens of the effective batch, or over its preferences."""
+    """Gradients of the mean loss over all supervised tokens of the effective batch, or over its preferences.
+
+    Of several processes each makes the part of its own rows; `ranks.add_gradients` puts them together.
+    """
+    chosen = ranks.share(chosen)
     rows, kept, reference = material.train_rows, material.prefix.train if material.prefix else None, material.reference
     numbers = [longest_first(rows, rows.of(chosen[start : start + micro])) for start in range(0, len(chosen), micro)]
     parts = [pack([rows.row(i) for i in some], device.device) for some in numbers]
-    tokens, supervised = sum(part.tokens for part in parts), sum(part.supervised for part in parts)
-    share = supervised if reference is None else len(chosen)
+    counts = [sum(part.tokens for part in parts), sum(part.supervised for part in parts), len(chosen)]
+    tokens, supervised, examples = (int(value) for value in ranks.summed(counts, device.device))
+    share = supervised if reference is None else examples
     loss_sum, margin, right = torch.zeros(3, device=device.device)
     for some, part in zip(numbers, parts, strict=True):
         with device.autocast(), around(kept, some, part):
@@ -237,9 +258,11 @@ def _backward(
                 loss, margin, right = judged.loss, margin + judged.margin, right + judged.right
         (loss / share).backward()
         loss_sum += loss.detach()
+    sums = ranks.summed([float(loss_sum), float(margin), float(right)], device.device)
+    mean, margin_mean, accuracy = (value / share for value in sums)
     if reference is None:
-        return _Gradients(float(loss_sum) / share, tokens, supervised)
-    return _Gradients(float(loss_sum) / share, tokens, supervised, float(margin) / share, float(right) / share)
+        return _Gradients(mean, tokens, supervised)
+    return _Gradients(mean, tokens, supervised, margin_mean, accuracy)
 
 
 def _save(

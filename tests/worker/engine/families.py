@@ -24,7 +24,15 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": 3,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "eos_token_id": 2},
+    "gpt2": {
+        "vocab_size": WORDS,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 64,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+    },
     "llama": SHAPE,
     "qwen2": {**SHAPE, "tie_word_embeddings": True},
     "qwen3": {**SHAPE, "head_dim": 8},

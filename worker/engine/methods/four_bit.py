@@ -21,8 +21,8 @@ def refuse_elsewhere(device: Device) -> None:
         )
 
 
-def hold_in_four_bit(model: PreTrainedModel) -> None:
-    """Replace every linear layer but the head, in place; the values are rounded when the model moves to the card."""
+def hold_in_four_bit(model: PreTrainedModel, device: torch.device) -> None:
+    """Replace every linear layer but the head, in place, by its rounded values on `device`."""
     try:
         import bitsandbytes as bnb
     except ImportError as error:
@@ -36,12 +36,12 @@ def hold_in_four_bit(model: PreTrainedModel) -> None:
     if not linear:
         raise BadData("QLoRA does not know the layers of this kind of base model. Choose LoRA without 4 bit for it.")
     for parent, name, child in linear:
-        setattr(parent, name, _four_bit(bnb, child))
+        setattr(parent, name, _four_bit(bnb, child, device))
     # PEFT asks this before it chooses its layer for 4-bit weights.
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
 
 
-def _four_bit(bnb: Any, linear: Any) -> nn.Module:
+def _four_bit(bnb: Any, linear: Any, device: torch.device) -> nn.Module:
     made: nn.Module = bnb.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
@@ -56,4 +56,4 @@ def _four_bit(bnb: Any, linear: Any) -> nn.Module:
     )
     if linear.bias is not None:
         made.bias = nn.Parameter(linear.bias.data, requires_grad=False)
-    return made
+    return made.to(device)

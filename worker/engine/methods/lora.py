@@ -49,7 +49,7 @@ class Lora:
             task_type="CAUSAL_LM",
         )
         if spec.four_bit:
-            hold_in_four_bit(model)
+            hold_in_four_bit(model, torch.device("cuda"))
         try:
             self.peft = get_peft_model(model, self.config)
         except ValueError as error:
