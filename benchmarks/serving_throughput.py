@@ -1,27 +1,38 @@
-"""How fast answers are made: ours against transformers' `generate`, on the same model, prompts and machine.
+"""How fast answers are made: ours against transformers, PEFT and llama.cpp, on the same model, prompts and machine.
 
-Random weights in fp32, prompts of 128 tokens, 128 new ones, greedy, no HTTP on either side; ours and the peer take
-turns and the medians are compared. `--quick` takes the small model and a third of the tokens. Ends with 1 when a bar is
-missed: eight answers together at three times the speed of one after another, and the first token of a second turn
-after 1,500 tokens five times sooner than when everything is read again.
+Random weights, prompts of 128 tokens, 128 new ones, greedy; contenders take turns and medians are compared. HTTP on
+neither side, but against llama.cpp on both. `--quick` takes the small model and a third of the tokens and leaves out
+llama.cpp. Ends with 1 when a bar is missed.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Layers, width, middle, heads, key heads: about 15 and 135 million weights with a vocabulary of 8,192.
-SHAPES = {"15 M": (8, 320, 960, 5, 5), "135 M": (30, 576, 1536, 9, 3)}
-VOCABULARY, CONTEXT = 8192, 2048
-BAR_TOGETHER, BAR_SECOND_TURN = 3.0, 5.0
+SHAPES = {"15M": (8, 320, 960, 5, 5), "135M": (30, 576, 1536, 9, 3)}
+VOCABULARY, CONTEXT, RANK, ADAPTERS = 8192, 4096, 16, 4
+# Least ratio of ours to the peer, by (row, contender, peer); "first token" and "longest wait" are checked below.
+BARS = {
+    ("plain", "ours fp32", "one by one"): 3.0,
+    ("plain", "ours bf16", "one by one"): 5.0,
+    ("plain", "ours int8", "one by one"): 8.0,
+    ("plain", "ours fp32", "continuous batching"): 2.0,
+    ("adapters", "ours fp32", "PEFT set_adapter"): 6.0,
+    ("adapters", "ours fp32", "PEFT mixed batch"): 2.5,
+    ("http", "ours int8", "llama.cpp q8_0"): 1.5,
+    ("http, one stream", "ours int8", "llama.cpp q8_0"): 0.9,
+}
 
 
 def make(folder: Path, shape: tuple[int, ...]) -> Path:
@@ -34,8 +45,7 @@ def make(folder: Path, shape: tuple[int, ...]) -> Path:
 
     layers, width, middle, heads, key_heads = shape
     torch.manual_seed(0)
-    text = (ROOT / "app/datasets/samples/shakespeare.txt").read_text()[:200_000]
-    tokenizer = own.train_bpe(iter([text]), 1024)
+    tokenizer = own.train_bpe(iter([_text()[:200_000]]), 1024)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=middle, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=CONTEXT,
@@ -47,14 +57,38 @@ def make(folder: Path, shape: tuple[int, ...]) -> Path:
     return folder
 
 
-def ours(loaded, prompts: list[list[int]], tokens: int):
-    """Generations of exactly `tokens` tokens after each prompt, not yet begun."""
+def make_adapters(base: Path, home: Path, count: int) -> list[Path]:
+    """Adapters of random weights on every linear layer but the head."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    peft, folders = get_peft_model(model, config), []
+    for number in range(count):
+        torch.manual_seed(number)
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        folders.append(home / f"adapter{number}")
+        peft.save_pretrained(folders[-1])
+    return folders
+
+
+def _text() -> str:
+    return (ROOT / "app/datasets/samples/shakespeare.txt").read_text()
+
+
+def ours(models: list[Any], prompts: list[list[int]], tokens: int) -> list[Any]:
+    """Generations of exactly `tokens` tokens after each prompt, not yet begun; the models take turns."""
     from app.contracts.generation import GenerationRequest, Sampling
     from app.contracts.recipe import ModelFiles
     from worker.engine.generate import Generation
 
     made = []
-    for ids in prompts:
+    for number, ids in enumerate(prompts):
+        loaded = models[number % len(models)]
         request = GenerationRequest(
             model_ref="m", workspace_id="w", files=ModelFiles(base_dir="unused"), prompt=loaded.tokenizer.decode(ids),
             sampling=Sampling(temperature=0, max_tokens=tokens),
@@ -63,58 +97,61 @@ def ours(loaded, prompts: list[list[int]], tokens: int):
     return made
 
 
-def timed(work: Callable[[], int]) -> float:
-    """Tokens a second."""
-    began = time.perf_counter()
-    tokens = work()
-    return tokens / (time.perf_counter() - began)
-
-
-def compare(name: str, loaded, tokens: int, rounds: int) -> tuple[float, float]:
-    """(tokens/s of ours with eight together, of generate one after another), medians of interleaved rounds."""
-    import torch
-
+def together(models: list[Any], prompts: list[list[int]], tokens: int) -> int:
+    """All at once through our slots; how many tokens came."""
     from worker.engine.slots import Slots
 
-    text = (ROOT / "app/datasets/samples/shakespeare.txt").read_text()
-    ids = loaded.tokenizer.encode(text[:60_000]).ids
-    prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]
+    slots, said = Slots(models[0].root, memory_bytes=0), 0
+    for generation in ours(models, prompts, tokens):
+        slots.add(generation)
+    while slots.answers:
+        said += len(slots.step())
+    return said
 
-    def together() -> int:
-        slots, said = Slots(loaded, memory_bytes=0), 0
-        for generation in ours(loaded, prompts, tokens):
-            slots.add(generation)
-        while slots.answers:
-            said += len(slots.step())
-        return said
 
-    def one_after_another() -> int:
-        said = 0
-        for prompt in prompts:
-            out = loaded.model.generate(
-                torch.tensor([prompt]), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-            )
-            said += out.shape[1] - len(prompt)
-        return said
-
-    mine, peers = [], []
+def compare(row: str, contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """Tokens a second of each, medians of rounds in which they take turns; who cannot run is told and left out."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        mine.append(timed(together))
-        peers.append(timed(one_after_another))
-    a, b = statistics.median(mine), statistics.median(peers)
-    print(f"{name:<6} 8 together {a:8.1f} tokens/s   generate, one after another {b:8.1f}   ratio {a / b:5.2f}")
-    return a, b
+        for name, work in contenders.items():
+            if name not in found:
+                continue
+            began = time.perf_counter()
+            try:
+                tokens = work()
+            except Exception as error:
+                print(f"  {row}: {name} not run: {type(error).__name__}: {str(error)[:160]}")
+                del found[name]
+                continue
+            found[name].append(tokens / (time.perf_counter() - began))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    print(
+        f"  {row}: " + "   ".join(f"{name} {value:.1f}" for name, value in medians.items()) + "   tokens/s", flush=True
+    )
+    return medians
 
 
-def second_turn(loaded, rounds: int) -> float:
+def first_token_s(loaded: Any, prompts: list[list[int]]) -> list[float]:
+    """Seconds until each of several answers that begin together has its first token."""
+    from worker.engine.slots import Slots
+
+    slots = Slots(loaded, memory_bytes=0)
+    answers = ours([loaded], prompts, 64)
+    began, at = time.perf_counter(), {}
+    for answer in answers:
+        slots.add(answer)
+    while len(at) < len(answers):
+        for answer, _ in slots.step():
+            at.setdefault(answer, time.perf_counter() - began)
+    return list(at.values())
+
+
+def second_turn(loaded: Any, ids: list[int], rounds: int) -> float:
     """How many times sooner the first token of a second turn comes when what was read before is kept."""
     from worker.engine.slots import Slots
 
-    text = (ROOT / "app/datasets/samples/shakespeare.txt").read_text()
-    ids = loaded.tokenizer.encode(text[:60_000]).ids[:1500]
-
-    def first_token_s(slots: Slots, prompt: list[int]) -> float:
-        (generation,) = ours(loaded, [prompt], 1)
+    def one(slots: Slots, prompt: list[int]) -> float:
+        (generation,) = ours([loaded], [prompt], 1)
         began = time.perf_counter()
         slots.add(generation)
         while slots.answers:
@@ -124,37 +161,206 @@ def second_turn(loaded, rounds: int) -> float:
     ratios = []
     for _ in range(rounds):
         slots = Slots(loaded)
-        whole = first_token_s(slots, ids)
-        ratios.append(whole / first_token_s(slots, [*ids, *ids[:20]]))
-    ratio = statistics.median(ratios)
-    print(f"second turn after 1,500 tokens: first token {ratio:.1f} times sooner than the first turn's")
-    return ratio
+        whole = one(slots, ids)
+        ratios.append(whole / one(slots, [*ids, *ids[:20]]))
+    return statistics.median(ratios)
+
+
+def waits(loaded: Any, ids: list[int]) -> tuple[float, float]:
+    """(median step, 99th percentile) in seconds of 7 answers while a prompt of 2,000 tokens is read beside them."""
+    from worker.engine.slots import Slots
+
+    slots = Slots(loaded, memory_bytes=0)
+    for answer in ours([loaded], [ids[i * 100 : i * 100 + 128] for i in range(7)], 200):
+        slots.add(answer)
+    while slots.is_reading:
+        slots.step()
+    alone, beside = [], []
+    for _ in range(20):
+        began = time.perf_counter()
+        slots.step()
+        alone.append(time.perf_counter() - began)
+    slots.add(ours([loaded], [ids[:2000]], 1)[0])
+    while slots.is_reading:
+        began = time.perf_counter()
+        slots.step()
+        beside.append(time.perf_counter() - began)
+    return statistics.median([*alone, *beside]), statistics.quantiles(beside, n=100)[98]
+
+
+def from_disk_s(base: Any, folder: Path, adapter: Path, ids: list[int]) -> tuple[float, float]:
+    """Seconds from disk to the first token: of an adapter whose base is in memory, and of a whole model."""
+    from app.contracts.recipe import ModelFiles, Overlay
+    from worker.engine.generate import lay, load
+
+    began = time.perf_counter()
+    one = lay(base, ModelFiles(base_dir=str(folder), overlays=[Overlay(kind="lora", dir=str(adapter))]), "new")
+    together([one], [ids], 1)
+    middle = time.perf_counter()
+    together([load(ModelFiles(base_dir=str(folder)))], [ids], 1)
+    return middle - began, time.perf_counter() - middle
+
+
+class Served:
+    """Our model server as a process of its own, asked over HTTP on its socket."""
+
+    def __init__(self, folder: Path, home: Path, threads: int, precision: str) -> None:
+        import httpx
+
+        self.folder, socket = folder, home / f"{precision}.sock"
+        command = [sys.executable, "-m", "worker.server", "--socket", str(socket), "--threads", str(threads)]
+        self.process = subprocess.Popen([*command, "--precision", precision], cwd=ROOT)
+        transport = httpx.HTTPTransport(uds=str(socket))
+        self.client = httpx.Client(transport=transport, base_url="http://model", timeout=600)
+        while True:
+            try:
+                self.client.get("/health")
+                return
+            except httpx.TransportError:
+                time.sleep(0.1)
+
+    @property
+    def precision(self) -> str:
+        """The number format that the loaded model really got."""
+        return str(self.client.get("/models").json()["models"][0]["precision"])
+
+    def answer(self, text: str, tokens: int) -> int:
+        """One answer of at most so many tokens."""
+        import orjson
+
+        order = {
+            "model_ref": "m", "workspace_id": "w", "files": {"base_dir": str(self.folder)}, "prompt": text,
+            "sampling": {"temperature": 0, "max_tokens": tokens},
+        }  # fmt: skip
+        with self.client.stream("POST", "/generate", json=order) as response:
+            last = [orjson.loads(line) for line in response.iter_lines()][-1]
+        return int(last["completion_tokens"])
 
 
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=SHAPES, help="one model")
+    parser.add_argument("--tokens", type=int, help="new tokens of each answer")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     import torch
+    import transformers
 
-    from app.contracts.recipe import ModelFiles
-    from worker.engine.generate import load
-
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ["15 M"] if arguments.quick else SHAPES:
-            loaded = load(ModelFiles(base_dir=str(make(Path(folder, name.replace(" ", "")), SHAPES[name]))))
-            a, b = compare(name, loaded, 40 if arguments.quick else 128, 2 if arguments.quick else 3)
-            found[f"{name} together"] = (a / b, BAR_TOGETHER)
-            if name == "15 M":
-                found["second turn"] = (second_turn(loaded, 3), BAR_SECOND_TURN)
-    missed = [name for name, (value, bar) in found.items() if value < bar]
-    figures = " ".join(f"{name.replace(' ', '_')}={value:.2f} (bar {bar:g})" for name, (value, bar) in found.items())
-    print(f"serving {'MISSED' if missed else 'ok'}: {figures}; fp32, {arguments.threads} threads")
+    tokens = arguments.tokens or (40 if arguments.quick else 128)
+    names = [arguments.only] if arguments.only else ["15M"] if arguments.quick else list(SHAPES)
+    missed = []
+    began = time.process_time()
+    for name in names:
+        with tempfile.TemporaryDirectory() as home:
+            missed += measure(name, Path(home), tokens, arguments)
+    cpu_s = time.process_time() - began
+    conditions = f"{arguments.threads} threads, {tokens} tokens, load {os.getloadavg()[0]:.0f}, {cpu_s:.0f} s CPU"
+    print(f"serving {'MISSED ' + '; '.join(missed) if missed else 'ok'}; {conditions}")
     return int(bool(missed))
+
+
+def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -> list[str]:
+    """Every row of one model; the bars that were missed."""
+    import torch
+
+    from app.contracts.recipe import ModelFiles, Overlay
+    from benchmarks.serving_peers import LlamaCpp, Transformers, at_once
+    from worker.engine.generate import lay, load
+    from worker.engine.precision import quantise
+
+    print(f"{name}:", flush=True)
+    folder = make(home / "model", SHAPES[name])
+    adapters = make_adapters(folder, home, ADAPTERS + 1)
+    files = ModelFiles(base_dir=str(folder))
+    models = {precision: load(files) for precision in ("fp32", "bf16", "int8")}
+    models["bf16"].model.to(torch.bfloat16)
+    quantise(models["int8"].model)  # random weights would not pass the comparison that `load` makes
+    ids = models["fp32"].tokenizer.encode(_text()[:60_000]).ids
+    prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]
+    beside = {
+        precision: [
+            lay(base, ModelFiles(base_dir=str(folder), overlays=[Overlay(kind="lora", dir=str(a))]), str(a))
+            for a in adapters[:ADAPTERS]
+        ]
+        for precision, base in models.items()
+    }
+    peer, rounds = Transformers(folder, adapters[:ADAPTERS]), arguments.rounds
+    rows = {}
+    rows["plain"] = compare(
+        "plain",
+        {f"ours {p}": (lambda m=m: together([m], prompts, tokens)) for p, m in models.items()}
+        | {
+            "one by one": lambda: peer.one_after_another(prompts, tokens),
+            "static batch": lambda: peer.static_batch(prompts, tokens),
+            "continuous batching": lambda: peer.continuous(prompts, tokens),
+        },
+        rounds,
+    )
+    rows["adapters"] = compare(
+        "adapters",
+        {f"ours {p}": (lambda m=m: together(m, prompts, tokens)) for p, m in beside.items()}
+        | {
+            "PEFT set_adapter": lambda: peer.set_adapter(prompts, tokens),
+            "PEFT mixed batch": lambda: peer.mixed_batch(prompts, tokens),
+        },
+        rounds,
+    )
+    missed = []
+    mine, theirs = [], []
+    for _ in range(rounds):
+        mine.append(statistics.median(first_token_s(models["fp32"], prompts)))
+        theirs.append(peer.first_tokens_s(prompts))
+    share = statistics.median(mine) / statistics.median(theirs)
+    told = statistics.median(mine)
+    print(f"  first token of 8 at once: median {told:.2f} s, {share:.2f} of the static batch (bar 0.5)", flush=True)
+    missed += [f"{name} first token {share:.2f}"] if share > 0.5 else []
+    sooner = second_turn(models["fp32"], ids[:1500], rounds)
+    print(f"  second turn after 1,500 tokens: first token {sooner:.1f} times sooner (bar 5)", flush=True)
+    missed += [f"{name} second turn {sooner:.1f}"] if sooner < 5 else []
+    median, longest = waits(models["fp32"], ids)
+    print(
+        f"  2,000 tokens read beside 7: step {median * 1e3:.0f} ms, p99 {longest / median:.1f} times it (bar 3)",
+        flush=True,
+    )
+    missed += [f"{name} longest wait {longest / median:.1f}"] if longest > 3 * median else []
+    adapter_s, whole_s = from_disk_s(models["fp32"], folder, adapters[-1], prompts[0][:16])
+    print(
+        f"  from disk to first token: adapter {adapter_s:.2f} s (bar 0.3), whole model {whole_s:.2f} s (bar 2)",
+        flush=True,
+    )
+    missed += [f"{name} adapter {adapter_s:.2f} s"] if adapter_s > 0.3 else []
+    missed += [f"{name} model {whole_s:.2f} s"] if whole_s > 2 else []
+    if not arguments.quick:
+        served = Served(folder, home, arguments.threads, "int8")
+        texts = {tuple(p): models["fp32"].tokenizer.decode(p) for p in prompts}
+        try:
+            llama: Any = LlamaCpp(folder, home, 8, arguments.threads, 512)
+        except Exception as error:
+            print(f"  llama.cpp not run: {type(error).__name__}: {str(error)[:160]}")
+            llama = None
+        served.answer("Who is there?", 1)
+        contenders = {f"ours {served.precision}": lambda ids, count: served.answer(texts[tuple(ids)], count)}
+        if llama is not None:
+            contenders["llama.cpp q8_0"] = llama.answer
+        try:
+            for row, some in (("http", prompts), ("http, one stream", prompts[:1])):
+                work = {n: (lambda f=f, some=some: at_once(f, some, tokens)) for n, f in contenders.items()}
+                rows[row] = compare(row, work, rounds)
+        finally:
+            served.process.terminate()
+            served.process.wait(20)
+    for (row, contender, other), bar in BARS.items():
+        found = rows.get(row, {})
+        if contender in found and other in found:
+            ratio = found[contender] / found[other]
+            print(f"  {row}: {contender} / {other} = {ratio:.2f} (bar {bar:g})", flush=True)
+            missed += [f"{name} {row} {contender} / {other} {ratio:.2f}"] if ratio < bar else []
+    return missed
 
 
 if __name__ == "__main__":

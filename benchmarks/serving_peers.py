@@ -1,0 +1,141 @@
+"""What `serving_throughput.py` compares with: each peer as a function that makes tokens and returns how many."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+Ids = list[list[int]]
+
+
+class Transformers:
+    """transformers on a model of its own, with its own attention; PEFT around it where adapters are given."""
+
+    def __init__(self, folder: Path, adapters: list[Path]) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.torch = torch
+        self.plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.folder, self.adapters, self._peft = folder, adapters, None
+
+    def _generate(self, model: Any, prompts: Ids, tokens: int, **more: Any) -> Any:
+        ids = self.torch.tensor(prompts)
+        return model.generate(
+            input_ids=ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=False, pad_token_id=0, **more,
+        )  # fmt: skip
+
+    def one_after_another(self, prompts: Ids, tokens: int) -> int:
+        """`generate` for each."""
+        return sum(self._generate(self.plain, [ids], tokens).shape[1] - len(ids) for ids in prompts)
+
+    def static_batch(self, prompts: Ids, tokens: int) -> int:
+        """`generate` for all at once; they are equally long, so nothing is padded."""
+        return len(prompts) * (self._generate(self.plain, prompts, tokens).shape[1] - len(prompts[0]))
+
+    def first_tokens_s(self, prompts: Ids) -> float:
+        """Until the static batch has its first tokens, in seconds."""
+        began = time.perf_counter()
+        self._generate(self.plain, prompts, 1)
+        return time.perf_counter() - began
+
+    def continuous(self, prompts: Ids, tokens: int) -> int:
+        """transformers' continuous batching."""
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        found = self.plain.generate_batch(prompts, generation_config=config)
+        said = sum(len(one.generated_tokens) for one in found.values())
+        if not said:
+            raise RuntimeError("it made no token")
+        return said
+
+    @property
+    def peft(self) -> Any:
+        """The same weights with every adapter loaded by PEFT."""
+        if self._peft is None:
+            from peft import PeftModel
+            from transformers import AutoModelForCausalLM
+
+            base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.torch.float32)
+            self._peft = PeftModel.from_pretrained(base, self.adapters[0], adapter_name="a0").eval()
+            for number, adapter in enumerate(self.adapters[1:], 1):
+                self._peft.load_adapter(adapter, adapter_name=f"a{number}")
+        return self._peft
+
+    def set_adapter(self, prompts: Ids, tokens: int) -> int:
+        """PEFT, one request after another, the adapter set before each."""
+        said = 0
+        for number, ids in enumerate(prompts):
+            self.peft.set_adapter(f"a{number % len(self.adapters)}")
+            said += self._generate(self.peft, [ids], tokens).shape[1] - len(ids)
+        return said
+
+    def mixed_batch(self, prompts: Ids, tokens: int) -> int:
+        """PEFT, one static batch whose rows name their adapters."""
+        names = [f"a{number % len(self.adapters)}" for number in range(len(prompts))]
+        out = self._generate(self.peft, prompts, tokens, adapter_names=names)
+        return len(prompts) * (out.shape[1] - len(prompts[0]))
+
+
+class LlamaCpp:
+    """llama.cpp's own HTTP server from the xllamacpp wheel, on a q8_0 file that our export wrote."""
+
+    def __init__(self, folder: Path, home: Path, slots: int, threads: int, context: int) -> None:
+        import xllamacpp
+
+        settings: Any = xllamacpp.CommonParams()
+        settings.model.path = str(_gguf(folder, home))
+        settings.n_ctx, settings.n_parallel = context * slots, slots
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+        self._server = xllamacpp.Server(settings)
+
+    def answer(self, ids: list[int], tokens: int) -> int:
+        """One answer over HTTP, of exactly so many tokens."""
+        asked = {"prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        request = Request(
+            self._server.listening_address + "/completion",
+            json.dumps(asked).encode(),
+            {"content-type": "application/json"},
+        )
+        with urlopen(request, timeout=600) as response:
+            return int(json.load(response)["tokens_predicted"])
+
+
+def _gguf(folder: Path, home: Path) -> Path:
+    """The model as a q8_0 file."""
+    import torch
+
+    from app.contracts.export import ExportOrder
+    from app.contracts.recipe import ModelFiles
+    from app.text.template import load_template
+    from worker.engine import loading
+    from worker.engine.export.gguf_file import write_gguf
+    from worker.engine.export.source import Source
+
+    files = ModelFiles(base_dir=str(folder))
+    order = ExportOrder(kind="gguf_q8_0", files=files, name="peer", prompts=["-"], out_dir=str(home))
+    model, tokenizer = loading.load_model(files, torch.float32), loading.load_tokenizer(folder)
+    template = load_template(folder, tokenizer.get_vocab())
+    source = Source(model, tokenizer, template, folder, [2], 2048, [], [])
+    write_gguf(order, source, home)
+    return next(home.glob("*.gguf"))
+
+
+def at_once(answer: Callable[[list[int], int], int], prompts: Ids, tokens: int) -> int:
+    """All answers asked in threads of their own; how many tokens came."""
+    said = [0] * len(prompts)
+
+    def ask(number: int) -> None:
+        said[number] = answer(prompts[number], tokens)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(said)

@@ -1,0 +1,87 @@
+"""Who begins when: workspaces take turns, memory bounds who speaks together, and one prompt is read at a time."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from app.contracts.conversation import Message
+from app.contracts.generation import GenerationRequest, Sampling
+from app.contracts.recipe import ModelFiles
+from tests.worker.tiny import make_model
+from worker.engine.generate import Loaded, load
+from worker.engine.slots import Slots
+from worker.server import turns as turns_module
+from worker.server.turns import Answer, Turns
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return load(ModelFiles(base_dir=str(make_model(tmp_path_factory.mktemp("model"), context_length=512))))
+
+
+@pytest.fixture
+def turns() -> Iterator[Turns]:
+    made = Turns()
+    yield made
+    made.stop()
+
+
+def order_of_ends(turns: Turns, loaded: Loaded, asked: list[tuple[str, str]]) -> list[str]:
+    """Names in the order in which their answers end; `asked` are (workspace, name), all added before any begins."""
+
+    async def run() -> list[str]:
+        ended: list[str] = []
+        gate = threading.Event()
+        turns.call(lambda: gate.wait(30) and None)
+        answers = {name: Answer(_request(workspace), loaded, asyncio.get_running_loop()) for workspace, name in asked}
+
+        async def follow(name: str, answer: Answer) -> None:
+            while (event := await answer.events.get()).finish_reason is None:
+                pass
+            assert event.finish_reason != "error"
+            ended.append(name)
+
+        for answer in answers.values():
+            turns.add(answer)
+        gate.set()
+        await asyncio.gather(*(follow(name, answer) for name, answer in answers.items()))
+        return ended
+
+    return asyncio.run(run())
+
+
+def _request(workspace_id: str) -> GenerationRequest:
+    return GenerationRequest(
+        model_ref="m",
+        workspace_id=workspace_id,
+        files=ModelFiles(base_dir="unused"),
+        messages=[Message(role="user", content="How?")],
+        sampling=Sampling(temperature=1.5, seed=1, max_tokens=8),
+    )
+
+
+def test_a_workspace_that_asks_much_holds_up_nobody(
+    turns: Turns, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "MAX_ACTIVE", 1)
+    asked = [*(("many", f"a{number}") for number in range(5)), ("few", "b")]
+    assert order_of_ends(turns, loaded, asked) == ["a0", "b", "a1", "a2", "a3", "a4"]
+
+
+def test_who_would_not_fit_into_memory_waits(turns: Turns, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+
+    class Watched(Slots):
+        def step(self, most_read: int | None = None):  # type: ignore[no-untyped-def]
+            nonlocal most
+            most = max(most, len(self.answers))
+            return super().step(most_read)
+
+    longest = 40 * Slots(loaded).token_bytes  # more than one of these answers may become, less than two
+    monkeypatch.setattr(turns_module, "Slots", partial(Watched, cache_bytes=longest))
+    names = ["first", "second", "third"]
+    assert order_of_ends(turns, loaded, [("w", name) for name in names]) == names
+    assert most == 1
