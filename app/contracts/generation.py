@@ -70,6 +70,17 @@ class TokenLogprob(Likely):
     top: list[Likely] = Field(default_factory=list)
 
 
+class ReadToken(Contract):
+    """A token of a text that a model has read: its log-probability behind what stands before it (None: nothing does),
+    and the likeliest ones in its place."""
+
+    id: int
+    token: str
+    bytes: list[int]
+    logprob: float | None = None
+    top: list[Likely] = Field(default_factory=list)
+
+
 class TokenEvent(Contract):
     """A piece of text, whole characters only; the last one carries the reason and the counts."""
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import httpx
 import orjson
 
-from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
+from app.contracts.generation import GenerationRequest, ReadToken, Sampling, TokenEvent
 from app.core.config import get_settings
 from app.core.errors import Invalid, Unavailable
 from app.inference.targets import Target
@@ -105,6 +105,22 @@ def score(target: Target, answers: list[str], **prompt: object) -> list[dict[str
     _check(response.status_code)
     scores: list[dict[str, float]] = response.json()["scores"]
     return scores
+
+
+def foretell(target: Target, text: str, top_logprobs: int = 0) -> list[ReadToken]:
+    """Each token of a text with its log-probability behind what stands before it; of the first there is none.
+
+    Raises Unavailable, or Invalid with the server's sentence.
+    """
+    body = {"model_ref": target.ref, "files": target.files.model_dump(), "text": text, "top_logprobs": top_logprobs}
+    try:
+        response = _sync().post("/foretell", content=orjson.dumps(body), headers=_JSON, timeout=120)
+    except httpx.TransportError as error:
+        raise Unavailable(_LATE) from error
+    if response.status_code == 422 and "error" in response.json():
+        raise Invalid(response.json()["error"])
+    _check(response.status_code)
+    return [ReadToken.model_validate(token) for token in response.json()["tokens"]]
 
 
 def is_ready() -> bool:

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from app.contracts.recipe import ModelFiles
 from app.text.limited import LimitedTemplate
 from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
+from worker.engine.foretelling import Foretelling
 from worker.engine.formats import guide
 from worker.engine.generate import Loaded, score
 from worker.engine.precision import Precision
@@ -36,6 +38,15 @@ class ScoreRequest(Contract):
     messages: list[Message] | None = None
     prompt: str = ""
     answers: list[str] = Field(min_length=1, max_length=256)
+
+
+class ForetellRequest(Contract):
+    """A text whose every token is to be given its probability."""
+
+    model_ref: str
+    files: ModelFiles
+    text: str
+    top_logprobs: int = Field(0, ge=0, le=20)
 
 
 class UnloadRequest(Contract):
@@ -115,11 +126,25 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
             results: list[dict[str, Any]] = []
             for text in order.answers:
                 future: asyncio.Future[Any] = loop.create_future()
-                turns.call(_scoring(loop, future, model, order, text))
+                turns.call(_settling(loop, future, partial(score, model, order.messages, order.prompt, text)))
                 results.append(asdict(await future))
         except (EngineError, TemplateFault, OSError) as error:
             return JSONResponse({"error": _sentence(error)}, status_code=422)
         return JSONResponse({"scores": results})
+
+    @app.post("/foretell")
+    async def foretell(order: ForetellRequest) -> JSONResponse:
+        try:
+            model = await loaded(order.files, order.model_ref)
+            reading = await asyncio.to_thread(Foretelling, model, order.text, order.top_logprobs)
+            loop, is_read = asyncio.get_running_loop(), False
+            while not is_read:
+                future: asyncio.Future[Any] = loop.create_future()
+                turns.call(_settling(loop, future, reading.step))
+                is_read = await future
+        except (EngineError, TemplateFault, OSError) as error:
+            return JSONResponse({"error": _sentence(error)}, status_code=422)
+        return JSONResponse({"tokens": [token.model_dump() for token in reading.tokens]})
 
     return app
 
@@ -132,10 +157,10 @@ def _tried(model: Loaded, request: GenerationRequest) -> None:
         model.template.text(request.messages, add_generation_prompt=True)
 
 
-def _scoring(
-    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", model: Loaded, order: ScoreRequest, text: str
-):
-    """A call for the model thread that puts the score, or what went wrong, into `future`."""
+def _settling(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", work: Callable[[], Any]
+) -> Callable[[], None]:
+    """A call for the model thread that puts what `work` gives, or what went wrong, into `future`."""
 
     def settle(value: Any, error: BaseException | None) -> None:
         if not future.done():
@@ -143,7 +168,7 @@ def _scoring(
 
     def run() -> None:
         try:
-            value = score(model, order.messages, order.prompt, text)
+            value = work()
         except Exception as error:
             loop.call_soon_threadsafe(settle, None, error)
         else:

@@ -11,10 +11,13 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT, wait_for
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
+from worker.engine.foretelling import PIECE
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,25 @@ def test_scores(server: httpx.Client, folder: Path) -> None:
     scores = server.post("/score", json=order).json()["scores"]
     assert len(scores) == 2
     assert all(score["log_probability"] < 0 and score["tokens"] > 2 for score in scores)
+
+
+def test_a_text_is_foretold_token_by_token_as_in_one_pass(server: httpx.Client, folder: Path) -> None:
+    text = "How do I reset my password? " * 12
+    order = {"model_ref": "tiny", "files": {"base_dir": str(folder)}, "text": text, "top_logprobs": 2}
+    told = server.post("/foretell", json=order).json()["tokens"]
+    assert "".join(one["token"] for one in told) == text
+    assert told[0]["logprob"] is None
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[one["id"] for one in told]])
+    assert ids.shape[1] > PIECE, "more than one piece"
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1].log_softmax(-1)
+    expected = logits.gather(1, ids[0, 1:, None])[:, 0].tolist()
+    assert [one["logprob"] for one in told[1:]] == pytest.approx(expected, abs=1e-4)
+    assert [one["top"][0]["id"] for one in told[1:]] == logits.argmax(-1).tolist()
+    long = server.post("/foretell", json={**order, "text": text * 20})
+    assert long.status_code == 422
+    assert "too long" in long.json()["error"]
 
 
 def test_unload(server: httpx.Client, folder: Path) -> None:
