@@ -4,6 +4,7 @@ Pages only follow, so a reload loses nothing; what is said is saved every second
 """
 
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.chat.models import ChatMessage
 from app.contracts.conversation import Message
-from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
+from app.contracts.generation import GenerationRequest, Sampling, TokenEvent, TokenLogprob
 from app.core import events
 from app.core.db import transaction, utcnow
 from app.core.errors import AppError
@@ -23,6 +24,7 @@ from app.inference.targets import Target
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
+KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
 _pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
 # Answers of this process that were asked to stop: seen at the next token. Other processes see the row, within a second.
 _asked_to_stop: set[str] = set()
@@ -62,11 +64,13 @@ def _make(order: Order) -> None:
 
 def _answer(order: Order) -> None:
     said, untold, last = "", "", TokenEvent()
+    odds: list[dict[str, object]] = []
     told_at = saved_at = time.monotonic()
     stream = client.generate(_request(order))
     for last in stream:
         said += last.text
         untold += last.text
+        odds += [_odds(one) for one in last.logprobs or []] if len(odds) < KEPT_ODDS else []
         now = time.monotonic()
         if untold and now - told_at >= TELL_EVERY_S:
             events.publish(f"chat:{order.message_id}", "text", {"text": untold})
@@ -84,10 +88,18 @@ def _answer(order: Order) -> None:
         include={"prompt_tokens", "completion_tokens", "queue_s", "first_token_s", "total_s", "finish_reason"},
         exclude_none=True,
     )
+    if odds:
+        statistics["odds"] = odds[:KEPT_ODDS]
     if last.finish_reason == "error":
         _finish(order, said, "failed", error=last.error or "")
     else:
         _finish(order, said, "done", statistics=statistics)
+
+
+def _odds(one: TokenLogprob) -> dict[str, object]:
+    """A token, its probability, and the likeliest ones in its place."""
+    others = [[other.token, round(math.exp(other.logprob), 4)] for other in one.top]
+    return {"token": one.token, "p": round(math.exp(one.logprob), 4), "top": others}
 
 
 def _request(order: Order) -> GenerationRequest:

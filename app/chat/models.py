@@ -10,7 +10,8 @@ from app.core.db import Base, UTCDateTime, new_id, utcnow
 
 
 class Chat(Base):
-    """A saved conversation. `model_refs` names one model, or two to compare."""
+    """A saved conversation. `model_refs` names one model, or up to four to compare; `is_blind`: their names are told
+    once a person has said which answer is better."""
 
     __tablename__ = "chats"
     __table_args__ = (Index("ix_chats_project", "project_id", "updated_at"),)
@@ -21,6 +22,7 @@ class Chat(Base):
     model_refs: Mapped[list[str]] = mapped_column(JSON, default=list)
     system_prompt: Mapped[str] = mapped_column(Text, default="")
     sampling: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    is_blind: Mapped[bool] = mapped_column(default=False)
     created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
@@ -28,7 +30,12 @@ class Chat(Base):
 
 
 class ChatMessage(Base):
-    """One turn. Answers of a comparison share `parent_id`; `state` is streaming, done, stopped or failed."""
+    """One turn of a tree. An answer's `parent_id` is its question; a question's is the answer that it follows.
+
+    Versions of a question share the parent, versions of an answer the model, too; `is_active` marks the chosen one, so
+    what hangs on the others is not shown. `state` is streaming, done, stopped or failed. `vote` of a question: the
+    answer that a person found better, or “tie”.
+    """
 
     __tablename__ = "chat_messages"
     __table_args__ = (Index("ix_chat_messages_chat", "chat_id", "position"),)
@@ -42,6 +49,7 @@ class ChatMessage(Base):
     model_ref: Mapped[str] = mapped_column(String(60), default="")
     state: Mapped[str] = mapped_column(String(10), default="done")
     is_active: Mapped[bool] = mapped_column(default=True)
+    vote: Mapped[str] = mapped_column(String(20), default="")
     error: Mapped[str] = mapped_column(Text, default="")
     statistics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

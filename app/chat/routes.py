@@ -1,6 +1,6 @@
 """The chat page: asking, asking again, stopping, rating, earlier conversations. The live text is in stream.py."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.chat import answering, corrections, service
-from app.chat.forms import AskForm, CorrectionForm, FeedbackForm, TitleForm
+from app.chat import answering, corrections, service, transcripts
+from app.chat.forms import AskForm, CorrectionForm, EditForm, FeedbackForm, TitleForm
 from app.chat.models import Chat, ChatMessage
 from app.contracts.generation import Sampling
 from app.core import markdown
@@ -67,17 +67,18 @@ def _ask(
     form, errors = checked(AskForm, values)
     project = projects.get(session, actor, project_id, need=service.ASKS)
     if form is None:
-        refs = chat.model_refs if chat else [str(values.get("model", "")), str(values.get("compare", ""))]
+        refs = chat.model_refs if chat else [str(values.get("model", ""))]
         return _page(request, session, actor, project, chat, refs, errors=errors, typed=values)
     made, answers = service.ask(
         session,
         actor,
         project_id,
         content=form.message,
-        refs=[form.model, form.compare],
+        refs=[form.model, *form.compare],
         sampling=form.sampling(),
         system_prompt=form.system_prompt,
         chat_id=chat.id if chat else None,
+        is_blind=form.blind,
     )
     for answer in answers:
         _begin(session, actor, made, answer)
@@ -96,6 +97,48 @@ def _begin(session: Session, actor: Actor, chat: Chat, answer: ChatMessage) -> N
         sampling=Sampling(**chat.sampling),
     )
     after_commit(session, lambda: answering.start(order))
+
+
+@router.post("/chats/messages/{message_id}/edit")
+def edit(message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Ask an earlier question in other words; both versions stay."""
+    form, errors = checked(EditForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    chat, answers = service.edit(session, actor, message_id, content=form.message)
+    for answer in answers:
+        _begin(session, actor, chat, answer)
+    return RedirectResponse(f"/chats/{chat.id}#m-{answers[0].parent_id}" if answers else f"/chats/{chat.id}", 303)
+
+
+@router.post("/chats/messages/{message_id}/choose")
+def choose(message_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Show another version, and what followed it."""
+    chat = service.choose(session, actor, message_id)
+    return RedirectResponse(f"/chats/{chat.id}#m-{message_id}", 303)
+
+
+@router.post("/chats/messages/{message_id}/vote")
+def vote(message_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Which answer is better; then the names are told."""
+    chat = service.vote(session, actor, message_id)
+    return RedirectResponse(f"/chats/{chat.id}#m-{message_id}", 303)
+
+
+@router.get("/chats/{chat_id}/export")
+def export(
+    chat_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    form: Annotated[Literal["md", "jsonl"], Query(alias="as")] = "md",
+) -> Response:
+    """The conversation as it is shown, to read or to train on."""
+    chat = service.get(session, actor, chat_id)
+    name = f"{transcripts.file_stem(chat)}.{form}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
+    text = transcripts.markdown(session, actor, chat) if form == "md" else transcripts.jsonl(session, actor, chat)
+    kind = "text/markdown; charset=utf-8" if form == "md" else "application/x-ndjson"
+    return Response(text, media_type=kind, headers=headers)
 
 
 @router.post("/chats/messages/{message_id}/again")
@@ -123,7 +166,8 @@ def rate(request: Request, message_id: str, actor: ActorDep, session: SessionDep
         raise Invalid(fields=errors)
     chat, message = service.rate(session, actor, message_id, thumb=form.thumb, note=form.note)
     if is_partial(request):
-        return render(request, "chat/_tools.html", message=message, **_shown(session, actor, chat))
+        turn = service.turn_of(session, chat, message)
+        return render(request, "chat/_tools.html", message=message, turn=turn, **_shown(session, actor, chat))
     return RedirectResponse(f"/chats/{chat.id}", 303)
 
 
@@ -194,6 +238,7 @@ def _shown(session: Session, actor: Actor, chat: Chat) -> dict[str, Any]:
         "names": service.names(session, actor, chat),
         "ratings": service.ratings(session, actor, chat),
         "markdown": markdown.render,
+        "may_ask": True,
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -23,6 +23,8 @@ from app.projects import service as projects
 ABANDONED_S = 60
 INTERRUPTED = "The answer was interrupted. Choose “Try again”."
 ASKS = "annotator"
+MOST_MODELS = 4
+KEPT_SETTINGS = {"temperature", "max_tokens", "top_logprobs"}
 
 
 def get(session: Session, actor: Actor, chat_id: str, *, need: str = "viewer") -> Chat:
@@ -63,6 +65,7 @@ def ask(
     sampling: Sampling,
     system_prompt: str,
     chat_id: str | None = None,
+    is_blind: bool = False,
 ) -> tuple[Chat, list[ChatMessage]]:
     """Add a question, and an answer to be made for each model. Returns the chat and those answers.
 
@@ -80,44 +83,99 @@ def ask(
     else:
         chat = Chat(project_id=project.id, title=plain(content), created_by=actor.user_id)
         session.add(chat)
-    named = [ref for ref in dict.fromkeys(refs) if ref][:2]
+    named = [ref for ref in dict.fromkeys(refs) if ref][:MOST_MODELS]
     if not named:
         raise Invalid(fields={"model": "Choose the model to ask."})
     for ref in named:
         targets.resolve(session, actor, project.id, ref)
     chat.model_refs, chat.system_prompt = named, system_prompt
-    chat.sampling = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+    chat.sampling = sampling.model_dump(include=KEPT_SETTINGS)
+    chat.is_blind = is_blind and len(named) > 1
     chat.updated_at = utcnow()
     session.flush()
-    last = session.scalar(select(func.max(ChatMessage.position)).where(ChatMessage.chat_id == chat.id))
-    position = 0 if last is None else last + 1
-    question = ChatMessage(chat_id=chat.id, position=position, role="user", content=content)
+    shown = turns(session, chat)
+    last = shown[-1] if shown else None
+    parent_id = (last.answers[0].id if last.answers else last.question.id) if last else None
+    question = ChatMessage(chat_id=chat.id, parent_id=parent_id, position=2 * len(shown), role="user", content=content)
     session.add(question)
     session.flush()
-    return chat, [_pending(session, chat, question.id, position + 1, ref) for ref in named]
+    return chat, [_pending(session, chat, question, ref) for ref in named]
+
+
+def edit(session: Session, actor: Actor, message_id: str, *, content: str) -> tuple[Chat, list[ChatMessage]]:
+    """Ask an earlier question in other words. The earlier version stays, with all that followed it.
+
+    Raises Invalid for an answer, Conflict while an answer of this chat is being made.
+    """
+    chat, earlier = get_message(session, actor, message_id, need=ASKS)
+    if earlier.role != "user":
+        raise Invalid("Only your own messages can be written again.")
+    settle_abandoned(session, chat)
+    if is_answering(session, chat):
+        raise Conflict("An answer is still being written. Wait for it, or stop it first.")
+    for ref in chat.model_refs:
+        targets.resolve(session, actor, chat.project_id, ref)
+    question = ChatMessage(
+        chat_id=chat.id, parent_id=earlier.parent_id, position=earlier.position, role="user", content=content
+    )
+    session.add(question)
+    session.flush()
+    _choose(session, question)
+    chat.updated_at = utcnow()
+    return chat, [_pending(session, chat, question, ref) for ref in chat.model_refs]
+
+
+def choose(session: Session, actor: Actor, message_id: str) -> Chat:
+    """Show this version of a question or an answer, and what followed it."""
+    chat, message = get_message(session, actor, message_id, need=ASKS)
+    _choose(session, message)
+    return chat
+
+
+def _choose(session: Session, message: ChatMessage) -> None:
+    """Of all versions the one that is shown."""
+    same = [ChatMessage.chat_id == message.chat_id, ChatMessage.role == message.role]
+    parent = ChatMessage.parent_id
+    same.append(parent.is_(None) if message.parent_id is None else parent == message.parent_id)
+    if message.role == "assistant":
+        same.append(ChatMessage.model_ref == message.model_ref)
+    session.execute(update(ChatMessage).where(*same).values(is_active=ChatMessage.id == message.id))
+    session.refresh(message)
+
+
+def vote(session: Session, actor: Actor, message_id: str) -> Chat:
+    """Say which answer is better; the question's own id says that neither is. Then the names are told."""
+    chat, message = get_message(session, actor, message_id, need=ASKS)
+    question = message if message.role == "user" else session.get(ChatMessage, message.parent_id)
+    if question is None or len(chat.model_refs) < 2:
+        raise Invalid("Only answers side by side can be compared.")
+    question.vote = "tie" if message is question else message.id
+    return chat
 
 
 def again(session: Session, actor: Actor, message_id: str) -> tuple[Chat, ChatMessage]:
-    """Make another answer to the same question; the earlier one is kept, no longer shown."""
+    """Make another answer to the same question; the earlier one is kept as a version, with what followed it."""
     chat, message = get_message(session, actor, message_id, need=ASKS)
     if message.role != "assistant" or not message.is_active:
-        raise Invalid("Only the newest answer can be tried again.")
+        raise Invalid("Only an answer that is shown can be tried again.")
     settle_abandoned(session, chat)
     if is_answering(session, chat):
         raise Conflict("An answer is still being written. Wait for it, or stop it first.")
     targets.resolve(session, actor, chat.project_id, message.model_ref)
-    message.is_active = False
-    later = update(ChatMessage).where(ChatMessage.chat_id == chat.id, ChatMessage.position > message.position)
-    session.execute(later.values(is_active=False))
-    return chat, _pending(session, chat, message.parent_id, message.position, message.model_ref)
+    question = session.get(ChatMessage, message.parent_id)
+    if question is None:
+        raise NotFound
+    return chat, _pending(session, chat, question, message.model_ref)
 
 
-def _pending(session: Session, chat: Chat, parent_id: str | None, position: int, ref: str) -> ChatMessage:
+def _pending(session: Session, chat: Chat, question: ChatMessage, ref: str) -> ChatMessage:
     answer = ChatMessage(
-        chat_id=chat.id, parent_id=parent_id, position=position, role="assistant", model_ref=ref, state="streaming"
-    )
+        chat_id=chat.id, parent_id=question.id, position=question.position + 1, role="assistant", model_ref=ref,
+        state="streaming",
+    )  # fmt: skip
     session.add(answer)
     session.flush()
+    _choose(session, answer)
     return answer
 
 
@@ -159,25 +217,66 @@ def request_stop(session: Session, actor: Actor, message_id: str) -> tuple[Chat,
 
 
 @dataclass(frozen=True)
+class Versions:
+    """Which of how many versions is shown, and its neighbours' ids."""
+
+    number: int
+    count: int
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True)
 class Turn:
-    """A question and its shown answers."""
+    """A question and its shown answers; `versions` of those messages that have several."""
 
     question: ChatMessage
     answers: list[ChatMessage]
+    versions: dict[str, Versions]
+    is_masked: bool = False
+
+    def letter(self, message: ChatMessage) -> str:
+        """The answer's letter in a blind comparison."""
+        return "ABCD"[[answer.id for answer in self.answers].index(message.id)]
 
 
 def turns(session: Session, chat: Chat) -> list[Turn]:
-    """The conversation as it is shown, in order."""
-    query = select(ChatMessage).where(ChatMessage.chat_id == chat.id, ChatMessage.is_active)
-    rows = session.scalars(query.order_by(ChatMessage.position, ChatMessage.created_at, ChatMessage.id)).all()
+    """The conversation as it is shown, in order: from version to chosen version."""
+    query = select(ChatMessage).where(ChatMessage.chat_id == chat.id)
+    rows = session.scalars(query.order_by(ChatMessage.created_at, ChatMessage.id)).all()
+    questions: dict[str | None, list[ChatMessage]] = {}
     answers: dict[str | None, list[ChatMessage]] = {}
     for row in rows:
-        if row.role == "assistant":
-            answers.setdefault(row.parent_id, []).append(_told(row))
+        (answers if row.role == "assistant" else questions).setdefault(row.parent_id, []).append(_told(row))
     order = {ref: place for place, ref in enumerate(chat.model_refs)}
-    for group in answers.values():
-        group.sort(key=lambda m: order.get(m.model_ref, 9))
-    return [Turn(row, answers.get(row.id, [])) for row in rows if row.role == "user"]
+    shown: list[Turn] = []
+    parents: list[str | None] = [None]
+    while asked := next((q for parent in parents for q in questions.get(parent, []) if q.is_active), None):
+        every = answers.get(asked.id, [])
+        said = [answer for answer in every if answer.is_active]
+        # Blind, the order must not tell either: ids are drawn at random.
+        said.sort(key=lambda m: m.id if chat.is_blind else f"{order.get(m.model_ref, 9)}")
+        versions = _versions(questions.get(asked.parent_id, []), asked)
+        for answer in said:
+            versions |= _versions([one for one in every if one.model_ref == answer.model_ref], answer)
+        shown.append(Turn(asked, said, versions, chat.is_blind and len(said) > 1 and not asked.vote))
+        parents = [*(answer.id for answer in said), asked.id]
+    return shown
+
+
+def turn_of(session: Session, chat: Chat, message: ChatMessage) -> Turn:
+    """The turn that an answer stands in; one of its own where another version is shown just now."""
+    found = next((turn for turn in turns(session, chat) if message in turn.answers), None)
+    return found or Turn(message, [message], {})
+
+
+def _versions(same: list[ChatMessage], message: ChatMessage) -> dict[str, Versions]:
+    if len(same) < 2:
+        return {}
+    ids = [one.id for one in same]
+    place = ids.index(message.id)
+    before, after = ids[place - 1] if place else None, ids[place + 1] if place + 1 < len(ids) else None
+    return {message.id: Versions(place + 1, len(ids), before, after)}
 
 
 def history(session: Session, chat: Chat, answer: ChatMessage, target: Target) -> list[Message]:

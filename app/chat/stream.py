@@ -16,6 +16,7 @@ from app.chat.models import ChatMessage
 from app.core import events, markdown
 from app.core.db import reading
 from app.core.templates import render_text
+from app.projects import service as projects
 
 router = APIRouter()
 POLL_S = 0.5
@@ -100,6 +101,8 @@ def _article(actor: Actor, message_id: str) -> str:
         return render_text(
             "chat/_replaced.html",
             message=message,
+            turn=service.turn_of(session, chat, message),
+            may_ask=actor.may(projects.get(session, actor, chat.project_id).workspace_id, service.ASKS),
             chat=chat,
             names=service.names(session, actor, chat),
             ratings=service.ratings(session, actor, chat),
