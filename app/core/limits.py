@@ -39,12 +39,24 @@ def count(subject: str, *, limit: int, window_s: int = 60) -> int:
     return limit - used
 
 
-def _counted(key: str, window_s: int) -> int:
+def used(subject: str, *, window_s: int = 60) -> tuple[int, float]:
+    """How much of `subject` was added in this window, and in how many seconds the next one opens."""
+    now = time.time()
+    window = int(now // window_s)
+    return _counted(f"r:{subject}:{window_s}:{window}", window_s, 0), (window + 1) * window_s - now
+
+
+def add(subject: str, amount: int, *, window_s: int = 60) -> None:
+    """Count what was used beside requests, such as tokens, once it is known."""
+    _counted(f"r:{subject}:{window_s}:{int(time.time() // window_s)}", window_s, amount)
+
+
+def _counted(key: str, window_s: int, amount: int = 1) -> int:
     url = get_settings().redis_url
     if url:
         try:
             with _client(url).pipeline(transaction=False) as pipe:
-                pipe.incr(key)
+                pipe.incrby(key, amount)
                 pipe.expire(key, 2 * window_s)
                 used, _ = pipe.execute()
             return int(used)
@@ -53,5 +65,5 @@ def _counted(key: str, window_s: int) -> int:
     with _counts_lock:
         if len(_counts) > 10_000:
             _counts.clear()
-        _counts[key] = _counts.get(key, 0) + 1
+        _counts[key] = _counts.get(key, 0) + amount
         return _counts[key]

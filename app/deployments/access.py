@@ -7,8 +7,8 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.core import limits
 from app.core.db import reading
-from app.core.errors import Unauthenticated
-from app.deployments import keys
+from app.core.errors import TooMany, Unauthenticated
+from app.deployments import calls, keys
 from app.deployments.keys import Caller
 
 
@@ -18,12 +18,42 @@ def caller(request: Request, response: Response) -> Caller:
         found = keys.caller_of(session, request.headers.get("authorization", ""))
     request.scope["state"]["actor"] = found.actor
     left = limits.count(f"key:{found.actor.key_id}", limit=found.requests_per_minute)
-    request.scope["state"]["limit_headers"] = {
+    headers = {
         "x-ratelimit-limit-requests": str(found.requests_per_minute),
         "x-ratelimit-remaining-requests": str(left),
     }
+    used, opens_s = limits.used(f"tokens:{found.actor.key_id}")
+    headers["x-ratelimit-reset-requests"] = f"{opens_s:.0f}s"
+    if found.tokens_per_minute:
+        headers |= {
+            "x-ratelimit-limit-tokens": str(found.tokens_per_minute),
+            "x-ratelimit-remaining-tokens": str(max(0, found.tokens_per_minute - used)),
+            "x-ratelimit-reset-tokens": f"{opens_s:.0f}s",
+        }
+    request.scope["state"]["limit_headers"] = headers
     response.headers.update(request.scope["state"]["limit_headers"])
     return found
+
+
+def require_tokens(found: Caller) -> None:
+    """Raise TooMany when the key has used up its tokens of this minute, or of this month."""
+    if found.tokens_per_minute:
+        used, opens_s = limits.used(f"tokens:{found.actor.key_id}")
+        if used >= found.tokens_per_minute:
+            raise TooMany(
+                f"More than {found.tokens_per_minute:,} tokens in 60 s. The next window opens in {opens_s:.0f} s.",
+                retry_after_s=opens_s,
+                code="rate_limit_exceeded",
+            )
+    if found.monthly_tokens:
+        with reading() as session:
+            spent = calls.tokens_this_month(session, str(found.actor.key_id))
+        if spent >= found.monthly_tokens:
+            raise TooMany(
+                f"This key has used its {found.monthly_tokens:,} tokens of this month. Its owner can make another one.",
+                retry_after_s=calls.until_next_month_s(),
+                code="insufficient_quota",
+            )
 
 
 CallerDep = Annotated[Caller, Depends(caller)]

@@ -1,6 +1,7 @@
 """The OpenAI-compatible routes under /v1. Keys only; errors in the shape that OpenAI's clients read."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -11,8 +12,8 @@ from fastapi.responses import Response, StreamingResponse
 from app.contracts.generation import GenerationRequest
 from app.core.db import reading, transaction
 from app.core.errors import AppError
-from app.deployments import idempotency, names, stream, wire
-from app.deployments.access import CallerDep
+from app.deployments import completions, idempotency, names, stream, wire
+from app.deployments.access import CallerDep, require_tokens
 from app.deployments.calls import Facts
 from app.deployments.idempotency import Slot
 from app.deployments.keys import Caller
@@ -37,16 +38,22 @@ def _name_everything(workspace_id: str) -> None:
 
 @router.get("/models")
 def models(caller: CallerDep) -> dict[str, Any]:
-    caller.require("models")
+    caller.require("read")
     _name_everything(caller.workspace_id)
     with reading() as session:
-        return {"object": "list", "data": [wire.model_object(one) for one in names.published(session, caller.actor)]}
+        return {
+            "object": "list",
+            "data": [
+                wire.model_object(one) for one in names.published(session, caller.actor) if caller.may_use(one.id)
+            ],
+        }
 
 
 @router.get("/models/{model_name:path}")
 def model(model_name: str, caller: CallerDep) -> dict[str, Any]:
-    caller.require("models")
+    caller.require("read")
     _name_everything(caller.workspace_id)
+    _require_model(caller, model_name)
     with reading() as session:
         return wire.model_object(names.find(session, caller.actor, model_name))
 
@@ -54,12 +61,29 @@ def model(model_name: str, caller: CallerDep) -> dict[str, Any]:
 @router.post("/chat/completions", max_body_size=BODY_LIMIT_BYTES)
 async def chat_completions(request: Request, caller: CallerDep) -> Response:
     """A chat completion, whole or streamed. An Idempotency-Key makes a whole one happen once."""
+    return await _answered(request, caller, "chat/completions", wire.parse, _order, stream.Completion)
+
+
+@router.post("/completions", max_body_size=BODY_LIMIT_BYTES)
+async def text_completions(request: Request, caller: CallerDep) -> Response:
+    """A plain text goes on, whole or streamed."""
+    return await _answered(request, caller, "completions", completions.parse, _text_order, completions.TextCompletion)
+
+
+async def _answered(
+    request: Request,
+    caller: Caller,
+    endpoint: str,
+    parse: Callable[[bytes], Any],
+    order: Callable[[Any, Target, int], GenerationRequest],
+    kind: type[stream.Completion],
+) -> Response:
     caller.require("chat")
-    facts = Facts("chat/completions")
+    facts = Facts(endpoint)
     slot: Slot | None = None
     try:
         body = await request.body()
-        ask = await run_in_threadpool(wire.parse, body)
+        ask = await run_in_threadpool(parse, body)
         facts.model = ask.model
         published, target = await run_in_threadpool(_target, caller, ask.model)
         facts.project_id = published.project_id
@@ -68,8 +92,8 @@ async def chat_completions(request: Request, caller: CallerDep) -> Response:
             slot = await run_in_threadpool(_reserve, caller, header, body)
             if slot.answer is not None:
                 return _json(request, slot.answer, {"idempotent-replayed": "true"})
-        orders = [_order(ask, target, index) for index in range(ask.n or 1)]
-        completion = stream.Completion(caller, ask, facts, published.digest, stream.events_of(orders))
+        orders = [order(ask, target, index) for index in range(ask.choices)]
+        completion = kind(caller, ask, facts, published.digest, stream.events_of(orders))
         if ask.stream:
             await completion.begin()
             headers = stream.HEADERS | request.scope["state"]["limit_headers"]
@@ -110,7 +134,14 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
+def _require_model(caller: Caller, model_id: str) -> None:
+    if not caller.may_use(model_id):
+        raise names.not_found()
+
+
 def _target(caller: Caller, model_id: str) -> tuple[names.Published, Target]:
+    require_tokens(caller)
+    _require_model(caller, model_id)
     _name_everything(caller.workspace_id)
     with reading() as session:
         return names.target_of(session, caller.actor, model_id)
@@ -121,6 +152,11 @@ def _order(ask: wire.ChatRequest, target: Target, index: int) -> GenerationReque
     if target.is_chat:
         return client.request_for(target, ask.sampling(index), messages=ask.conversation(target.system_prompt))
     return client.request_for(target, ask.sampling(index), prompt=ask.messages[-1].plain().content)
+
+
+def _text_order(ask: completions.TextRequest, target: Target, index: int) -> GenerationRequest:
+    """Every model goes on from the text as it is: no template, no system prompt."""
+    return client.request_for(target, ask.sampling(index), prompt=ask.prompt_of(index))
 
 
 def _reserve(caller: Caller, header: str, body: bytes) -> Slot:

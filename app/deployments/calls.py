@@ -1,7 +1,8 @@
 """What was asked at the API: counts and times, never texts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -93,6 +94,85 @@ def usage(session: Session, actor: Actor, project_id: str) -> list[Usage]:
         )
         for row in session.execute(query)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What one key was used for in the last 30 days, and its tokens of this month."""
+
+    calls: int = 0
+    errors: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    month_tokens: int = 0
+    mean_first_token_s: float | None = None
+    tokens_per_s: float | None = None
+
+
+_TOKENS = ApiCall.prompt_tokens + ApiCall.completion_tokens
+
+
+def by_key(session: Session, ids: Sequence[str]) -> dict[str, KeyUse]:
+    """Use of each key."""
+    is_month = ApiCall.at >= _month_start()
+    query = (
+        select(
+            ApiCall.key_id,
+            func.count().label("calls"),
+            func.count().filter((ApiCall.status >= 400) & (ApiCall.status != 499)).label("errors"),
+            func.count().filter(ApiCall.status == 499).label("cancelled"),
+            func.sum(_TOKENS).label("tokens"),
+            func.sum(_TOKENS).filter(is_month).label("month_tokens"),
+            func.avg(ApiCall.first_token_s).label("first"),
+            func.sum(ApiCall.completion_tokens).filter(ApiCall.total_s > 0).label("written"),
+            func.sum(ApiCall.total_s).filter(ApiCall.total_s > 0).label("time"),
+        )
+        .where(ApiCall.key_id.in_(ids), ApiCall.at > utcnow() - timedelta(days=DAYS + 1))
+        .group_by(ApiCall.key_id)
+    )
+    return {
+        row.key_id: KeyUse(
+            row.calls,
+            row.errors,
+            row.cancelled,
+            int(row.tokens or 0),
+            int(row.month_tokens or 0),
+            row.first,
+            row.written / row.time if row.time else None,
+        )
+        for row in session.execute(query)
+    }
+
+
+def by_day(session: Session, actor: Actor, project_id: str) -> list[tuple[date, int, int]]:
+    """(day, calls, tokens) of the last 30 days, oldest first, days without calls included."""
+    projects.get(session, actor, project_id)
+    today = utcnow().date()
+    since = utcnow() - timedelta(days=DAYS)
+    query = select(ApiCall.at, _TOKENS).where(ApiCall.project_id == project_id, ApiCall.at > since)
+    found: dict[date, list[int]] = {}
+    for at, tokens in session.execute(query.execution_options(yield_per=10_000)):
+        sums = found.setdefault(at.date(), [0, 0])
+        sums[0], sums[1] = sums[0] + 1, sums[1] + tokens
+    days = [today - timedelta(days=back) for back in range(DAYS - 1, -1, -1)]
+    return [(day, *found.get(day, [0, 0])) for day in days]  # type: ignore[misc]
+
+
+def _month_start() -> datetime:
+    return utcnow().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def until_next_month_s() -> float:
+    """Seconds until budgets begin anew."""
+    start = _month_start()
+    following = (start + timedelta(days=32)).replace(day=1)
+    return (following - utcnow()).total_seconds()
+
+
+def tokens_this_month(session: Session, key_id: str) -> int:
+    """Tokens that a key has read and written since the first of the month (UTC)."""
+    query = select(func.sum(_TOKENS)).where(ApiCall.key_id == key_id, ApiCall.at >= _month_start())
+    return int(session.scalar(query) or 0)
 
 
 def recent(session: Session, actor: Actor, project_id: str, limit: int = 20) -> list[ApiCall]:

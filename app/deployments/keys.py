@@ -1,6 +1,7 @@
 """API keys: shown once, kept as a hash, with scopes, an end and a limit."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,7 +16,7 @@ from app.core.security import is_same, new_token, token_sha256
 from app.deployments.models import ApiKey
 from app.projects import service as projects
 
-SCOPES = {"models": "List the models", "chat": "Ask the models"}
+SCOPES = {"read": "List the models", "chat": "Ask the models"}
 _KEY = re.compile(r"^sk-([a-z0-9]{20})_[A-Za-z0-9_-]{20,100}$")
 _NOBODY = token_sha256("sk-nobody")
 USED_EVERY = timedelta(minutes=1)
@@ -29,6 +30,13 @@ class Caller:
     workspace_id: str
     scopes: tuple[str, ...]
     requests_per_minute: int
+    tokens_per_minute: int = 0
+    monthly_tokens: int = 0
+    models: tuple[str, ...] = ()
+
+    def may_use(self, model_id: str) -> bool:
+        """Whether the key opens this model, or the model whose checkpoint it is."""
+        return not self.models or model_id.partition(":")[0] in self.models
 
     def require(self, scope: str) -> None:
         """Raise Forbidden without the scope."""
@@ -46,6 +54,9 @@ def make(
     is_for_workspace: bool = False,
     expires_at: datetime | None = None,
     requests_per_minute: int = 120,
+    tokens_per_minute: int = 0,
+    monthly_tokens: int = 0,
+    models: Sequence[str] = (),
 ) -> tuple[ApiKey, str]:
     """A new key for the project (or its whole workspace), and its text, which nobody can read again."""
     project = projects.get(session, actor, project_id, need="owner")
@@ -62,6 +73,9 @@ def make(
         created_by=actor.user_id,
         expires_at=expires_at,
         requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        monthly_tokens=monthly_tokens,
+        models=sorted(set(models)),
     )
     session.add(key)
     session.flush()
@@ -114,7 +128,15 @@ def caller_of(session: Session, authorization: str) -> Caller:
             code="invalid_api_key",
         )
     actor = Actor(None, roles={row.workspace_id: "viewer"}, key_id=row.id, project_id=row.project_id)
-    return Caller(actor, row.workspace_id, tuple(row.scopes), row.requests_per_minute)
+    return Caller(
+        actor,
+        row.workspace_id,
+        tuple(row.scopes),
+        row.requests_per_minute,
+        row.tokens_per_minute,
+        row.monthly_tokens,
+        tuple(row.models),
+    )
 
 
 def note_used(session: Session, key_id: str) -> None:

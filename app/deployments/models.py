@@ -27,6 +27,11 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     requests_per_minute: Mapped[int] = mapped_column(Integer, default=120)
+    # 0: no limit. The budget counts tokens read and written in a calendar month (UTC).
+    tokens_per_minute: Mapped[int] = mapped_column(Integer, default=0)
+    monthly_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Ids of the models that it may ask, checkpoints of their runs included; empty: all that it can see.
+    models: Mapped[list[str]] = mapped_column(JSON, default=list)
 
 
 class ApiName(Base):

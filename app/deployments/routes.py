@@ -49,6 +49,7 @@ def _page(
     objective = session.get(Objective, project.id)
     samples = objective.samples if objective else []
     example = next((str(sample["question"]) for sample in samples if str(sample.get("question") or "").strip()), "")
+    listed = keys.listing(session, actor, project_id)
     context: dict[str, Any] = {
         "errors": {}, "values": {}, "new_key": "", "answer": None, "question": example or QUESTION,
     }  # fmt: skip
@@ -63,7 +64,10 @@ def _page(
         models=published,
         model_options=[(one.id, one.id) for one in published],
         model_id=model_id,
-        keys=keys.listing(session, actor, project_id),
+        keys=listed,
+        key_use=calls.by_key(session, [one.id for one in listed]),
+        no_use=calls.KeyUse(),
+        days=calls.by_day(session, actor, project_id),
         now=utcnow(),
         snippets=snippets(base_url(request), model_id, example),
         base_url=base_url(request),
@@ -104,6 +108,9 @@ def make_key(request: Request, project_id: str, actor: ActorDep, session: Sessio
         is_for_workspace=form.reach == "workspace",
         expires_at=utcnow() + timedelta(days=form.days) if form.days else None,
         requests_per_minute=form.requests_per_minute,
+        tokens_per_minute=form.tokens_per_minute,
+        monthly_tokens=form.monthly_tokens,
+        models=[one for one in form.models if one],
     )
     return _page(request, session, actor, project_id, new_key=text)
 
@@ -114,7 +121,11 @@ def revoke_key(request: Request, key_id: str, actor: ActorDep, session: SessionD
     came_from = _DEPLOY_PAGE.search(request.headers.get("referer", ""))
     project_id = key.project_id or (came_from.group(1) if came_from else None)
     response = RedirectResponse(f"/projects/{project_id}/deploy" if project_id else "/projects", 303)
-    flash(response, _("Revoked “%(name)s”", name=key.name), _("Its next request is refused."))
+    flash(
+        response,
+        _("Revoked “%(name)s”", name=key.name),
+        _("Its next request is refused, and answers on their way end."),
+    )
     return response
 
 

@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.contracts.generation import GenerationRequest, TokenEvent, TokenLogprob
+from app.core import limits
 from app.core.db import new_id, transaction, utcnow
 from app.core.errors import AppError, BadRequest, ModelFailed, Unavailable
 from app.deployments import calls, wire
@@ -69,12 +70,26 @@ def refusal(event: TokenEvent) -> AppError:
     return ModelFailed(sentence)
 
 
+class Asked(Protocol):
+    """What an answer needs to know of its request."""
+
+    @property
+    def choices(self) -> int:
+        """How many answers."""
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with the counts."""
+
+
 class Completion:
     """One request of /v1/chat/completions, from the first event to the entry in the table of calls."""
 
-    def __init__(self, caller: Caller, ask: wire.ChatRequest, facts: Facts, fingerprint: str, events: Events) -> None:
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, caller: Caller, ask: Asked, facts: Facts, fingerprint: str, events: Events) -> None:
         self.caller, self.ask, self.facts, self.events = caller, ask, facts, events
-        self.id, self.created = f"chatcmpl-{new_id()}", wire.seconds(utcnow())
+        self.id, self.created = f"{self.prefix}-{new_id()}", wire.seconds(utcnow())
         self.fingerprint = f"fp_{fingerprint[:12]}"
         self.started = time.monotonic()
         self.waiting: list[tuple[int, TokenEvent]] = []
@@ -117,7 +132,7 @@ class Completion:
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece. Raises what the model server refused."""
-        count = self.ask.n or 1
+        count = self.ask.choices
         texts: list[list[str]] = [[] for _ in range(count)]
         told: list[list[TokenLogprob]] = [[] for _ in range(count)]
         reasons = ["stop"] * count
@@ -127,30 +142,30 @@ class Completion:
             if event.finish_reason == "error":
                 raise refusal(event)
             reasons[index] = _reason(event) or reasons[index]
-        choices = [wire.choice(i, "".join(texts[i]), reasons[i], told[i]) for i in range(count)]
-        return self.head("chat.completion") | {"choices": choices, "usage": self.usage()}
+        choices = [self.choice(i, "".join(texts[i]), reasons[i], told[i]) for i in range(count)]
+        return self.head(self.kind) | {"choices": choices, "usage": self.usage()}
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events. A failure in the middle is an event, too: a cut looks like success."""
-        head = self.head("chat.completion.chunk")
-        with_usage = bool(self.ask.stream_options and self.ask.stream_options.include_usage)
+        head = self.head(self.chunk_kind)
+        with_usage = self.ask.tells_usage
         if with_usage:
             head["usage"] = None
         is_whole = False
         try:
-            for index in range(self.ask.n or 1):
-                yield _frame(head | {"choices": wire.delta(index, {"role": "assistant", "content": ""})})
+            for index in range(self.ask.choices):
+                if opening := self.opening(index):
+                    yield _frame(head | {"choices": opening})
             async for index, event in self._all():
                 if event.finish_reason == "error":
                     yield _failure(refusal(event), self.facts)
                     return
                 if event.text or event.logprobs:
-                    content = wire.delta(index, {"content": event.text}, told=event.logprobs)
-                    yield _frame(head | {"choices": content})
+                    yield _frame(head | {"choices": self.piece(index, event.text, event.logprobs)})
                 elif not event.finish_reason:
                     yield b": ping\n\n"
                 if event.finish_reason:
-                    yield _frame(head | {"choices": wire.delta(index, {}, _reason(event))})
+                    yield _frame(head | {"choices": self.ending(index, _reason(event))})
             if with_usage:
                 yield _frame(head | {"choices": [], "usage": self.usage()})
             is_whole = True
@@ -163,6 +178,22 @@ class Completion:
                 self.facts.status, self.facts.finish_reason = 499, "cancelled"
             self.end()
 
+    def choice(self, index: int, text: str, reason: str, told: list[TokenLogprob]) -> dict[str, Any]:
+        """One whole answer."""
+        return wire.choice(index, text, reason, told)
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """The first chunk of an answer."""
+        return wire.delta(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, text: str, told: list[TokenLogprob] | None) -> list[dict[str, Any]]:
+        """A chunk with text."""
+        return wire.delta(index, {"content": text}, told=told)
+
+    def ending(self, index: int, reason: str | None) -> list[dict[str, Any]]:
+        """The last chunk of an answer."""
+        return wire.delta(index, {}, reason)
+
     def end(self) -> None:
         """Write the call down in a thread: while a request is being cancelled nothing can wait."""
         self.facts.total_s = time.monotonic() - self.started
@@ -171,6 +202,7 @@ class Completion:
 
 def record(caller: Caller, facts: Facts) -> None:
     """Write a call down; a database that is away loses the entry, not the answer."""
+    limits.add(f"tokens:{caller.actor.key_id}", facts.prompt_tokens + facts.completion_tokens)
     try:
         with transaction() as session:
             calls.record(session, caller, facts)

@@ -1,7 +1,7 @@
 """The shapes of OpenAI's chat completions: what clients send, what they must get back."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -150,6 +150,16 @@ class ChatRequest(BaseModel):
             return AnswerFormat(kind="json_schema", json_schema=asked.json_schema.schema_)
         return AnswerFormat(kind="json_object")
 
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with the counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
     def conversation(self, system_prompt: str) -> list[Message]:
         """The messages; the prompt that the model was trained with goes first where the caller brings none."""
         messages = [message.plain() for message in self.messages]
@@ -177,8 +187,18 @@ class ChatRequest(BaseModel):
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
 
+Request = TypeVar("Request", bound=BaseModel)
+
+
 def parse(body: bytes) -> ChatRequest:
     """The request in a body. Raises BadRequest with the field's name, never with its value."""
+    request = parsed(ChatRequest, body)
+    _refuse_unsupported(request)
+    return request
+
+
+def parsed(model: type[Request], body: bytes) -> Request:
+    """A body as `model`. Raises BadRequest with the field's name, never with its value."""
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -190,14 +210,12 @@ def parse(body: bytes) -> ChatRequest:
             sentence = f"“{name}” is not taken: the model's own template is always used."
             raise BadRequest(sentence, code="unsupported_parameter", param=name)
     try:
-        request = ChatRequest.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         item = error.errors(include_url=False, include_input=False, include_context=False)[0]
         param = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or str(part).islower())[:100]
         message = item["msg"].removeprefix("Value error, ")
         raise BadRequest(f"{param}: {message}", code="invalid_value", param=param) from error
-    _refuse_unsupported(request)
-    return request
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:

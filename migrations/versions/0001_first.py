@@ -255,6 +255,9 @@ def upgrade() -> None:
         sa.Column("revoked_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
         sa.Column("last_used_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
         sa.Column("requests_per_minute", sa.Integer(), nullable=False),
+        sa.Column("tokens_per_minute", sa.Integer(), nullable=False),
+        sa.Column("monthly_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("models", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(["created_by"], ["users.id"], name=op.f("fk_api_keys_created_by"), ondelete="SET NULL"),
         sa.ForeignKeyConstraint(
             ["project_id"], ["projects.id"], name=op.f("fk_api_keys_project_id"), ondelete="CASCADE"
@@ -290,6 +293,7 @@ def upgrade() -> None:
         sa.Column("model_refs", sa.JSON(), nullable=False),
         sa.Column("system_prompt", sa.Text(), nullable=False),
         sa.Column("sampling", sa.JSON(), nullable=False),
+        sa.Column("is_blind", sa.Boolean(), nullable=False),
         sa.Column("created_by", sa.String(length=20), nullable=True),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
@@ -586,6 +590,7 @@ def upgrade() -> None:
         sa.Column("model_ref", sa.String(length=60), nullable=False),
         sa.Column("state", sa.String(length=10), nullable=False),
         sa.Column("is_active", sa.Boolean(), nullable=False),
+        sa.Column("vote", sa.String(length=20), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("statistics", sa.JSON(), nullable=False),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),

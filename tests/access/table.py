@@ -157,6 +157,7 @@ TABLE: dict[str, Rule] = {
     "POST /v1/chat/completions": api_key(
         json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
     ),
+    "POST /v1/completions": api_key(json={"model": "{model_name}", "prompt": "Soup is"}, body_ids=("model_name",)),
     # exports
     "GET /projects/{project_id}/exports": viewer(),
     "GET /projects/{project_id}/exports/live": viewer(),

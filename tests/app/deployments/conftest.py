@@ -89,8 +89,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
     with transaction() as session:
         names.give_names(session, owner.workspace_id)
         more = {"name": "a program", "requests_per_minute": 10_000}
-        _, key = keys.make(session, owner.actor, project_id, scopes=["models", "chat"], **more)  # type: ignore[arg-type]
-        _, listing_key = keys.make(session, owner.actor, project_id, scopes=["models"], **more)  # type: ignore[arg-type]
+        _, key = keys.make(session, owner.actor, project_id, scopes=["read", "chat"], **more)  # type: ignore[arg-type]
+        _, listing_key = keys.make(session, owner.actor, project_id, scopes=["read"], **more)  # type: ignore[arg-type]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -15,8 +15,10 @@ import httpx
 import openai
 import pytest
 
-from app.core import config
+from app.core import config, db
+from app.core.db import transaction
 from app.core.errors import Invalid
+from app.deployments import keys
 from app.deployments.snippets import snippets
 from app.drafting import asking
 from tests.app.deployments.conftest import Stack
@@ -399,3 +401,94 @@ def test_drafts_are_written_by_this_products_own_api(stack: Stack, monkeypatch: 
         asking.ask(asking.Endpoint(f"{stack.url}/v1", stack.model, "wrong"), question)
     with pytest.raises(Invalid, match="no such model"):
         asking.ask(asking.Endpoint(f"{stack.url}/v1", "nobody-run-9", stack.key), question)
+
+
+def test_a_text_goes_on_for_the_client(stack: Stack, client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": stack.model, "prompt": "Where is my", "max_tokens": 6, "temperature": 0}
+    answer = client.completions.create(**asked, logprobs=2)
+    choice = answer.choices[0]
+    assert answer.object == "text_completion"
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.top_logprobs is not None
+    assert len(choice.logprobs.token_logprobs) == answer.usage.completion_tokens  # type: ignore[union-attr]
+    # Greedy: what was said is the likeliest of what is told.
+    for said, top in zip(choice.logprobs.token_logprobs, choice.logprobs.top_logprobs, strict=True):
+        assert said == max(top.values())
+    streamed = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in streamed if chunk.choices) == choice.text
+    assert streamed[-1].usage == answer.usage
+    assert streamed[-2].choices[0].finish_reason == choice.finish_reason
+    echoed = client.completions.create(**asked | {"prompt": ["Where is my", "Open the"]}, n=2, echo=True)
+    assert [one.index for one in echoed.choices] == [0, 1, 2, 3]
+    begins = ["Where is my", "Where is my", "Open the", "Open the"]
+    assert all(one.text.startswith(begin) for one, begin in zip(echoed.choices, begins, strict=True))
+    assert echoed.choices[0].text == "Where is my" + choice.text
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"prompt": [1, 2, 3]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+    ],
+)
+def test_what_a_text_cannot_have_is_refused_by_name(stack: Stack, more: dict[str, Any], param: str) -> None:
+    with stack.client() as http:
+        answer = http.post("/v1/completions", json={"model": stack.model, "prompt": "a", "max_tokens": 2} | more)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def key_of(stack: Stack, **more: Any) -> str:
+    """A new key of the stack's project, made in its own database."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GPT_BUILDER_HOME", str(stack.home))
+    config.get_settings.cache_clear()
+    db.forget_engine()
+    try:
+        with transaction() as session:
+            values: dict[str, Any] = {"name": "limited", "scopes": ["read", "chat"]} | more
+            return keys.make(session, stack.owner.actor, stack.project_id, **values)[1]
+    finally:
+        patch.undo()
+        db.forget_engine()
+        config.get_settings.cache_clear()
+
+
+def test_tokens_of_a_minute_and_of_a_month_run_out(stack: Stack) -> None:
+    with stack.client(key_of(stack, tokens_per_minute=5)) as http:
+        first = http.post("/v1/chat/completions", json=body(stack))
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-limit-tokens"] == "5"
+        assert first.headers["x-ratelimit-remaining-tokens"] == "5"
+        wait_for(lambda: http.get("/v1/models").headers["x-ratelimit-remaining-tokens"] == "0", "tokens are counted")
+        second = http.post("/v1/chat/completions", json=body(stack))
+        # Unless the clock's minute turned over just now: then the window is a new one.
+        if second.headers.get("x-ratelimit-remaining-tokens") == "0":
+            assert second.status_code == 429
+            assert second.json()["error"]["code"] == "rate_limit_exceeded"
+            assert 0 < float(second.headers["retry-after"]) <= 60
+    with stack.client(key_of(stack, monthly_tokens=5)) as http:
+        assert http.post("/v1/chat/completions", json=body(stack)).status_code == 200
+
+        def refused() -> Any:
+            answer = http.post("/v1/completions", json={"model": stack.model, "prompt": "a", "max_tokens": 1})
+            return answer if answer.status_code == 429 else None
+
+        assert wait_for(refused, "the budget is used up").json()["error"]["code"] == "insufficient_quota"
+
+
+def test_a_key_of_one_model_opens_no_other(stack: Stack) -> None:
+    with stack.client(key_of(stack, models=["another-run-1"])) as http:
+        assert http.get("/v1/models").json()["data"] == []
+        assert http.get(f"/v1/models/{stack.model}").status_code == 404
+        assert http.post("/v1/chat/completions", json=body(stack)).status_code == 404
+    with stack.client(key_of(stack, models=[stack.model])) as http:
+        listed = [one["id"] for one in http.get("/v1/models").json()["data"]]
+        assert listed == [stack.model, f"{stack.model}:step-120"]
+        assert http.post("/v1/chat/completions", json=body(stack, model=listed[1])).status_code == 200

@@ -32,7 +32,7 @@ def project_id(ana: Person) -> str:
 
 def new_key(ana: Person, project_id: str, **more: object) -> str:
     with transaction() as session:
-        values: dict[str, object] = {"name": "inbox", "scopes": ["models", "chat"], **more}
+        values: dict[str, object] = {"name": "inbox", "scopes": ["read", "chat"], **more}
         return keys.make(session, ana.actor, project_id, **values)[1]  # type: ignore[arg-type]
 
 
@@ -59,7 +59,7 @@ def test_a_key_is_shown_once_and_nowhere_stored(app: FastAPI, ana: Person, proje
     browser = browser_of(app, ana)
     form = {
         "name": "inbox",
-        "scopes": ["models", "chat"],
+        "scopes": ["read", "chat"],
         "reach": "project",
         "days": "90",
         "requests_per_minute": "60",
