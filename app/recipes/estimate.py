@@ -66,7 +66,11 @@ def flops_per_token(recipe: RecipeSpec, base: BaseFacts, material: Material) -> 
         return 4.0 * (body + head) + 2 * attention + 6.0 * trainable_parameters(recipe, base)
     if recipe.method == "last_layers":
         share = min(1.0, recipe.last_layers / base.layers)
-        return 2.0 * (body + head) + 4.0 * (body * share + (head if recipe.train_head else head / 2)) + attention
+        # What the frozen layers say of a row is computed once and kept, unless noise changes what they see.
+        passes = 1.0 if recipe.neftune_alpha else max(1.0, recipe.epochs)
+        frozen = (2.0 * body + attention) * (1 - share) / passes
+        learning = 6.0 * body * share + 3 * attention * share
+        return frozen + learning + 2.0 * head + 4.0 * (head if recipe.train_head else head / 2)
     return 6.0 * (body + head) + 3 * attention
 
 

@@ -76,15 +76,14 @@ FIELDS: tuple[Field, ...] = (
     Field("scratch.vocabulary_size", "Vocabulary", "New model", "integer",
           "How many word pieces; characters are counted from your text.", "pieces", methods=("scratch",)),
     Field("scratch.positions", "Positions", "New model", "choice",
-          "How the model knows the order of words. Llama's own are rotary, GPT-2's are learned; others are for Llama.",
+          "How it knows the order of words. With another form than the architecture's own, here or in the norm, only "
+          "GPT Builder loads the model.",
           methods=("scratch",),
           options=(("own", "The architecture's own"), ("rope", "Rotary (RoPE)"), ("learned", "Learned"),
                    ("sinusoidal", "Sinusoidal, as in 2017"))),
     Field("scratch.norm", "Norm", "New model", "choice",
-          "What keeps numbers in bounds. Llama's own is RMSNorm, GPT-2's is LayerNorm. BatchNorm is for learning why "
-          "text models do not use it: words see later words and other rows while training, the loss then looks better "
-          "than the answers are, and it changes with the rows at once. With other positions or norms than its own, "
-          "only GPT Builder can load the model.",
+          "What keeps numbers in bounds; Llama's own is RMSNorm, GPT-2's LayerNorm. BatchNorm is for teaching only: "
+          "while training, words see later words and other rows, so the loss looks better than the answers are.",
           methods=("scratch",),
           options=(("own", "The architecture's own"), ("rms", "RMSNorm"), ("layer", "LayerNorm"),
                    ("batch", "BatchNorm, for teaching"))),

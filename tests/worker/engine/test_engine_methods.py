@@ -47,7 +47,7 @@ def rows(tmp_path: Path) -> Path:
             {"role": role, "content": text, "train": True}
             for role, text in (("user", f"What is {i}?"), ("assistant", f"It is {i}."), ("assistant", "Nothing."))
         )
-        split = "validation" if i % 5 == 0 else "train"
+        split = "validation" if i in (0, 7, 11) else "train"
         found.append({"messages": [asked, good], "chosen": [good], "rejected": [bad], "split": split})
     return write_version(tmp_path / "rows", found)
 
@@ -58,12 +58,13 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(way: str, make_order: M
     method, shape = asked.pop("method"), asked.pop("shape", None)
     if shape:
         asked["scratch"] = {**SIZES, **shape}
-    asked |= {"epochs": 3, "evaluate_every_steps": 3, "sample_max_tokens": 2, "batch_size": 4, "micro_batch_size": 2}
+    asked |= {"epochs": 2, "evaluate_every_steps": 3, "batch_size": 4, "micro_batch_size": 2}
+    asked |= {"sample_max_tokens": 1, "sample_prompts": ["What?"]}
     whole = make_order(method, out="whole", data=rows, **asked)
     stopped = make_order(method, out="stopped", data=rows, **asked)
     losses = _losses(run(whole))
     first = run(stopped, {4: Control(verb="pause")})
-    assert len(losses) == 9 + 3
+    assert len(losses) == 6 + 2
     assert _losses(first) + _losses(run(stopped)) == losses
     for path in (Path(whole.out_dir) / "model").glob("*.safetensors"):
         assert path.read_bytes() == (Path(stopped.out_dir) / "model" / path.name).read_bytes()
