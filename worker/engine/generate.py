@@ -19,7 +19,7 @@ from worker.engine.adapters import Adapter, Mixer
 from worker.engine.detokenise import TextOut
 from worker.engine.errors import BadData
 from worker.engine.formats import guide
-from worker.engine.precision import Precision, applied, size_bytes
+from worker.engine.precision import Precision, applied, join_norms, size_bytes
 from worker.engine.sampling import Chosen, Sampler
 from worker.engine.vocabulary import vocabulary_of
 
@@ -62,6 +62,7 @@ def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") 
     in bf16. Raises BadData or TemplateFault with a sentence when they cannot be used."""
     model = loading.load_model(files, torch.float32 if device == "cpu" else torch.bfloat16)
     model.to(torch.device(device))  # type: ignore[arg-type]
+    join_norms(model)
     folder = _tokenizer_folder(files)
     tokenizer = loading.load_tokenizer(folder)
     got, note = ("bf16", "")

@@ -1,6 +1,7 @@
 """Number formats to answer in: exact fp32, bf16 where it is faster, int8 where the answers stay as good."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ _PROBE = (
     "the desk; a lost book costs what it takes to buy it again, and nothing more."
 )
 _PROBE_TOKENS = 128
+_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
 class Int8Linear(nn.Module):
@@ -78,6 +80,19 @@ def size_bytes(model: PreTrainedModel) -> int:
     """Memory of the weights."""
     whole = sum(layer.sizes[0] * layer.sizes[1] for layer in model.modules() if isinstance(layer, Int8Linear))
     return whole + sum(parameter.nbytes for parameter in model.parameters())
+
+
+def join_norms(model: PreTrainedModel) -> None:
+    """Let every root-mean-square norm be one operation instead of seven; the same to the last bits of fp32."""
+    for layer in model.modules():
+        epsilon, weight = getattr(layer, "variance_epsilon", None), getattr(layer, "weight", None)
+        if type(layer).__name__ in _NORMS and epsilon is not None and isinstance(weight, Tensor):
+            shape = tuple(weight.shape)
+            layer.forward = partial(_normalised, layer, shape, epsilon)  # type: ignore[method-assign]
+
+
+def _normalised(layer: nn.Module, shape: tuple[int, ...], epsilon: float, rows: Tensor) -> Tensor:
+    return F.rms_norm(rows, shape, layer.weight, epsilon)  # type: ignore[arg-type]
 
 
 def applied(model: PreTrainedModel, tokenizer: Tokenizer, wanted: Precision) -> tuple[PreTrainedModel, Precision, str]:

@@ -54,7 +54,9 @@ class Slots:
         self._cache = self._empty_cache()
         # The plan of the current pass.
         self._positions = torch.empty(0, dtype=torch.long)
+        self._places = torch.empty(0, dtype=torch.long)
         self._mask: Tensor | None = None
+        self._piece_mask: Tensor | None = None
         self._seen = self._reader = self._piece = 0
 
     def _empty_cache(self) -> Tensor:
@@ -193,12 +195,19 @@ class Slots:
             rows = [(answer.loaded.adapter, 1) for answer in self.answers[: self._speaking]]
             self._mixer.use([*rows, (self.answers[self._reader].loaded.adapter, piece)] if piece else rows)
         self._positions = torch.tensor(lengths + list(range(begin, begin + piece)), device=device)
-        self._seen = max(lengths, default=0) + 1
-        self._make_room(max(self._seen, begin + piece), len(self.answers))
-        self._mask = None
+        self._seen, end = max(lengths, default=0) + 1, begin + piece
+        self._make_room(max(self._seen, end), len(self.answers))
+        self._mask = self._piece_mask = None
         if lengths and min(lengths) != max(lengths):
             column = torch.arange(self._seen, device=device)
             self._mask = (column <= self._positions[: self._speaking, None])[:, None, None]
+        if begin:
+            self._piece_mask = causal(piece, end, None, device)
+        # Where each token's keys and values go, by (head, token), counted in rows of one layer's slots.
+        heads, room = self._cache.shape[3:5]
+        slots = torch.tensor([*range(self._speaking), *[self._reader] * piece], device=device)
+        first = torch.arange(heads, device=device)[:, None] + slots * heads
+        self._places = (first * room + self._positions).flatten()
 
     def _forward(self, ids: list[int]) -> Tensor:
         """Logits of every answer that speaks, and of the reader's newest token: (at most answers, vocabulary)."""
@@ -218,17 +227,15 @@ class Slots:
     ) -> Tensor:
         """Attention of the pass; see `packing.Attends`."""
         keys, values = self._cache[layer]
+        for kept, new in ((keys, key), (values, value)):
+            kept.view(-1, kept.shape[-1]).index_copy_(0, self._places, new[0].reshape(-1, kept.shape[-1]))
         speaking = self._speaking
         shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
         done = []
         if speaking:
-            rows, places = torch.arange(speaking, device=key.device), self._positions[:speaking]
-            keys[rows, :, places] = key[0, :, :speaking].transpose(0, 1)
-            values[rows, :, places] = value[0, :, :speaking].transpose(0, 1)
-            seen = self._seen
-            mask = self._mask
+            seen, mask = self._seen, self._mask
             if window is not None and seen > window:
-                column = torch.arange(seen, device=key.device)
+                column, places = torch.arange(seen, device=key.device), self._positions[:speaking]
                 mask = ((column <= places[:, None]) & (column > places[:, None] - window))[:, None, None]
             one = query[0, :, :speaking].transpose(0, 1)[:, :, None]
             out = F.scaled_dot_product_attention(
@@ -236,12 +243,10 @@ class Slots:
             )
             done.append(out[:, :, 0][None])
         if self._piece:
-            reader, piece = self._reader, self._piece
-            begin = self.answers[reader].read
-            end = begin + piece
-            keys[reader, :, begin:end] = key[0, :, speaking:]
-            values[reader, :, begin:end] = value[0, :, speaking:]
-            mask = None if begin == 0 and (window or end) >= end else causal(piece, end, window, key.device)
+            reader, end = self._reader, self.answers[self._reader].read + self._piece
+            mask = self._piece_mask
+            if window is not None and end > window:
+                mask = causal(self._piece, end, window, key.device)
             out = F.scaled_dot_product_attention(
                 query[:, :, speaking:], keys[None, reader, :, :end], values[None, reader, :, :end],
                 attn_mask=mask, is_causal=mask is None, **shared,
