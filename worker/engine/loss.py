@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, rounded
 
-CHUNK_ELEMENTS = 2**21  # logits held at once: 8 MB in fp32
+CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MB in fp32
 
 
 def summed_loss(
@@ -44,6 +44,13 @@ def _one_by_one(
     return total, correct
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of logits held at once: a round size (see `packing.rounded`), so that none of a product is filling."""
+    rows = max(16, CHUNK_ELEMENTS // vocabulary)
+    step = max(8, 1 << max(0, rows.bit_length() - 4))
+    return rows // step * step
+
+
 class _ProjectedCrossEntropy(torch.autograd.Function):
     """Vocabulary projection and cross-entropy in chunks, with the gradient made in the forward pass.
 
@@ -63,7 +70,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning and weight.requires_grad else None
         loss = torch.zeros((), device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        step = max(16, CHUNK_ELEMENTS // vocabulary)
+        step = chunk_rows(vocabulary)
         for start in range(0, len(targets), step):
             part, goal = states[start : start + step], targets[start : start + step]
             size = len(goal)

@@ -18,7 +18,7 @@ from app.contracts import events as e
 from app.contracts.recipe import RecipeSpec
 from worker.engine.data import TokenRows
 from worker.engine.devices import Device
-from worker.engine.loss import CHUNK_ELEMENTS
+from worker.engine.loss import chunk_rows
 from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, pack, rounded
 from worker.engine.prefix import longest_first
 from worker.engine.prepare import Material, Reference, looked_at
@@ -166,7 +166,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
 
 
 def _chunks(count: int, vocabulary: int) -> list[tuple[int, int]]:
-    step = max(16, CHUNK_ELEMENTS // vocabulary)
+    step = chunk_rows(vocabulary)
     return [(start, min(count, start + step)) for start in range(0, count, step)]
 
 

@@ -27,7 +27,7 @@ from worker.engine.errors import BadData
 from worker.engine.generate import Loaded
 from worker.engine.methods import Method
 from worker.engine.methods.four_bit import refuse_elsewhere
-from worker.engine.methods.last_layers import LastLayers
+from worker.engine.methods.last_layers import LastLayers, quiet
 from worker.engine.prefix import Prefix
 from worker.engine.prefix import plan as plan_prefix
 
@@ -94,6 +94,8 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
     end_ids = loading.end_ids(model, tokenizer, tokenizer_dir)
     if not end_ids:
         raise BadData("The base model names no end token, so it could never stop. Choose another base model.")
+    if recipe.learn_from == "preferences":
+        quiet(model.modules())  # the reference has no dropout; what is compared with it must have none
     method = methods.choose(recipe, tokenizer_dir)
     method.prepare(model, recipe)
     model.to(device.device)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
 from tests.worker.engine import families
 from tests.worker.engine.engine_material import COLOURS, THINGS, of, run, turns, write_version
 from worker.engine import data, loading, preference
+from worker.engine import loss as loss_module
 from worker.engine.errors import BadData
 from worker.engine.packing import pack
 
@@ -71,7 +72,7 @@ def plainly(
 def test_loss_and_gradients_are_those_of_the_paper(
     family: str, doubt: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preference, "CHUNK_ELEMENTS", 400 * 16)  # several chunks, the last one short
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 400 * 16)  # several chunks, the last one short
     folder = families.make(family, tmp_path / family, ["what colour is it"] * 9, initializer_range=0.2)
     base = AutoModelForCausalLM.from_pretrained(folder).eval()
     model = loading.load_model(ModelFiles(base_dir=str(folder)), torch.float32)
@@ -108,7 +109,11 @@ def _sum(model: Any, ids: np.ndarray, learn: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["lora", "last_layers", "full"])
 def test_a_model_comes_to_prefer_what_was_preferred(method: str, prefer: MakeOrder) -> None:
     own = {"last_layers": 1} if method == "last_layers" else {}
-    events = run(prefer(method, epochs=8, learning_rate=5e-3, evaluate_every_steps=12, sample_prompts=["So?"], **own))
+    events = run(
+        prefer(
+            method, epochs=8, learning_rate=5e-3, evaluate_every_steps=12, sample_prompts=["So?"], dropout=0.3, **own
+        )
+    )
     steps, looks = of(events, "step"), of(events, "evaluated")
     assert of(events, "started")[0].train_rows == 24
     assert steps[0].loss == pytest.approx(math.log(2), rel=1e-4)  # before the first correction nothing is preferred

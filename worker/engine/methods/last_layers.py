@@ -69,7 +69,7 @@ class LastLayers:
 
 
 def quiet(modules: Iterable[nn.Module]) -> bool:
-    """Switch dropout off in layers that do not learn: there it is nothing but noise. True when there was any."""
+    """Switch dropout off in these modules, where it is nothing but noise. True when there was any."""
     found = False
     for module in modules:
         rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
