@@ -11,7 +11,7 @@ class KeyForm(FormBase):
     """A new API key."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    scopes: list[Literal["read", "chat"]] = Field(min_length=1)
+    scopes: list[Literal["read", "chat", "train"]] = Field(min_length=1)
     reach: Literal["project", "workspace"] = "project"
     days: Annotated[int, Field(ge=0, le=3650)] = 90
     requests_per_minute: Annotated[int, Field(ge=1, le=100_000)] = 120

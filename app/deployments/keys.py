@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import select, update
@@ -16,7 +16,13 @@ from app.core.security import is_same, new_token, token_sha256
 from app.deployments.models import ApiKey
 from app.projects import service as projects
 
-SCOPES = {"read": "List the models", "chat": "Ask the models"}
+SCOPES = {
+    "read": "List models, files and runs",
+    "chat": "Ask the models",
+    "train": "Read the rows, start and steer runs",
+}
+# Not ticked beforehand: whoever wants them says so.
+STRONG = ("train",)
 _KEY = re.compile(r"^sk-([a-z0-9]{20})_[A-Za-z0-9_-]{20,100}$")
 _NOBODY = token_sha256("sk-nobody")
 USED_EVERY = timedelta(minutes=1)
@@ -33,6 +39,11 @@ class Caller:
     tokens_per_minute: int = 0
     monthly_tokens: int = 0
     models: tuple[str, ...] = ()
+
+    def as_editor(self) -> Actor:
+        """The key's actor with the role that training needs; only behind `require("train")`."""
+        self.require("train")
+        return replace(self.actor, roles={self.workspace_id: "editor"})
 
     def may_use(self, model_id: str) -> bool:
         """Whether the key opens this model, or the model whose checkpoint it is."""

@@ -72,6 +72,7 @@ def _page(
         snippets=snippets(base_url(request), model_id, example),
         base_url=base_url(request),
         scopes=keys.SCOPES,
+        strong=keys.STRONG,
         usage=calls.usage(session, actor, project_id),
         recent=calls.recent(session, actor, project_id),
         may_make_keys=actor.may(project.workspace_id, "owner"),

@@ -237,8 +237,18 @@ def adopt(
 def ready(session: Session, actor: Actor, project_id: str) -> Ready:
     """The draft as a run starts with it. Raises Conflict or Invalid with what is missing."""
     project = projects.get(session, actor, project_id, need="editor")
-    draft = draft_of(session, project)
-    chosen = _chosen(session, project, draft, _versions(session, project))
+    return _ready(session, project, draft_of(session, project), _versions(session, project))
+
+
+def proposed(session: Session, actor: Actor, version: DatasetVersion, *, base: dict[str, Any]) -> Ready:
+    """What is proposed for a version and a base, whatever stands on the recipe page, which stays as it is."""
+    project = projects.get(session, actor, version.project_id, need="editor")
+    draft = RecipeDraft(project_id=project.id, version_id=version.id, preset="balanced", choices={"base": base})
+    return _ready(session, project, draft, [version])
+
+
+def _ready(session: Session, project: Project, draft: RecipeDraft, versions: list[DatasetVersion]) -> Ready:
+    chosen = _chosen(session, project, draft, versions)
     if chosen is None:
         raise Conflict("Freeze a dataset version first: training needs rows that no longer change.")
     composed = _composed(session, project, chosen, chosen.preset)

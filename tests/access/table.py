@@ -158,6 +158,19 @@ TABLE: dict[str, Rule] = {
         json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
     ),
     "POST /v1/completions": api_key(json={"model": "{model_name}", "prompt": "Soup is"}, body_ids=("model_name",)),
+    "GET /v1/files": api_key(),
+    "GET /v1/files/{version_id}": api_key(),
+    "GET /v1/files/{version_id}/content": api_key(),
+    "POST /v1/fine_tuning/jobs": api_key(
+        json={"model": "starter", "training_file": "file-{version_id}"}, body_ids=("version_id",)
+    ),
+    "GET /v1/fine_tuning/jobs": api_key(),
+    "GET /v1/fine_tuning/jobs/{run_id}": api_key(),
+    "GET /v1/fine_tuning/jobs/{run_id}/events": api_key(),
+    "GET /v1/fine_tuning/jobs/{run_id}/checkpoints": api_key(),
+    "POST /v1/fine_tuning/jobs/{run_id}/cancel": api_key(),
+    "POST /v1/fine_tuning/jobs/{run_id}/pause": api_key(),
+    "POST /v1/fine_tuning/jobs/{run_id}/resume": api_key(),
     # exports
     "GET /projects/{project_id}/exports": viewer(),
     "GET /projects/{project_id}/exports/live": viewer(),

@@ -194,7 +194,7 @@ def add_keys(world: World) -> None:
                 name="a key",
                 secret_sha256=token_sha256(text),
                 last_four=text[-4:],
-                scopes=["read", "chat"],
+                scopes=["read", "chat", "train"],
             )
             rows.append((text, row))
             session.add(row)

@@ -7,13 +7,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from sqlalchemy.orm import Session
 
 from app.core import config, db
 from app.core.db import transaction
@@ -23,6 +26,7 @@ from app.deployments.snippets import snippets
 from app.drafting import asking
 from tests.app.deployments.conftest import Stack
 from tests.conftest import wait_for
+from tests.factories import a_version
 from tests.visitors import Person
 
 ASK: list[Any] = [{"role": "user", "content": "Where is my card?"}]
@@ -444,20 +448,27 @@ def test_what_a_text_cannot_have_is_refused_by_name(stack: Stack, more: dict[str
     assert answer.json()["error"]["param"] == param
 
 
-def key_of(stack: Stack, **more: Any) -> str:
-    """A new key of the stack's project, made in its own database."""
+@contextmanager
+def inside(stack: Stack) -> Iterator[Session]:
+    """The stack's own database and home, for rows that a test needs there."""
     patch = pytest.MonkeyPatch()
     patch.setenv("GPT_BUILDER_HOME", str(stack.home))
     config.get_settings.cache_clear()
     db.forget_engine()
     try:
         with transaction() as session:
-            values: dict[str, Any] = {"name": "limited", "scopes": ["read", "chat"]} | more
-            return keys.make(session, stack.owner.actor, stack.project_id, **values)[1]
+            yield session
     finally:
         patch.undo()
         db.forget_engine()
         config.get_settings.cache_clear()
+
+
+def key_of(stack: Stack, **more: Any) -> str:
+    """A new key of the stack's project."""
+    values: dict[str, Any] = {"name": "limited", "scopes": ["read", "chat"]} | more
+    with inside(stack) as session:
+        return keys.make(session, stack.owner.actor, stack.project_id, **values)[1]
 
 
 def test_tokens_of_a_minute_and_of_a_month_run_out(stack: Stack) -> None:
@@ -492,3 +503,52 @@ def test_a_key_of_one_model_opens_no_other(stack: Stack) -> None:
         listed = [one["id"] for one in http.get("/v1/models").json()["data"]]
         assert listed == [stack.model, f"{stack.model}:step-120"]
         assert http.post("/v1/chat/completions", json=body(stack, model=listed[1])).status_code == 200
+
+
+def test_the_client_trains_on_a_frozen_version(stack: Stack) -> None:
+    with inside(stack) as session:
+        version_id = a_version(session, stack.project_id).id
+    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=key_of(stack, scopes=["read", "train"]), max_retries=0)
+    (file,) = client.files.list()
+    assert (file.id, file.purpose, file.status) == (f"file-{version_id}", "fine-tune", "processed")
+    assert client.files.retrieve(file.id).bytes == file.bytes > 0
+    rows = [json.loads(line) for line in client.files.content(file.id).text.splitlines()]
+    assert len(rows) == 48
+    asked: dict[str, Any] = {
+        "model": "starter",
+        "training_file": file.id,
+        "suffix": "By the client",
+        "seed": 7,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
+    }
+    job = client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": "once"})
+    again = client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": "once"})
+    assert again.id == job.id
+    assert (job.status, job.model, job.seed, job.training_file) == ("queued", job.model, 7, file.id)
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (2, 4)
+    assert job.id in [one.id for one in client.fine_tuning.jobs.list(limit=1)], "pages are walked to the end"
+    assert client.fine_tuning.jobs.list_events(job.id).data[0].message == "Queued."
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError) as ended:
+        client.fine_tuning.jobs.cancel(job.id)
+    assert ended.value.code == "invalid_state"
+    finished = next(one for one in client.fine_tuning.jobs.list() if one.status == "succeeded")
+    assert finished.fine_tuned_model == stack.model
+    (kept,) = client.fine_tuning.jobs.checkpoints.list(finished.id)
+    assert kept.fine_tuned_model_checkpoint == f"{stack.model}:step-120"
+    for wrong, param in (({"model": "gpt-9"}, "model"), ({"validation_file": file.id}, "validation_file")):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.fine_tuning.jobs.create(**asked | wrong)
+        assert refused.value.param == param
+
+
+def test_training_needs_its_own_scope(stack: Stack, client: openai.OpenAI) -> None:
+    for call in (
+        lambda: client.fine_tuning.jobs.create(model="starter", training_file="file-x"),
+        lambda: client.fine_tuning.jobs.cancel("ftjob-x"),
+        lambda: client.files.content("file-x"),
+    ):
+        with pytest.raises(openai.PermissionDeniedError):
+            call()
