@@ -9,6 +9,7 @@ import fsspec
 
 from app.core.config import get_settings
 from app.core.errors import DiskFull
+from app.core.numbers import size
 
 MANIFEST = "manifest.json"
 
@@ -68,9 +69,8 @@ def require_space(needed_bytes: int) -> None:
     """Raise DiskFull unless `needed_bytes` fit beside the reserve."""
     free = free_bytes() - get_settings().disk_reserve_bytes
     if needed_bytes > free:
-        gib = 2**30
         raise DiskFull(
-            f"The disk is full: {needed_bytes / gib:.1f} GB are needed and {max(0, free) / gib:.1f} GB may be used. "
+            f"The disk is full: {size(needed_bytes)} are needed and {size(max(0, free))} may be used. "
             "Free some space, then try again; nothing was lost."
         )
 

@@ -4,6 +4,7 @@ Standard output carries one JSON object a line: {"done", "total"} while it works
 Limits of memory and processor time are set before the first byte is read, so a hostile file can only end the child.
 """
 
+import errno
 import os
 import sys
 import time
@@ -93,6 +94,15 @@ Order = Annotated[ImportOrder | PrepareOrder | FreezeOrder | CombineOrder | Comp
 order_adapter: TypeAdapter[Order] = TypeAdapter(Order)
 
 
+_FULL = "The disk is full. Free some space, then try again; nothing was lost."
+# What a write says when there is no room: on the disk, in the quota, below the bound of one written file.
+OUT_OF_ROOM = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "What comes out of this file is over the limit of one file here. Split it, then bring the parts.",
+}
+
+
 def _say(value: dict[str, Any]) -> None:
     sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
     sys.stdout.buffer.flush()
@@ -169,6 +179,11 @@ def main() -> int:
                 "code": "file.memory",
             }
         )
+        return 0
+    except OSError as error:
+        if error.errno not in OUT_OF_ROOM:
+            raise
+        _say({"refused": OUT_OF_ROOM[error.errno], "code": "disk_full"})
         return 0
     _say({"result": report})
     return 0

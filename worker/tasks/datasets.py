@@ -20,7 +20,7 @@ from sqlalchemy import select
 from app.core import security, storage
 from app.core.config import ROOT, get_settings
 from app.core.db import reading
-from app.core.errors import Invalid
+from app.core.errors import DiskFull, Invalid
 from app.core.queue import ring
 from app.core.work import Lease, LostLease, claim, working
 from app.datasets import plans, service, versions
@@ -44,6 +44,8 @@ LOOK_EVERY_S = 0.3
 CPU_S_LEAST, CPU_S_PER_MB = 120, 2.0
 # Disk at the peak over the bytes of the read rows, which are packed: 9.7 and 6 were measured on a million rows.
 PREPARE_TIMES, FREEZE_TIMES = 12, 8
+# With less than this left, a child that died has died of it.
+NO_ROOM_BYTES = 16 << 20
 
 
 def _limits(size_bytes: int) -> Limits:
@@ -72,7 +74,11 @@ def import_file(file_id: str) -> None:
             password=password,
             limits=_limits(file.size_bytes),
         )
-        report = ImportReport.model_validate(_obeyed(lease, order, "reading"))
+        try:
+            report = ImportReport.model_validate(_obeyed(lease, order, "reading"))
+        finally:
+            # Rows that were read half-way are of no use to anybody, least of all on a full disk.
+            shutil.rmtree(folder / f".tmp-{rows_key}", ignore_errors=True)
         with lease.write() as session:
             row = session.get(SourceFile, file_id)
             assert row is not None
@@ -258,6 +264,8 @@ def _obeyed(lease: Lease, order: Order, phase: str) -> Any:
             "child died",
             extra={"row": lease.row_id, "returncode": child.returncode, "trace": log_file.read()[-4000:].decode()},
         )
+        if storage.free_bytes() < NO_ROOM_BYTES:
+            raise DiskFull
         raise Invalid(_crash_sentence(child.returncode))
 
 

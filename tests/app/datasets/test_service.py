@@ -1,5 +1,6 @@
 """From received bytes to a frozen version, with the real child process; what strangers and viewers may not."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from app.core import storage
+from app.core.config import get_settings
 from app.core.db import new_id, reading, transaction
-from app.core.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
+from app.core.errors import Conflict, DiskFull, Forbidden, Invalid, NotFound, Unavailable
 from app.core.outbox import Outbox
-from app.datasets import plans, service, versions
+from app.datasets import child, plans, service, versions
 from app.datasets.cleaning import STEPS
 from app.datasets.combining import downloads
 from app.datasets.freezing import is_intact
@@ -121,6 +123,25 @@ def test_a_fix_reads_the_file_again(place):
     file = row(SourceFile, file_id)
     assert (file.rows, file.quarantined_rows) == (272, 20)
     assert "Prompt " not in file.detected["columns"]
+
+
+def test_no_room_for_the_rows_is_said_and_what_was_written_is_gone(place, monkeypatch):
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left") as disk:
+        full.write(b"x")
+    assert "The disk is full" in child.OUT_OF_ROOM[disk.value.errno]
+    file_id = bring(place, FIXTURES / "messy_made" / "utf8.csv")
+    # A real write that the system refuses in the middle, as on a full disk.
+    monkeypatch.setattr(tasks, "_limits", lambda _size: child.Limits(file_bytes=2000))
+    tasks.import_file(file_id)
+    file = row(SourceFile, file_id)
+    assert (file.state, file.error) == ("failed", child.OUT_OF_ROOM[errno.EFBIG])
+    assert sorted(p.name for p in storage.sources_dir(file_id).iterdir()) == ["original"]
+
+
+def test_a_small_lack_of_room_is_told_in_small_units(monkeypatch):
+    monkeypatch.setattr(storage, "free_bytes", lambda: get_settings().disk_reserve_bytes + 2_000_000)
+    with pytest.raises(DiskFull, match=r"5\.0 MB are needed and 2\.0 MB may be used"):
+        storage.require_space(5_000_000)
 
 
 def test_a_refused_file_says_why_and_leaves_nothing(place):
