@@ -60,6 +60,7 @@ class Material:
     prompts: list[Prompt]
     tests: list[Prompt]
     embedding_ids: set[int]
+    parameters: int
     prefix: Prefix | None = None
     reference: Reference | None = None
 
@@ -96,6 +97,8 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
         raise BadData("The base model names no end token, so it could never stop. Choose another base model.")
     if recipe.learn_from == "preferences":
         quiet(model.modules())  # the reference has no dropout; what is compared with it must have none
+    # Of an adapter the base alone is counted, as on every other page; in 4 bit two weights share a place.
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     method = methods.choose(recipe, tokenizer_dir)
     method.prepare(model, recipe)
     model.to(device.device)  # type: ignore[arg-type]
@@ -138,7 +141,7 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
     prefix = None
     if isinstance(method, LastLayers):
         prefix = yield from _prefix(order, device, micro_batch_size, model, method, train_rows, validation_rows)
-    return Material(model, loaded, method, train_rows, validation_rows, prompts, tests, embeddings, prefix)
+    return Material(model, loaded, method, train_rows, validation_rows, prompts, tests, embeddings, parameters, prefix)
 
 
 def looked_at(rows: TokenRows, recipe: RecipeSpec) -> np.ndarray:

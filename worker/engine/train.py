@@ -109,9 +109,6 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
 
     steps_per_epoch = recipe.steps_per_epoch(len(rows))
     total_steps = recipe.total_steps(len(rows), position.epochs)
-    learning = sum(p.numel() for _, p in named)
-    # Of an adapter the base alone is named, as on every other page: its own weights lie beside it.
-    beside = learning if recipe.method == "lora" else 0
     yield e.Started(
         step=position.step,
         total_steps=total_steps,
@@ -121,8 +118,8 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         supervised_tokens_per_epoch=rows.supervised_tokens,
         cut_rows=rows.cut_rows,
         skipped_rows=rows.skipped_rows,
-        parameters=sum(p.numel() for p in model.parameters()) - beside,
-        trainable_parameters=learning,
+        parameters=material.parameters,
+        trainable_parameters=sum(p.numel() for _, p in named),
         device=device.device.type,
         precision=device.precision,
         resumed_from=f"checkpoints/{whole.name}" if whole else None,
