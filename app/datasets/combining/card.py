@@ -79,6 +79,14 @@ def _sources(files: list[dict[str, Any]], ledger: dict[str, SourceFile]) -> list
     return lines
 
 
+def rows_sentence(counts: dict[str, Any]) -> str:
+    """How many rows came in, were left out, and came to them."""
+    split = counts.get("made", 0)
+    left = counts["rows_in"] + split - counts["rows"] + counts.get("repeated", 0)
+    more = f", {number(split)} more by splitting long ones" if split else ""
+    return f"{number(counts['rows_in'])} rows in, {number(left)} left out{more}"
+
+
 def _making(
     session: Session, version: DatasetVersion, manifest: dict[str, Any], steps: list[dict[str, Any]]
 ) -> list[str]:
@@ -87,8 +95,7 @@ def _making(
     lines += [f"- {STEPS[s['name']].title}, `{s['name']}@{s['version']}`" for s in steps if s["name"] in STEPS]
     if not steps:
         lines.append("- no cleaning step was applied")
-    left = counts["rows_in"] - counts["rows"] + counts.get("repeated", 0)
-    lines.append(f"- {number(counts['rows_in'])} rows in, {number(left)} left out")
+    lines.append(f"- {rows_sentence(counts)}")
     lines += [f"  - `{code}`: {number(n)}" for code, n in {**counts["mapping_codes"], **counts["codes"]}.items()]
     report = manifest["split_report"]
     lines.append(f"- rows with the same question or content on two sides of the split: {number(report['leaks'])}")

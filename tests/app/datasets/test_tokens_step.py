@@ -13,6 +13,7 @@ from app.datasets.browsing import index, model_view, row
 from app.datasets.browsing.model_view import ReadingModel, example_of, reader_of
 from app.datasets.browsing.sets import in_folder
 from app.datasets.cleaning import ChosenStep, run
+from app.datasets.combining.card import rows_sentence
 from app.datasets.findings import Refused
 from app.datasets.freezing import freeze
 from app.datasets.importing import import_file
@@ -180,6 +181,7 @@ def test_parts_know_their_row_in_the_set_the_trace_and_the_version(model, tmp_pa
 
     manifest = freeze(plan, tmp_path / "v", quiet, ready=tmp_path / "set")
     assert manifest["counts"]["made"] == report.made
+    assert rows_sentence(manifest["counts"]) == f"12 rows in, 0 left out, {report.made} more by splitting long ones"
     assert "tokenizer_file" not in json.dumps(manifest)
     sides = defaultdict(set)
     for found in (r for path in parts(tmp_path / "v", "data-") for r in pq.read_table(path).to_pylist()):
