@@ -1,6 +1,6 @@
 """Pages of a version beside its rows: make another of it, compare it, its data card."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -64,18 +64,22 @@ def compare(session: SessionDep, actor: ActorDep, version_id: str, values: FormV
 @router.get("/comparisons/{comparison_id}")
 def comparison_page(
     request: Request, session: SessionDep, actor: ActorDep, comparison_id: str,
-    kind: differences.Kind = "changed", page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+    kind: differences.Kind | None = None, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:  # fmt: skip
+    """What two versions do not have in common; without a `kind`, the first kind of difference that there is."""
     comparison = service.get_comparison(session, actor, comparison_id)
     project = projects.get(session, actor, comparison.project_id)
     old, new = service.compared(session, comparison_id)
     report = service.report_of(comparison)
+    kinds: tuple[differences.Kind, ...] = get_args(differences.Kind)
+    first = next((name for name in kinds if report and getattr(report, name)), kinds[0])
+    looked_at = kind if kind is not None else first
     context: dict[str, Any] = {"project": project, "stage": "clean", "comparison": comparison, "old": old, "new": new}
-    context |= {"report": report, "kind": kind, "page": page, "per_page": differences.PER_PAGE, "rows": []}
+    context |= {"report": report, "kind": looked_at, "page": page, "per_page": differences.PER_PAGE, "rows": []}
     context["is_live"] = comparison.state in shown.LIVE
     if report is not None:
         folder = service.comparison_dir(comparison.id)
-        context["rows"] = differences.rows(folder, versions.folder(old), versions.folder(new), kind, page)
+        context["rows"] = differences.rows(folder, versions.folder(old), versions.folder(new), looked_at, page)
     return render(request, "datasets/combining/comparison.html", **context)
 
 
