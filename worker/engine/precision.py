@@ -88,7 +88,7 @@ def join_norms(model: PreTrainedModel) -> None:
         epsilon, weight = getattr(layer, "variance_epsilon", None), getattr(layer, "weight", None)
         if type(layer).__name__ in _NORMS and epsilon is not None and isinstance(weight, Tensor):
             shape = tuple(weight.shape)
-            layer.forward = partial(_normalised, layer, shape, epsilon)  # type: ignore[method-assign]
+            layer.forward = partial(_normalised, layer, shape, epsilon)
 
 
 def _normalised(layer: nn.Module, shape: tuple[int, ...], epsilon: float, rows: Tensor) -> Tensor:
