@@ -27,7 +27,7 @@ IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
     """Wait until `condition()` is true and return it; fail the test with `what` after the time."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

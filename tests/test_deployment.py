@@ -38,7 +38,7 @@ def test_redis_starts_with_that_command_and_refuses_strangers(tmp_path: Path) ->
     passwords = {f"REDIS_{user}_PASSWORD": user.lower() * 3 for user in ("WEB", "QUEUE", "STREAM")}
     child = subprocess.Popen(["sh", "-c", script], env={**os.environ, **passwords}, stdout=subprocess.DEVNULL)
     try:
-        wait_for(socket.exists, "Redis made its socket", 10)
+        wait_for(socket.exists, "Redis made its socket")
         with redis.Redis.from_url(f"unix://web:webwebweb@{socket}") as client:
             assert client.ping()
             with pytest.raises(redis.RedisError, match="permission"):

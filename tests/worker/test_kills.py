@@ -89,7 +89,7 @@ class Supervisor:
         assert self.process
         self.process.kill()
         self.process.wait()
-        wait_for(lambda: not trainers(), "no trainer outlives its supervisor", 10)
+        wait_for(lambda: not trainers(), "no trainer outlives its supervisor")
 
 
 def trainers() -> list[psutil.Process]:
@@ -179,7 +179,7 @@ def test_killed_trainers_and_supervisors_change_nothing(database: Path, short_le
         else:
             fence = state(disturbed).fence
             supervisor.signal(signal.SIGSTOP)
-            wait_for(lambda at=fence: state(disturbed).fence > at, "the lease of a frozen supervisor expires", 20)
+            wait_for(lambda at=fence: state(disturbed).fence > at, "the lease of a frozen supervisor expires")
             supervisor.signal(signal.SIGCONT)
         assert len(trainers()) <= 1
     wait_for(lambda: state(disturbed).state in END_STATES, "the run ends", 120)

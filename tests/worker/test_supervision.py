@@ -144,7 +144,7 @@ def test_pause_lets_go_and_resume_goes_on(working: Callable[[], Working]) -> Non
     wait_for_checkpoint(run_id, paused.step)
     assert f"Resumed at step {paused.step} of 5000" in diary(run_id)
     ask(service.adjust, world, run_id, name="learning_rate", value=0.0005)
-    wait_for(lambda: "learning rate 0.0005" in diary(run_id), "the new learning rate is in force", 30)
+    wait_for(lambda: "learning rate 0.0005" in diary(run_id), "the new learning rate is in force")
     ask(service.request_stop_and_keep, world, run_id)
     supervisor.over()
     assert (row(run_id).state, row(run_id).reason) == ("succeeded", "stopped")

@@ -27,7 +27,7 @@ def test_a_frozen_leader_is_replaced_and_does_not_come_back(any_database: str) -
     first, second = Leader("house", holder="a:1:1.00"), Leader("house", ttl_s=0.3, holder="b:1:1.00")
     assert first.hold()
     assert not second.hold()
-    wait_for(second.hold, "the lease passed on", 5)
+    wait_for(second.hold, "the lease passed on")
     assert not first.hold()
 
 

@@ -35,8 +35,8 @@ def test_a_ring_leaves_after_the_commit(database: Path, broker: redis_server.Red
         queue.ring(session, "runs.train", "abc")
         time.sleep(0.2)
         assert rung(broker) == 0
-    wait_for(lambda: rung(broker) == 1, "the wake-up is in the queue", 10)
-    wait_for(lambda: unsent() == 0, "the wake-up is marked as sent", 10)
+    wait_for(lambda: rung(broker) == 1, "the wake-up is in the queue")
+    wait_for(lambda: unsent() == 0, "the wake-up is marked as sent")
 
 
 def test_a_rollback_takes_the_ring_with_it(database: Path, broker: redis_server.RedisServer) -> None:
@@ -54,7 +54,7 @@ def test_a_savepoint_does_not_ring(database: Path, broker: redis_server.RedisSer
             queue.ring(session, "runs.train", "abc")
         time.sleep(0.2)
         assert rung(broker) == 0
-    wait_for(lambda: rung(broker) == 1, "the wake-up is in the queue", 10)
+    wait_for(lambda: rung(broker) == 1, "the wake-up is in the queue")
 
 
 def test_nothing_is_lost_while_redis_is_away(

@@ -41,7 +41,7 @@ async def ask(path: str, *, shutdown: Shutdown, rights: Any, after: Any = None, 
 
     scope = {"type": "http", "path": path, "method": "GET", "headers": [], "query_string": b""}
     watched = Streams(app, shutdown=shutdown, rights=looked_up, api_rights=looked_up)
-    await asyncio.wait_for(watched(scope, receive, send), 5)
+    await asyncio.wait_for(watched(scope, receive, send), 60)
     return sent
 
 

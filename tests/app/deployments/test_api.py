@@ -353,7 +353,7 @@ def test_a_client_that_leaves_frees_the_model(stack: Stack) -> None:
     with stack.client() as client, client.stream("POST", "/v1/chat/completions", json=long) as answer:
         next(answer.iter_raw())
     left_at = time.monotonic()
-    wait_for(lambda: active() == 0, "the model is free again", 10)
+    wait_for(lambda: active() == 0, "the model is free again")
     assert time.monotonic() - left_at < 10
 
 

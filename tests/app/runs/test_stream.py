@@ -101,7 +101,7 @@ def test_a_page_gets_what_it_missed_then_everything_and_then_the_end(run_id, bro
         assert "&lt;b&gt;Calm&lt;/b&gt;" in page.text
         assert "<b>Calm</b>" not in page.text
         end(run_id)
-        await asyncio.wait_for(page.task, 10)
+        await asyncio.wait_for(page.task, 60)
         assert "Stopped to protect your work" in page.text
         assert page.messages[-1].startswith(b"event: done")
         assert hub.channels == {}
@@ -147,7 +147,7 @@ def test_without_redis_the_database_is_asked(run_id, monkeypatch):
             session.add(MetricPoint(run_id=run_id, name="loss", step=301, value=1.9))
         await until(lambda: 301 in page.steps, "the newest point")
         end(run_id)
-        await asyncio.wait_for(page.task, 10)
+        await asyncio.wait_for(page.task, 60)
         assert page.messages[-1].startswith(b"event: done")
 
     asyncio.run(story())

@@ -183,12 +183,12 @@ def test_one_connection_serves_pages_and_streams(running: Running) -> None:
 
 
 def test_a_client_that_leaves_ends_the_stream_behind(running: Running) -> None:
-    wait_for(lambda: not running.seen.get("open"), "earlier streams ended", 5)
+    wait_for(lambda: not running.seen.get("open"), "earlier streams ended")
     with httpx.stream("GET", f"{running.url}/long/events") as answer:
         lines = answer.iter_lines()
         assert next(lines) == "id: 0"
         assert running.seen["open"] == 1
-    wait_for(lambda: not running.seen["open"], "the process behind noticed", 5)
+    wait_for(lambda: not running.seen["open"], "the process behind noticed")
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
@@ -294,7 +294,7 @@ def test_thousands_that_only_wait_do_not_keep_others_out(running: Running, monke
     try:
         for connection in half:
             connection.sendall(b"GET /echo HTTP/1.1\r\nx: ")
-        wait_for(lambda: len(running.front.waiting) == 5, "the oldest were let go", 5)
+        wait_for(lambda: len(running.front.waiting) == 5, "the oldest were let go")
         with contextlib.suppress(ConnectionResetError):
             assert half[0].recv(10) == b""
         assert httpx.get(f"{running.url}/echo").status_code == 200
@@ -304,7 +304,7 @@ def test_thousands_that_only_wait_do_not_keep_others_out(running: Running, monke
 
 
 def test_no_connection_is_left_over(running: Running) -> None:
-    wait_for(lambda: running.front.open_connections == 0, "every connection ended", 10)
+    wait_for(lambda: running.front.open_connections == 0, "every connection ended")
 
 
 def test_while_a_process_is_away_the_client_is_told_to_come_back(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_workers_hear_again_after_redis_was_away(
     assert nudge("datasets.import_file", "nobody", expires_s=600)
     with embedded.client() as client:
         for name in ("q:train", "q:data"):
-            wait_for(lambda name=name: client.llen(name) == 0, f"a worker took its message from {name}", 30)
+            wait_for(lambda name=name: client.llen(name) == 0, f"a worker took its message from {name}")
     assert [pids(server.home)[name] for name in ("data worker", "train worker")] == workers_before
 
 
