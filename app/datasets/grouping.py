@@ -109,9 +109,11 @@ def _strata(joined: dict[str, Any], spilled: Spill) -> Rows:
     quarters = np.searchsorted(np.quantile(sizes, [0.25, 0.5, 0.75]), sizes)
     strata = np.zeros(len(sizes), np.int64)
     for values, limit in ((joined["labels"], LABELS_LIMIT), (joined["files"], LABELS_LIMIT), (joined["scripts"], 99)):
-        distinct, inverse = np.unique(values, return_inverse=True)
-        if 1 < len(distinct) <= limit:
-            strata = strata * len(distinct) + inverse
+        if (values == values[0]).all():
+            continue
+        several, inverse = np.unique(values, return_inverse=True)
+        if len(several) <= limit:
+            strata = strata * len(several) + inverse
     strata = strata * 4 + quarters
     return np.asarray(np.unique(strata, return_inverse=True)[1], np.int64)
 
@@ -186,8 +188,11 @@ def _group_key(value: Any) -> int:
 
 def _scripts(texts: pa.Array) -> npt.NDArray[np.int8]:
     found = np.zeros(len(texts), np.int8)
+    places = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
+    others = texts.take(pa.array(places))
     for index, name in enumerate(_SCRIPTS, 1):
-        found[pc.match_substring_regex(texts, rf"\p{{{name}}}").to_numpy(zero_copy_only=False) & (found == 0)] = index
+        is_in = pc.match_substring_regex(others, rf"\p{{{name}}}").to_numpy(zero_copy_only=False)
+        found[places[is_in & (found[places] == 0)]] = index
     return found
 
 

@@ -58,10 +58,13 @@ def word_counts(texts: pl.Series) -> npt.NDArray[np.int64]:
     # The first letter of a text begins a word, whatever the text before it ended with.
     firsts = begins[(offsets[1:] > offsets[:-1])]
     is_start[firsts] = ~is_space[firsts]
-    places = np.flatnonzero(is_start)
-    counts = np.diff(np.searchsorted(places, offsets - offsets[0])).astype(np.int64)
-    for index in np.flatnonzero(texts.str.contains(_OTHER_SPACES).to_numpy()):
-        counts[index] = len(texts[int(index)].split())
+    sums = np.zeros(len(is_start) + 1, np.int32)
+    np.cumsum(is_start, dtype=np.int32, out=sums[1:])
+    counts = np.diff(sums[offsets - offsets[0]]).astype(np.int64)
+    others = np.flatnonzero((texts.str.len_bytes() != texts.str.len_chars()).to_numpy())
+    some = texts.gather(others)
+    for place in some.str.contains(_OTHER_SPACES).arg_true().to_list():
+        counts[others[place]] = len(some[place].split())
     return counts
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from app.contracts.base import Contract
 from app.datasets.steps.contract import Changes, RowRunner, Step, Words
-from app.datasets.steps.rewriting import matching, rewriting
+from app.datasets.steps.rewriting import Rewritten, each, matching, rewriting
 
 _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[^\W\d_]")
@@ -92,13 +92,13 @@ def _boilerplate(params: BoilerplateParams) -> RowRunner:
     # The longest run of plain letters of each line: no regex is made of what a person wrote.
     words = sorted({max(re.findall(r"[^\W\d_]+", p) or [""], key=len) for p in patterns})
 
-    def once(text: str) -> tuple[str, tuple[str, ...]]:
+    def once(text: str) -> Rewritten:
         return stripped(text, patterns), ("fix.boilerplate",)
 
     if not patterns:
         return lambda batch: Changes()
     gate = "\n" if "" in words else "(?i)" + "|".join(map(re.escape, words))
-    return rewriting(matching(gate), once)
+    return rewriting(matching(gate), each(once))
 
 
 BOILERPLATE = Step(

@@ -61,6 +61,7 @@ def _second() -> Any:
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
+@lru_cache(maxsize=1024)
 def _code(name: str) -> str:
     return _SAME.get(name, name.split("-")[0])
 
@@ -84,7 +85,7 @@ def _guess(text: str) -> tuple[str, float]:
 
 def _signs_of(column: pl.Series) -> tuple[Numbers, Numbers, Numbers]:
     """Letters, letters of dense scripts and signs of code in each text; plain ASCII is counted byte by byte."""
-    is_plain = ~column.str.contains(r"[^\x00-\x7f]")
+    is_plain = column.str.len_bytes() == column.str.len_chars()
     letters, dense, signs = (np.zeros(len(column), np.int64) for _ in range(3))
     plain = is_plain & (column.str.len_bytes() > 0)
     if plain.any():

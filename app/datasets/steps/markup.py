@@ -13,7 +13,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from app.contracts.base import Contract
 from app.datasets.steps.contract import RowRunner, Step, Words
-from app.datasets.steps.rewriting import matching, rewriting
+from app.datasets.steps.rewriting import Rewritten, each, matching, rewriting
 
 GATE = (
     r"(?i)</[a-z][a-z0-9]*\s*>|<[a-z][a-z0-9]*\s+[a-z-]+\s*=\s*[\"']|<br\s*/?>"
@@ -140,10 +140,10 @@ def rewritten(text: str, is_link_kept: bool = False, is_entity_read: bool = True
 
 
 def _markup(params: MarkupParams) -> RowRunner:
-    def once(text: str) -> tuple[str, tuple[str, ...]]:
+    def once(text: str) -> Rewritten:
         return rewritten(text, params.is_link_kept, params.is_entity_read), ("fix.html",)
 
-    return rewriting(matching(GATE), once)
+    return rewriting(matching(GATE), each(once))
 
 
 MARKUP = Step(

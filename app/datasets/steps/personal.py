@@ -28,10 +28,11 @@ ACTIONS: dict[str, str] = {
 
 
 class Finder(NamedTuple):
-    """`gate`: a Rust pattern that every text with a find of `find` has."""
+    """`gate`: a Rust pattern that every text with a find of `find` has. `run`: one of the two that many gates share."""
 
     gate: str
     find: Callable[[str], Iterator[Span]]
+    run: Literal["", "numbers", "long"] = ""
 
 
 class Kind(NamedTuple):
@@ -47,6 +48,9 @@ class Kind(NamedTuple):
             yield from finder.find(text)
 
 
+# What stands before a number is no part of a word; beyond ASCII everything counts as an edge here.
+_EDGE = r"(?:\A|[^A-Za-z0-9_.-])"
+_COUNTRY = "|".join(numbers.IBAN_LENGTHS)
 # Where two finds overlap the earlier kind wins.
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -59,24 +63,52 @@ KINDS: dict[str, Kind] = {
                 Finder(
                     r"sk-|AKIA|ASIA|AROA|AIDA|gh[pousr]_|github_pat_|glpat-|xox|xapp-|AIza|ya29|GOCSPX|_live_|_test_"
                     r"|whsec_|hf_|npm_|pypi-|dop_v1|shp|SG\.|key-|SK[0-9a-f]{32}|sq0|eyJ|AGE-SECRET|:AA",
-                    secrets.prefixed_keys,
+                    secrets.prefixed_keys, "long",
                 ),
-                Finder(r"hooks\.slack", secrets.hooks),
+                Finder(r"hooks\.slack", secrets.hooks, "long"),
                 Finder(
                     r"(?i:key|token|secret|passw|pwd|bearer|authorization)[^\n]{1,24}[A-Za-z0-9_+/=.~!@$%^&*-]{12}",
-                    secrets.assigned_keys,
+                    secrets.assigned_keys, "long",
                 ),
-                Finder(r"[A-Za-z0-9+/_-]{24}", secrets.keys_alone),
+                Finder(
+                    r"(?:\A|[^A-Za-z0-9_/.=@:#&+%-])[A-Za-z0-9+/_-]{24,128}={0,2}(?:\z|[^A-Za-z0-9_/.@:+%-])",
+                    secrets.keys_alone, "long",
+                ),
             ),
         ),
-        Kind("email", "E-mail addresses", (Finder(r"(?i)@|[\[(] ?at ?[\])]", numbers.emails),)),
-        Kind("iban", "Bank accounts (IBAN)", (Finder(r"[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11}", numbers.ibans),)),
-        Kind("card", "Payment cards", (Finder(r"\d(?:[ -]?\d){11}", numbers.cards),)),
-        Kind("ssn", "US social security numbers", (Finder(r"\d{3}[ -]\d{2}[ -]\d{4}|\d{9}", numbers.social_numbers),)),
-        Kind("ip", "IP addresses", (Finder(r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9A-Fa-f]{0,4}:", numbers.addresses),)),
-        Kind("phone", "Phone numbers", (Finder(r"\d(?:[ ().+/-]{0,4}\d){6}", numbers.phones),)),
+        Kind("email", "E-mail addresses", (Finder(r"@|[\[(] ?[aA][tT] ?[\])]", numbers.emails, "numbers"),)),
+        Kind(
+            "iban", "Bank accounts (IBAN)",
+            (
+                Finder(
+                    rf"(?:\A|[^A-Za-z0-9])(?i:{_COUNTRY})\d{{2}}(?:[ -]?[A-Za-z0-9]){{11}}", numbers.ibans, "numbers"
+                ),
+            ),
+        ),
+        Kind("card", "Payment cards", (Finder(rf"{_EDGE}\d(?:[ -]?\d){{11}}", numbers.cards, "numbers"),)),
+        Kind(
+            "ssn", "US social security numbers",
+            (Finder(rf"{_EDGE}\d{{3}}[ -]\d{{2}}[ -]\d{{4}}|\d{{9}}", numbers.social_numbers, "numbers"),),
+        ),
+        Kind(
+            "ip", "IP addresses",
+            (Finder(r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9A-Fa-f]{0,4}:", numbers.addresses, "numbers"),),
+        ),
+        Kind(
+            "phone", "Phone numbers",
+            (
+                Finder(
+                    r"(?:\A|[^A-Za-z0-9_.+/=#-])(?:\+ ?\(?|\(\+?)?\d(?:[ ().+/-]{0,8}\d){6}", numbers.phones, "numbers"
+                ),
+            ),
+        ),
     )
 }  # fmt: skip
+# Every gate that names a run lies within it: one look at all texts stands for many.
+RUNS = {
+    "long": r"[A-Za-z0-9_+/.=~!@$%^&*:-]{12}",
+    "numbers": "|".join(f.gate for kind in KINDS.values() for f in kind.finders if f.run == "numbers"),
+}
 NAMES = {"url": "LOGIN"} | {name: name.upper() for name in KINDS if name != "url"}
 CODES = {f"fix.pii.{name}": f"{kind.title} replaced" for name, kind in KINDS.items()} | {
     f"q.pii.{name}": f"{kind.title} found, kept with a reason" for name, kind in KINDS.items()
@@ -150,14 +182,20 @@ def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dic
         return {place: spans for place, text in enumerate(texts) if (spans := found_in(text, kinds))}
     column, wanted = column_of(texts), set(kinds)
     finds: dict[int, list[Span]] = {}
+    within: dict[str, tuple[pl.Series, pl.Series | None]] = {"": (column, None)}
     for name, kind in KINDS.items():
-        if name in wanted:
-            for finder in kind.finders:
-                places = column.str.contains(finder.gate).arg_true()
-                gated = texts.gather(places) if isinstance(texts, pl.Series) else [texts[place] for place in places]
-                for place, text in zip(places.to_list(), gated, strict=True):
-                    if spans := list(finder.find(text)):
-                        finds.setdefault(place, []).extend(spans)
+        for finder in kind.finders if name in wanted else ():
+            if finder.run not in within:
+                places = column.str.contains(RUNS[finder.run]).arg_true()
+                within[finder.run] = column.gather(places), places
+            some, where = within[finder.run]
+            hits = some.str.contains(finder.gate).arg_true()
+            if where is not None:
+                hits = where.gather(hits)
+            gated = texts.gather(hits) if isinstance(texts, pl.Series) else [texts[place] for place in hits]
+            for place, text in zip(hits.to_list(), gated, strict=True):
+                if spans := list(finder.find(text)):
+                    finds.setdefault(place, []).extend(spans)
     return {place: _resolved(spans) for place, spans in sorted(finds.items())}
 
 

@@ -27,9 +27,15 @@ _SPELLED = re.compile(
 )
 
 
+_AT = re.compile(r"[\[(] ?at ?[\])]", re.IGNORECASE)
+
+
 def emails(text: str) -> Iterator[Span]:
     """E-mail addresses, also written as `name [at] host [dot] org`."""
-    for pattern in (_EMAIL, _SPELLED):
+    patterns = [_EMAIL] if "@" in text else []
+    # Looked for at every word, it takes long: only where its sign is there.
+    patterns += [_SPELLED] if _AT.search(text) else []
+    for pattern in patterns:
         for match in pattern.finditer(text):
             lead = len(match.group()) - len(match.group().lstrip(".'-"))
             yield Span("email", match.start() + lead, match.end())
@@ -66,14 +72,14 @@ _REGISTRY = (
     " RS:22 RU:33 SA:24 SC:31 SD:18 SE:24 SI:19 SK:24 SM:27 SO:23 ST:25 SV:28 TL:23 TN:24 TR:26 UA:29 VA:22"
     " VG:24 XK:20 YE:30"
 )
-_IBAN_LENGTHS = {pair[:2]: int(pair[3:]) for pair in _REGISTRY.split()}
+IBAN_LENGTHS = {pair[:2]: int(pair[3:]) for pair in _REGISTRY.split()}
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,29}")
 
 
 def ibans(text: str) -> Iterator[Span]:
     """Bank accounts: the length of the country and right check digits (ISO 7064, modulo 97)."""
     for match in _IBAN.finditer(text):
-        length = _IBAN_LENGTHS.get(match.group()[:2].upper(), 0)
+        length = IBAN_LENGTHS.get(match.group()[:2].upper(), 0)
         places = [i for i, character in enumerate(match.group()) if character.isalnum()][:length]
         if not length or len(places) < length:
             continue

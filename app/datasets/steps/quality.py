@@ -9,10 +9,12 @@ from collections import Counter
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
 from app.contracts.base import Contract
+from app.datasets.distinct import distinct
 from app.datasets.statistics import word_counts
 from app.datasets.steps.contract import (
     ASSISTANT,
@@ -27,9 +29,12 @@ from app.datasets.steps.contract import (
     Step,
     Words,
 )
+from app.datasets.steps.copies import mixed
 
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _SYMBOLS = re.compile(r"#|…|\.\.\.")
+_LETTERS, _DIGITS = re.compile(r"[^\W_]+"), re.compile(r"[0-9]+")
+_MARKS = re.compile(r"[^\w\x00-\u02ff\u0f85-\U0010ffff]")
 _ITEM = re.compile(r"[-*•#>|\d]")
 CUT_WORDS = 20
 # Whether a byte of plain ASCII is a letter, or a blank as `str.split` sees it.
@@ -99,9 +104,9 @@ def findings(text: str, limits: QualityParams) -> list[str]:
         return []
     codes = []
     characters = sum(map(len, words))
-    letters = sum(c.isalpha() or (c.isalnum() and not c.isascii()) for c in prose)
-    # Marks above and below letters (Indic scripts, Arabic) belong to them.
-    marks = 0 if prose.isascii() else sum(0x0300 <= ord(c) <= 0x0F84 and not c.isalnum() for c in prose)
+    # Every script's own digits count as letters; marks above and below letters (Indic scripts, Arabic) belong to them.
+    letters = sum(map(len, _LETTERS.findall(prose))) - sum(map(len, _DIGITS.findall(prose)))
+    marks = 0 if prose.isascii() else len(_MARKS.findall(prose))
     if letters + marks < limits.least_letters * characters:
         codes.append("q.letters")
     if len(_SYMBOLS.findall(prose)) > limits.most_symbols * len(words):
@@ -117,7 +122,7 @@ def _findings(texts: pl.Series, words: Indexes, limits: QualityParams) -> dict[s
     """Code to places of the `texts` (of `words` words each, enough of them) in which `findings` names it. What is
     plain ASCII without fences, nearly all of them, is counted byte by byte."""
     codes: dict[str, list[int]] = {}
-    is_plain = ~texts.str.contains(r"[^\x00-\x7f]|```|~~~").to_numpy()
+    is_plain = ((texts.str.len_bytes() == texts.str.len_chars()) & ~texts.str.contains("```|~~~")).to_numpy()
     for place in np.flatnonzero(~is_plain).tolist():
         for code in findings(texts[place], limits):
             codes.setdefault(code, []).append(place)
@@ -136,13 +141,41 @@ def _findings(texts: pl.Series, words: Indexes, limits: QualityParams) -> dict[s
         "q.symbols": np.flatnonzero(signs > limits.most_symbols * words).tolist(),
         "q.lines": [i for i in lined if _repeated_lines(said[i]) > limits.most_lines],
         "q.phrases": [
-            i for i, (text, number) in enumerate(zip(said, characters.tolist(), strict=True))
-            if _repeats_a_pair(text.split(), number, limits.most_phrases)
+            i for i in _one_sided(read, starts, words, 0.499 * limits.most_phrases * characters)
+            if _repeats_a_pair(said[i].split(), int(characters[i]), limits.most_phrases)
         ],
     }  # fmt: skip
     for code, some in found.items():
         codes.setdefault(code, []).extend(places[some].tolist())
     return codes
+
+
+def _one_sided(
+    read: npt.NDArray[np.uint8], starts: Indexes, words: Indexes, least: npt.NDArray[np.float64]
+) -> list[int]:
+    """Texts in which one word, from three times on, covers more characters than `least`, and a few more: words are told
+    apart by a hash of their first eight letters and their length. Texts begin at `starts` and have `words` words."""
+    is_word = _IS_BLANK[read] == 0
+    begins, ends = is_word.copy(), is_word.copy()
+    begins[1:] &= ~is_word[:-1]
+    ends[:-1] &= ~is_word[1:]
+    begins[starts], ends[starts[1:] - 1] = is_word[starts], is_word[starts[1:] - 1]
+    first = np.flatnonzero(begins)
+    sizes = np.flatnonzero(ends) - first + 1
+    padded = np.concatenate([read, np.zeros(8, np.uint8)])
+    heads = np.ndarray(len(read), "<u8", padded.data, strides=(1,))[first]
+    is_short = sizes < 8
+    heads[is_short] &= (np.uint64(1) << (8 * sizes[is_short]).astype(np.uint64)) - np.uint64(1)
+    # In one number: the text, 24 bits of hash, and the length (those from 255 on as one, looked at in any case).
+    capped = np.minimum(sizes, 255).astype(np.uint64)
+    rows = np.repeat(np.arange(len(starts), dtype=np.uint64), words)
+    keys = (rows << np.uint64(32)) | (mixed(heads) >> np.uint64(40) << np.uint64(8)) | capped
+    keys.sort()
+    runs = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1], [True]]))
+    times, distinct_words = np.diff(runs), keys[runs[:-1]]
+    text, size = (distinct_words >> np.uint64(32)).astype(np.int64), distinct_words & np.uint64(255)
+    is_much = (times > 2) & ((times * size.astype(np.int64) > least[text]) | (size == np.uint64(255)))
+    return distinct(text[is_much]).tolist()
 
 
 def breaks_off(text: str) -> bool:

@@ -14,9 +14,12 @@ import polars as pl
 from pydantic import Field
 
 from app.contracts.base import Contract
+from app.datasets.steps.columns import column_of
 from app.datasets.steps.contract import Batch, Changes, Indexes, RowRunner, Step, Words
 
-Rewrite = Callable[[str], tuple[str, tuple[str, ...]]]
+# A text and what was done to it; a rewrite gives one for each of its texts.
+Rewritten = tuple[str, tuple[str, ...]]
+Rewrite = Callable[[list[str]], list[Rewritten]]
 # Indexes of the texts that a rewrite may change: all others it leaves as they are.
 Gate = Callable[[pl.Series], Indexes]
 ROUNDS = 6
@@ -41,40 +44,45 @@ def matching(pattern: str) -> Gate:
     return lambda texts: texts.str.contains(pattern).arg_true().to_numpy().astype(np.int64)
 
 
-def rewriting(gate: Gate, once: Rewrite) -> RowRunner:
+def each(once: Callable[[str], Rewritten]) -> Rewrite:
+    """A rewrite that looks at one text at a time."""
+    return lambda texts: [once(text) for text in texts]
+
+
+def rewriting(gate: Gate, rewrite: Rewrite) -> RowRunner:
     """A runner that rewrites the texts that `gate` lets through, and the label with them, so that both stay equal.
 
-    One repair can uncover another (a control character inside a broken letter): it goes on until nothing changes.
+    One repair can uncover another (a control character inside a broken letter): what changed is looked at again, until
+    nothing changes.
     """
 
-    def rewrite(text: str) -> tuple[str, tuple[str, ...]]:
-        found: tuple[str, ...] = ()
+    def settled(texts: pl.Series) -> tuple[list[int], list[str], list[tuple[str, ...]]]:
+        """Place, new text and codes of each text that changes."""
+        places = gate(texts).tolist()
+        old = texts.gather(places).to_list()
+        new, codes = list(old), [()] * len(old)  # type: list[str], list[tuple[str, ...]]
+        open_places = list(range(len(old)))
         for _ in range(ROUNDS):
-            before = text
-            text, codes = once(before)
-            found += codes
-            if text == before:
+            changed = []
+            results = rewrite([new[i] for i in open_places])
+            for i, (text, found) in zip(open_places, results, strict=True):
+                if text != new[i]:
+                    new[i], codes[i] = text, codes[i] + found
+                    changed.append(i)
+            if not changed:
                 break
-        return text, found
+            open_places = [changed[i] for i in gate(column_of([new[i] for i in changed])).tolist()]
+        kept = [i for i, text in enumerate(new) if text != old[i]]
+        return [places[i] for i in kept], [new[i] for i in kept], [codes[i] for i in kept]
 
     def run(batch: Batch) -> Changes:
         changes = Changes()
+        indexes, texts, found = settled(batch.texts)
         codes: dict[str, list[int]] = {}
-        indexes: list[int] = []
-        texts: list[str] = []
-        touched = gate(batch.texts)
-        owners = batch.owners[touched].tolist()
-        for index, row, old in zip(touched.tolist(), owners, batch.texts.gather(touched).to_list(), strict=True):
-            new, found = rewrite(old)
-            if new != old:
-                indexes.append(index)
-                texts.append(new)
-                for code in found:
-                    codes.setdefault(code, []).append(row)
-        changes.texts = (indexes, texts)
-        touched = gate(batch.labels)
-        pairs = [(i, old, rewrite(old)[0]) for i, old in zip(touched, batch.labels.gather(touched), strict=True)]
-        changes.labels = ([i for i, old, new in pairs if new != old], [new for _i, old, new in pairs if new != old])
+        for row, names in zip(batch.owners[indexes].tolist(), found, strict=True):
+            for code in names:
+                codes.setdefault(code, []).append(row)
+        changes.texts, changes.labels = (indexes, texts), settled(batch.labels)[:2]
         changes.codes = {code: np.unique(rows) for code, rows in codes.items()}
         return changes
 
@@ -132,11 +140,11 @@ def _doubtful(params: UnicodeParams) -> Gate:
 
 
 def _unicode(params: UnicodeParams) -> RowRunner:
-    def once(text: str) -> tuple[str, tuple[str, ...]]:
+    def once(text: str, is_doubtful: bool) -> Rewritten:
         if _PLAIN.match(text):
             return text, ()
         codes = []
-        if params.is_mojibake_repaired:
+        if is_doubtful:
             fixed = ftfy.fix_text(text, _FTFY)
             if fixed != text:
                 codes.append("fix.mojibake")
@@ -151,7 +159,14 @@ def _unicode(params: UnicodeParams) -> RowRunner:
             text = unicodedata.normalize("NFC", text)
         return text, tuple(codes)
 
-    return rewriting(_doubtful(params), once)
+    def rewrite(texts: list[str]) -> list[Rewritten]:
+        if params.is_mojibake_repaired:
+            doubts = column_of(texts).str.contains(MOJIBAKE).to_list()
+        else:
+            doubts = [False] * len(texts)
+        return [once(text, is_doubtful) for text, is_doubtful in zip(texts, doubts, strict=True)]
+
+    return rewriting(_doubtful(params), rewrite)
 
 
 _FENCE = re.compile(r"(^[ \t]*(?:```|~~~).*?(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z))", re.DOTALL | re.MULTILINE)
@@ -169,7 +184,7 @@ def _whitespace(params: WhitespaceParams) -> RowRunner:
         text = _BLANKS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
         return many.sub("\n" * params.newlines, _RUNS.sub(" ", _TRAILING.sub("", text)))
 
-    def once(text: str) -> tuple[str, tuple[str, ...]]:
+    def once(text: str) -> Rewritten:
         if "```" in text or "~~~" in text:
             parts = _FENCE.split(text)
             fixed = "".join(part if index % 2 else outside(part) for index, part in enumerate(parts))
@@ -183,7 +198,7 @@ def _whitespace(params: WhitespaceParams) -> RowRunner:
 
     # Python's \s also means the four separators 1C to 1F.
     gate = rf"  |[\s\x1c-\x1f&&[^\n ]]| \n|\n{{{params.newlines + 1}}}|\A[\s\x1c-\x1f]|[\s\x1c-\x1f]\z"
-    return rewriting(matching(gate), once)
+    return rewriting(matching(gate), each(once))
 
 
 UNICODE = Step(
