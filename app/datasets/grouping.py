@@ -19,8 +19,8 @@ import xxhash
 from app.datasets.distinct import distinct
 from app.datasets.near.edges import Edges, components, edges_of
 from app.datasets.near.overlap import Members
-from app.datasets.near.shingles import Words, row_keys, shingles
-from app.datasets.near.spill import Batch, Rows, Spill, Tell, crew, look, row_groups
+from app.datasets.near.shingles import Words, row_keys, shingles, shingles_and_keys
+from app.datasets.near.spill import Batch, Rows, Spill, Tell, crew, kept_of, row_groups
 from app.datasets.near.texts import COLUMNS, of_table
 from app.datasets.splitting import SplitSettings
 from app.datasets.tables import INPUT_BITS
@@ -124,10 +124,11 @@ def _look(order: _Order) -> dict[str, npt.NDArray[Any]]:
     columns = [name for name in (*COLUMNS, "_rid", "label", "_file", "meta") if name in file.schema_arrow.names]
     table = file.read_row_groups(order.groups, columns=columns, use_threads=False)
     texts = of_table(table, "example")
-    for name, values in look(texts).items():
+    sets, keys = shingles_and_keys(texts)
+    for name, values in kept_of(sets).items():
         np.save(getattr(order.batch, name), values)
     found: dict[str, npt.NDArray[Any]] = {
-        "keys": row_keys(texts),
+        "keys": keys,
         "prompts": row_keys(of_table(table, "prompt")),
         "labels": _hashed(_texts(table, "label")),
         "files": _hashed(_texts(table, "_file")),

@@ -41,23 +41,29 @@ def chain() -> list[ChosenStep]:
     return [ChosenStep(name=name, version=STEPS[name].version) for name in CHAIN]
 
 
-def exact(table: pa.Table) -> int:
-    """How many rows are copies of an earlier one."""
-    keys = []
+def batches(table: pa.Table) -> list[Batch]:
+    """The rows as the steps hold them in memory."""
+    found = []
     for batch in table.to_batches(20_000):
         rows = batch.num_rows
         sides = [pl.Series(batch.column(name)) for name in ("question", "answer")]
         order = np.arange(2 * rows).reshape(2, rows).T.ravel()
         empty = pl.Series([""]).new_from_index(0, rows)
-        made = Batch(
-            rids=np.arange(rows), is_chat=np.ones(rows, np.bool_), texts=pl.concat(sides).gather(order),
-            owners=np.repeat(np.arange(rows, dtype=np.int32), 2),
-            roles=np.tile([USER, ASSISTANT], rows).astype(np.uint8),
-            sides=np.zeros(2 * rows, np.uint8), is_learned=np.ones(2 * rows, np.bool_), labels=empty, metas=empty,
-            source_rows=np.arange(rows),
+        found.append(
+            Batch(
+                rids=np.arange(rows), is_chat=np.ones(rows, np.bool_), texts=pl.concat(sides).gather(order),
+                owners=np.repeat(np.arange(rows, dtype=np.int32), 2),
+                roles=np.tile([USER, ASSISTANT], rows).astype(np.uint8),
+                sides=np.zeros(2 * rows, np.uint8), is_learned=np.ones(2 * rows, np.bool_), labels=empty, metas=empty,
+                source_rows=np.arange(rows),
+            )
         )  # fmt: skip
-        keys.append(row_keys(made))
-    ordered = np.sort(np.concatenate(keys))
+    return found
+
+
+def exact(rows: list[Batch]) -> int:
+    """How many rows are copies of an earlier one."""
+    ordered = np.sort(np.concatenate([row_keys(batch) for batch in rows]))
     return int((ordered[1:] == ordered[:-1]).sum())
 
 

@@ -82,13 +82,28 @@ def tokenised(texts: pa.Array) -> pa.Array:
 def shingles(texts: pa.Array, width: int = WIDTH) -> Shingles:
     """The sets of all texts. A row with fewer than `width` tokens gets one hash of all of them; one without any
     token a hash of its characters: rows never share a constant."""
+    return _sets(texts, width, None)
+
+
+def shingles_and_keys(texts: pa.Array, width: int = WIDTH) -> tuple[Shingles, Words]:
+    """(the sets of all texts, their `row_keys`), with one look at their tokens."""
+    keys = np.zeros(len(texts), np.uint64)
+    return _sets(texts, width, keys), keys
+
+
+def _sets(texts: pa.Array, width: int, keys: Words | None) -> Shingles:
+    """The sets of all texts; their keys are written into `keys`."""
     raw = texts.cast(pa.large_string())
     ready = tokenised(raw)
     values, counts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for start, stop in _blocks(ready):
-        block = _block(ready.slice(start, stop - start), raw.slice(start, stop - start), width)
+        hashes, rows = _row_tokens(ready.slice(start, stop - start))
+        some = raw.slice(start, stop - start)
+        block = _block(hashes, rows, some, width)
         values.append(block.values)
         counts.append(block.sizes())
+        if keys is not None:
+            keys[start:stop], _number = _keys(hashes, rows, some)
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.concatenate(counts), out=offsets[1:])
     return Shingles(np.concatenate(values), offsets)
@@ -125,15 +140,20 @@ def keys_and_counts(texts: pa.Array) -> tuple[Words, npt.NDArray[np.uint32]]:
     found, tokens = np.zeros(len(texts), np.uint64), np.zeros(len(texts), np.uint32)
     for start, stop in _blocks(ready):
         hashes, rows = _row_tokens(ready.slice(start, stop - start))
-        counts = np.bincount(rows, minlength=stop - start)
-        starts = np.cumsum(counts) - counts
-        salted = mixed(hashes + (np.arange(len(hashes)) - starts[rows]).astype(np.uint64) * _WEIGHTS[2])
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(salted, dtype=np.uint64)])
-        keys = mixed(sums[starts + counts] - sums[starts] + counts.astype(np.uint64))
-        for index in np.flatnonzero(counts == 0):
-            keys[index] = _whole(raw[start + int(index)].as_py())
-        found[start:stop], tokens[start:stop] = keys, counts
+        found[start:stop], tokens[start:stop] = _keys(hashes, rows, raw.slice(start, stop - start))
     return found, tokens
+
+
+def _keys(hashes: Words, rows: npt.NDArray[np.int64], raw: pa.Array) -> tuple[Words, npt.NDArray[np.int64]]:
+    """(key, number of tokens) of the rows of a block, from the hashes of their tokens."""
+    counts = np.bincount(rows, minlength=len(raw))
+    starts = np.cumsum(counts) - counts
+    salted = mixed(hashes + (np.arange(len(hashes)) - starts[rows]).astype(np.uint64) * _WEIGHTS[2])
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(salted, dtype=np.uint64)])
+    keys = mixed(sums[starts + counts] - sums[starts] + counts.astype(np.uint64))
+    for index in np.flatnonzero(counts == 0):
+        keys[index] = _whole(raw[int(index)].as_py())
+    return keys, counts
 
 
 def _whole(text: str | None) -> int:
@@ -151,9 +171,8 @@ def _row_tokens(texts: pa.Array) -> tuple[Words, npt.NDArray[np.int64]]:
     return hashes, np.searchsorted(offsets - first, places, side="right") - 1
 
 
-def _block(texts: pa.Array, raw: pa.Array, width: int) -> Shingles:
-    rows = len(texts)
-    hashes, token_rows = _row_tokens(texts)
+def _block(hashes: Words, token_rows: npt.NDArray[np.int64], raw: pa.Array, width: int) -> Shingles:
+    rows = len(raw)
     counts = np.bincount(token_rows, minlength=rows)
     starts = np.cumsum(counts) - counts
     found, found_rows = _grams(hashes, token_rows, width)

@@ -102,8 +102,12 @@ def take(sets: Shingles, rows: Rows) -> Shingles:
 
 def look(texts: pa.Array) -> dict[str, npt.NDArray[Any]]:
     """What is kept of the texts of a batch: the arrays `bands`, `sizes` and `values`."""
-    sets = shingles(texts)
-    signed = signatures(sets).reshape(len(texts), BANDS, BAND)
+    return kept_of(shingles(texts))
+
+
+def kept_of(sets: Shingles) -> dict[str, npt.NDArray[Any]]:
+    """The same of the sets of a batch."""
+    signed = signatures(sets).reshape(-1, BANDS, BAND)
     return {
         "bands": np.ascontiguousarray(signed.transpose(1, 0, 2)),
         "sizes": sets.sizes().astype(np.uint32),

@@ -9,7 +9,6 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from app.core import storage
 from app.core.errors import DiskFull
 from app.datasets.findings import Refused
 from app.datasets.reading.packages import RATIO_FROM_BYTES, RATIO_LIMIT
@@ -48,6 +47,9 @@ def unpack(path: Path, kind: str, target: Path) -> None:
                 if written > LIMIT_BYTES:
                     raise Refused("This file unpacks to over 50 GB. Split it, then bring the parts.", "packed.size")
                 if written - checked_at > 64 * _CHUNK:
+                    # Imported where it is used: few files are packed, and it loads as long as a small one is read.
+                    from app.core import storage
+
                     checked_at = written
                     storage.require_space(64 * _CHUNK)
                 out.write(chunk)
