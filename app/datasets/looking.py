@@ -107,6 +107,15 @@ def by_hand(batch: Batch, layer: EditLayer | None) -> ByHand:
     return ByHand(changed, is_left, words == "kept", {word: rows for word, rows in found.items() if len(rows)})
 
 
+class Touched(NamedTuple):
+    """A row that a step touched: its texts before and after (None: the row goes)."""
+
+    rid: int
+    code: str
+    old: list[str]
+    new: list[str] | None
+
+
 class _Notes:
     """What is known about the rows of a shard, by their place in it."""
 
@@ -122,7 +131,7 @@ class _Notes:
         self.span_kinds: list[str] = []
         self.spans: list[tuple[int, int, int, int, int]] = []
         self.cuts: list[tuple[int, int]] = []
-        self.shown: dict[str, list[dict[str, Any]]] = {}
+        self.touched: dict[str, list[tuple[int, Touched]]] = {}
 
     def code(self, position: int, code: str, rows: Indexes) -> None:
         """`position` in the chain; -1 is the mapping."""
@@ -162,7 +171,10 @@ class _Notes:
             **{f"mark_{name}": values for name, values in self.marks.items()},
         }
         np.savez(folder / "notes.npz", **arrays)  # type: ignore[arg-type]
-        info = {"codes": self.codes, "span_kinds": self.span_kinds, "shown": self.shown}
+        # All at once: looking for personal data in a few texts costs nearly as much as in many.
+        parts = iter(excerpts([row for rows in self.touched.values() for _draw, row in rows]))
+        shown = {name: [{"draw": n, **next(parts)} for n, _row in rows] for name, rows in self.touched.items()}
+        info = {"codes": self.codes, "span_kinds": self.span_kinds, "shown": shown}
         (folder / "notes.json").write_bytes(orjson.dumps(info))
 
 
@@ -276,23 +288,13 @@ def _show(
     drawn = draws(before.rids[chosen], STEPS[name].bit)
     order_of = np.argsort(drawn, kind="stable")[: order.shown]
     touched = touched_rows(before, after, chosen[order_of].tolist(), codes, is_gone & (not is_marked), changes.cuts)
-    kept = notes.shown.setdefault(name, [])
-    kept += [{"draw": n, **part} for n, part in zip(drawn[order_of].tolist(), excerpts(touched), strict=True)]
-    notes.shown[name] = sorted(kept, key=lambda shown: int(shown["draw"]))[: order.shown]
+    kept = [*notes.touched.get(name, []), *zip(drawn[order_of].tolist(), touched, strict=True)]
+    notes.touched[name] = sorted(kept, key=lambda one: int(one[0]))[: order.shown]
 
 
 def _few(batch: Batch, rows: Any, name: str, order: Look) -> list[int]:
     rows = np.asarray(rows, np.int64)
     return rows[np.argsort(draws(batch.rids[rows], STEPS[name].bit), kind="stable")[: order.shown]].tolist()
-
-
-class Touched(NamedTuple):
-    """A row that a step touched: its texts before and after (None: the row goes)."""
-
-    rid: int
-    code: str
-    old: list[str]
-    new: list[str] | None
 
 
 def touched_rows(

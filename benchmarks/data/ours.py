@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from app.datasets.freezing import freeze
 from app.datasets.importing import import_file
 from app.datasets.mapping import Mapping
 from app.datasets.options import ReadOptions
@@ -79,6 +78,8 @@ def main(verb: str, *paths: str) -> None:
     elif verb == "standard":
         prepare(planned(source, of_preset("standard")), out, quiet, processes=PROCESSES)
     else:
+        from app.datasets.freezing import freeze
+
         freeze(planned(source, of_preset("standard")), out, quiet, ready=Path(paths[2]), processes=PROCESSES)
 
 

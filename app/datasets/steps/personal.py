@@ -160,6 +160,8 @@ class PersonalParams(Contract):
 
 # Below this, asking each text costs less than asking the column.
 FEW_TEXTS = 30
+# The shortest finds are an address such as a@b.de and seven digits.
+LEAST_BYTES = 6
 
 
 def _resolved(spans: Iterable[Span]) -> list[Span]:
@@ -181,6 +183,8 @@ def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dic
     if len(texts) < FEW_TEXTS:
         return {place: spans for place, text in enumerate(texts) if (spans := found_in(text, kinds))}
     column, wanted = column_of(texts), set(kinds)
+    if (column.str.len_bytes() < LEAST_BYTES).all():
+        return {}
     finds: dict[int, list[Span]] = {}
     within: dict[str, tuple[pl.Series, pl.Series | None]] = {"": (column, None)}
     for name, kind in KINDS.items():

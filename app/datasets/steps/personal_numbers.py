@@ -169,6 +169,7 @@ _OTHER = re.compile(
 _NORTH_AMERICAN = re.compile(r"(?:1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}")
 _SHAPES = re.compile(r"0\d{1,5}[ ./-]{1,3}\d[\d /.-]{4,12}|\(0\d{1,5}\) ?\d[\d -]{3,12}|\(?\d\d\)? 9?\d{4}-\d{4}")
 _FRENCH = re.compile(r"0[1-9](?:([ .-])\d\d)(?:\1\d\d){3}")
+_OTHER_SIGNS, _EXTENSION, LEAST_DIGITS = re.compile(r"\D"), re.compile(r" ?(?:x|ext)"), 7
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "IN", "BR", "PL", "AU", "AT", "CH", "JP")
 
 
@@ -188,30 +189,32 @@ def _is_isbn(digits: str) -> bool:
 
 def _phone_length(found: str, before: str, regions: tuple[str, ...]) -> int:
     """How many characters of the find are a number; 0 for none. What follows may have been taken along."""
-    digits = re.sub(r"\D", "", found)
-    if _DATE.fullmatch(found) or (_is_isbn(digits) and not _CALLED.search(before)):
+    digits = _OTHER_SIGNS.sub("", found)
+    if len(digits) < LEAST_DIGITS or _DATE.fullmatch(found):
         return 0
-    if _is_phone(found, before, regions):
-        return len(found)
-    for _ in range(3):
+    is_called = bool(_CALLED.search(before))
+    if not is_called and _is_isbn(digits):
+        return 0
+    is_other = not is_called and bool(_OTHER.search(before))
+    for _ in range(4):
+        if _is_phone(found, is_called, is_other, regions):
+            return len(found)
         shorter = _LAST_GROUP.sub("", found)
         if shorter == found:
             return 0
         found = shorter
-        if _is_phone(found, before, regions):
-            return len(found)
     return 0
 
 
-def _is_phone(found: str, before: str, regions: tuple[str, ...]) -> bool:
-    main = re.split(r" ?(?:x|ext)", found)[0]
-    digits = re.sub(r"\D", "", main)
-    if not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
+def _is_phone(found: str, is_called: bool, is_other: bool, regions: tuple[str, ...]) -> bool:
+    """`is_called`, `is_other`: what stands before it says that it is a phone number, or something else."""
+    main = _EXTENSION.split(found)[0]
+    digits = _OTHER_SIGNS.sub("", main)
+    if not LEAST_DIGITS <= len(digits) <= 15 or len(set(digits)) < 3:
         return False
     if found.startswith(("+", "00", "(+")):
         return _is_number("+" + digits.removeprefix("00"), None)
-    is_called = bool(_CALLED.search(before))
-    if _DATE.fullmatch(main) or (_OTHER.search(before) and not is_called):
+    if is_other or _DATE.fullmatch(main):
         return False
     if _NORTH_AMERICAN.fullmatch(main):
         return True

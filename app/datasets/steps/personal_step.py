@@ -43,17 +43,17 @@ def _personal(params: PersonalParams) -> RowRunner:
         in_texts, in_labels, in_metas = found(batch.texts), found(batch.labels), found(batch.metas)
         rows = sorted({int(batch.owners[place]) for place in in_texts} | set(in_labels) | set(in_metas))
         starts = batch.starts()
+        turns = {row: range(int(starts[row]), int(starts[row + 1])) for row in rows}
+        used = [place for row in rows for place in turns[row]]
+        old = dict(zip(used, batch.texts.gather(used).to_list(), strict=True))
         states: dict[int, Replacing] = {}
         texts: dict[int, str] = {}
         labels: dict[int, str] = {}
         metas: dict[int, str] = {}
         for row in rows:
-            places = [place for place in range(starts[row], starts[row + 1]) if place in in_texts]
-            state = Replacing(params, salt, batch.texts[int(starts[row]) : int(starts[row + 1])])
-            states[row] = state
-            for place in places:
-                new = state.rewrite(batch.texts[place], in_texts[place])
-                if new != batch.texts[place]:
+            state = states[row] = Replacing(params, salt, [old[place] for place in turns[row]])
+            for place in turns[row]:
+                if place in in_texts and (new := state.rewrite(old[place], in_texts[place])) != old[place]:
                     texts[place] = new
             if row in in_labels:
                 new = state.rewrite(batch.labels[row], in_labels[row])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import ftfy
 import ftfy.badness
+import ftfy.fixes
 import numpy as np
 import polars as pl
 from pydantic import Field
@@ -93,11 +94,22 @@ _PLAIN = re.compile(r"[\n\r\t\x20-\x7e]*\Z")
 # Control characters, lone surrogates, the byte order mark and the marks that turn the direction of text.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff\u202a-\u202e\u2066-\u2069]")
 _OTHER = matching(r"[^\n\r\t\x20-\x7e]")
-_FTFY = ftfy.TextFixerConfig(
-    unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False,
-    remove_terminal_escapes=False, fix_line_breaks=False, remove_control_chars=False, fix_surrogates=True,
-    normalization=None, explain=False,
-)  # fmt: skip
+# Longer ones are cut, as ftfy does: its time grows with the square of a line.
+_LINES = re.compile(r"[^\n]{0,999999}\n|[^\n]{1,1000000}")
+
+
+def repaired(text: str) -> str:
+    """`ftfy.fix_text` for encodings alone (no quotes, no HTML), line by line as there, without its second look at what
+    the first one left as it was."""
+    lines = []
+    for line in _LINES.findall(text):
+        while not line.isascii():
+            fixed = ftfy.fix_encoding(line)
+            line = ftfy.fixes.fix_surrogates(ftfy.fixes.fix_c1_controls(fixed))
+            if line == fixed:
+                break
+        lines.append(line)
+    return "".join(lines)
 
 
 def _for_rust(pattern: str) -> str:
@@ -145,7 +157,7 @@ def _unicode(params: UnicodeParams) -> RowRunner:
             return text, ()
         codes = []
         if is_doubtful:
-            fixed = ftfy.fix_text(text, _FTFY)
+            fixed = repaired(text)
             if fixed != text:
                 codes.append("fix.mojibake")
                 text = fixed

@@ -2,6 +2,7 @@
 
 import random
 
+import ftfy
 import ftfy.badness
 import polars as pl
 import pytest
@@ -11,7 +12,7 @@ from app.datasets.cleaning import ChosenStep, run
 from app.datasets.freezing import canonical, freeze, learned
 from app.datasets.statistics import word_counts
 from app.datasets.steps.quality import QualityParams, _findings, findings
-from app.datasets.steps.rewriting import MOJIBAKE
+from app.datasets.steps.rewriting import MOJIBAKE, repaired
 from app.datasets.tables import page, parts
 from tests.app.datasets.test_cleaning import chat
 from tests.app.datasets.test_freezing import FIXTURES, planned, quiet
@@ -66,3 +67,17 @@ def test_the_content_hash_is_that_of_the_rows_one_by_one(tmp_path, name):
     assert any(row["rejected"] or any(turn["role"] == "tool" for turn in row["messages"]) for row in rows)
     total = sum(xxhash.xxh3_128_intdigest(canonical([row["split"], *learned(row)])) for row in rows)
     assert manifest["content_hash"] == f"{total % 2**128:032x}"
+
+
+def test_broken_text_is_repaired_as_ftfy_does():
+    options = {"unescape_html": False, "uncurl_quotes": False, "fix_latin_ligatures": False, "fix_line_breaks": False}
+    options |= {"fix_character_width": False, "remove_terminal_escapes": False, "remove_control_chars": False}
+    dice = random.Random(5)
+    texts = ["".join(dice.choices(_SIGNS, k=dice.randrange(2, 30))) for _ in range(3_000)]
+    names = ("latin-1", "cp1252", "mac_roman", "cp1251")
+    texts += [
+        t.encode().decode(name, "replace") for t in ("Größe – “été”\nè\x85", "日本語", "naïve\n") for name in names
+    ]
+    fixed = [ftfy.fix_text(text, normalization=None, **options) for text in texts]
+    assert [repaired(text) for text in texts] == fixed
+    assert sum(new != old for new, old in zip(fixed, texts, strict=True)) > 200
