@@ -26,6 +26,7 @@ from app.evaluations.models import Evaluation
 from app.exports.models import Export
 from app.overview import demos
 from app.recipes.models import BaseModelEntry
+from app.runs import notices
 from app.runs.reconcile import Reconciler
 from app.searches import progress as searches
 from app.sources.models import Forgetting
@@ -71,6 +72,7 @@ def chores() -> list[Chore]:
         Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
         *(Chore(task, 5, Watcher(model, task).sweep) for model, task in LONG_WORK),
         Chore("searches", 2, searches.advance_all),
+        Chore("notices", 5, notices.deliver_in_background),
         Chore("demos", TICK_S, demos.advance_all),
         Chore("sent wake-ups", 600, queue.forget_sent),
         Chore("abandoned uploads", 600, _forget_abandoned_uploads),

@@ -22,6 +22,7 @@ from app.runs.models import Run
 from app.runs.outcomes import Facts
 from app.runs.recording import Recorder
 from worker import node
+from worker.computer import Computer
 from worker.trainer import COMMAND, Trainer, boot_id, memory_kills
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Supervision:
         """The loop: events in, controls out, until the trainer has ended or must be ended."""
         settings = get_settings()
         heard_at, asked_to_end_at = time.monotonic(), 0.0
+        computer = Computer(trainer.identity.pid)
         while not trainer.has_closed:
             event = trainer.next_event(_LOOK_EVERY_S)
             while event is not None:
@@ -128,6 +130,7 @@ class Supervision:
                     self.ended = event
                 self.recorder.take(event)
                 event = trainer.next_event(0)
+            self.recorder.observe(computer.look())
             self._flush()
             if self.is_lost.is_set() or self.lease.unrenewed_s >= settings.lease_self_stop_s:
                 trainer.kill()

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     torch_index: str = ""
     hub_endpoint: str = Field("", description="empty: the Hugging Face hub")
     fetch_networks: list[str] = Field(default_factory=list, description="private networks that people may fetch from")
+    smtp_url: str = Field("", description="mail server for notices: smtp://user:password@host:587; empty: no e-mail")
+    mail_from: str = Field("", description="sender of e-mails")
     fetch_delay_s: float = Field(0.5, ge=0, description="between two pages of a web site")
     model_folders: list[Path] = Field(
         default_factory=list, description="where local base models may lie, beside models/ in home"

@@ -1,5 +1,6 @@
 """Speeds that finished runs reached on this machine, so that later estimates are measured rather than assumed."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import select
@@ -9,6 +10,18 @@ from app.recipes.machine import Machine
 from app.recipes.models import SpeedRecord
 
 _NEWEST = 7
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What runs of about this size took here, newest first; empty lists before the first."""
+
+    speeds: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    starts_s: list[float] = field(default_factory=list)
+    look_speeds: list[float] = field(default_factory=list)
+
+
 _SHORTEST_S = 5.0
 
 
@@ -21,29 +34,36 @@ def record(
     tokens: int,
     trained_s: float,
     elapsed_s: float,
+    start_s: float | None = None,
 ) -> None:
     """Keep what a finished run reached. `estimate` is the run's own (Estimate as JSON); very short runs say nothing.
 
-    `trained_s` are the steps alone, `elapsed_s` everything from the start to the end.
+    `trained_s` are the steps alone, `elapsed_s` everything from the start to the end, `start_s` what came before the
+    first step: loading and cutting into tokens. The rest is looks at unseen rows, sample answers and saving.
     """
     if trained_s < _SHORTEST_S or tokens <= 0 or not estimate.get("flops_per_token") or not estimate.get("tokens"):
         return
     # The estimate was for the planned tokens; a run that stopped early is compared with its own share of them.
     share = min(1.0, tokens / estimate["tokens"])
+    look_flops = None
+    if start_s is not None and estimate.get("look_work") and (rest_s := elapsed_s - start_s - trained_s) > 0.5:
+        look_flops = estimate["look_work"] * share / rest_s
     session.add(
         SpeedRecord(
             device=device.split(":", 1)[0],
             method=method,
             parameters=int(estimate.get("parameters", 0)),
             flops=estimate["flops_per_token"] * tokens / trained_s,
+            start_s=start_s,
+            look_flops=look_flops,
             estimated_s=estimate["seconds"] * share,
             actual_s=elapsed_s,
         )
     )
 
 
-def measured(session: Session, machine: Machine, parameters: int) -> tuple[list[float], list[float]]:
-    """(speeds, relative errors of the estimates), newest first, of runs of about this size on this kind of device."""
+def measured(session: Session, machine: Machine, parameters: int) -> Measured:
+    """What runs of about this size on this kind of device took."""
     query = (
         select(SpeedRecord)
         .where(SpeedRecord.device == machine.device)
@@ -53,4 +73,9 @@ def measured(session: Session, machine: Machine, parameters: int) -> tuple[list[
     )
     rows = session.scalars(query).all()
     errors = [abs(row.actual_s - row.estimated_s) / max(1.0, row.actual_s) for row in rows]
-    return [row.flops for row in rows], errors
+    return Measured(
+        [row.flops for row in rows],
+        errors,
+        [row.start_s for row in rows if row.start_s is not None],
+        [row.look_flops for row in rows if row.look_flops is not None],
+    )

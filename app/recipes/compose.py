@@ -11,6 +11,7 @@ from app.core.errors import Invalid
 from app.recipes import defaults, fields, material, presets
 from app.recipes.base_facts import BaseFacts, from_scratch
 from app.recipes.bases import BaseModel
+from app.recipes.calibration import Measured
 from app.recipes.estimate import Estimate, estimate
 from app.recipes.machine import Machine
 from app.recipes.material import Material
@@ -92,7 +93,7 @@ def compose(
     *,
     overrides: dict[str, Any],
     sample_prompts: list[str],
-    measured: tuple[list[float], list[float]] = ([], []),
+    measured: Measured | None = None,
 ) -> Composed:
     """Lay what the person changed over the proposal. Raises Invalid naming the fields that do not fit."""
     if overrides.get("learn_from") == "preferences":
@@ -136,8 +137,7 @@ def compose(
                     "or map both columns of answers on the data page and freeze again."
                 }
             )
-    speeds, errors = measured
-    numbers = estimate(recipe, facts, rows, machine, measured_flops=speeds, errors=errors)
+    numbers = estimate(recipe, facts, rows, machine, measured=measured)
     return Composed(proposal, recipe, facts, rows, numbers, dict(overrides))
 
 

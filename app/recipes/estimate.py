@@ -1,11 +1,12 @@
 """Time and memory of a run by formula, before anything was measured; earlier runs on this machine correct the speed."""
 
-from collections.abc import Sequence
+from statistics import median
 
 from pydantic import BaseModel
 
 from app.contracts.recipe import RecipeSpec
 from app.recipes.base_facts import BaseFacts
+from app.recipes.calibration import Measured
 from app.recipes.machine import Machine
 from app.recipes.material import Material
 
@@ -31,6 +32,7 @@ class Estimate(BaseModel):
     trainable_parameters: int
     parameters: int
     flops_per_token: float
+    look_work: float = 0.0
     model_bytes: int
     is_calibrated: bool = False
     error_share: float | None = None
@@ -102,11 +104,10 @@ def estimate(
     material: Material,
     machine: Machine,
     *,
-    measured_flops: Sequence[float] = (),
-    errors: Sequence[float] = (),
+    measured: Measured | None = None,
 ) -> Estimate:
-    """The run in numbers. `measured_flops` are speeds that earlier runs reached here, newest first; `errors` how far
-    their estimates were off (0.08 is 8 %)."""
+    """The run in numbers: start, steps, and looks with their answers, each by what earlier runs took where known."""
+    measured = measured or Measured()
     steps, per_epoch = count_steps(recipe, material)
     sequences = material.sequences(recipe.max_length_tokens)
     length = min(material.mean_tokens, recipe.max_length_tokens)
@@ -114,13 +115,16 @@ def estimate(
         length = min(recipe.max_length_tokens, max(1, material.tokens // sequences))
     tokens = round(sequences * length * steps / per_epoch)
     per_token = flops_per_token(recipe, base, material)
-    speed = sorted(measured_flops)[len(measured_flops) // 2] if measured_flops else expected_flops(base, machine)
+    speed = median(measured.speeds) if measured.speeds else expected_flops(base, machine)
+    start_s = median(measured.starts_s) if measured.starts_s else _START_S
     evaluations = max(1, steps // recipe.evaluate_every_steps)
     checked = evaluations * min(recipe.validation_rows, material.validation_rows) * length
     answers = evaluations * max(1, len(recipe.sample_prompts) or 3) * recipe.sample_max_tokens
     # Answers come one token at a time, which a small model does about 8 times slower than training.
-    work = tokens * per_token + checked * per_token / 3 + answers * per_token / 3 * 8
-    seconds = _START_S + work / speed
+    look_work = checked * per_token / 3 + answers * per_token / 3 * 8
+    look_speed = median(measured.look_speeds) if measured.look_speeds else speed
+    seconds = start_s + tokens * per_token / speed + look_work / look_speed
+    errors = measured.errors
     spread = max(0.08, 1.5 * sum(errors) / len(errors)) if errors else _UNCALIBRATED
     learned = trainable_parameters(recipe, base)
     width = 4 if recipe.method in ("full", "scratch") else 2
@@ -136,8 +140,9 @@ def estimate(
         trainable_parameters=learned,
         parameters=base.parameters,
         flops_per_token=per_token,
+        look_work=look_work,
         model_bytes=learned * width,
-        is_calibrated=bool(measured_flops),
+        is_calibrated=bool(measured.speeds),
         error_share=sum(errors) / len(errors) if errors else None,
     )
 

@@ -54,6 +54,9 @@ class SpeedRecord(Base):
     method: Mapped[str] = mapped_column(String(20))
     parameters: Mapped[int] = mapped_column(BigInteger)
     flops: Mapped[float] = mapped_column(Float)
+    # Seconds from the claim to the first step, and the speed of looks and sample answers; None: not known.
+    start_s: Mapped[float | None] = mapped_column(Float)
+    look_flops: Mapped[float | None] = mapped_column(Float)
     estimated_s: Mapped[float] = mapped_column(Float)
     actual_s: Mapped[float] = mapped_column(Float)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

@@ -72,7 +72,7 @@ def advice(parameters: int, text_tokens: int, read_tokens: int) -> list[str]:
     each = read_tokens / max(1, parameters)
     passes = read_tokens / max(1, text_tokens)
     found = [
-        f"It reads {millions(read_tokens)} tokens in {passes:.1f} passes: {each:.1f} for each of its "
+        f"It reads {millions(read_tokens)} tokens in {passes:.1f} passes: {each:.2g} for each of its "
         f"{millions(parameters)} parameters. About {TOKENS_A_PARAMETER} use a size well."
     ]
     if passes > USEFUL_PASSES * 1.5:
@@ -92,18 +92,22 @@ def advice(parameters: int, text_tokens: int, read_tokens: int) -> list[str]:
 def drawing(spec: ScratchSpec, facts: BaseFacts) -> list[Block]:
     """The way of a token: embedding, the layers one after the other, the vocabulary at the end."""
     shown = min(spec.layers, _MOST_BLOCKS)
-    step = min(26.0, 300 / shown)
+    step = 360 / shown
+    thick = min(30.0, step * 0.75)
+    left = 140 + (step - thick) / 2
     kv = f", {facts.kv_heads} for keys and values" if facts.kv_heads != facts.heads else ""
     found = [Block(8, 45, 110, 70, "Embedding", f"{facts.vocabulary:,} × {facts.width:,}")]
-    found += [Block(170 + i * step, 30, max(8.0, step - 5), 100) for i in range(shown)]
+    found += [Block(round(left + i * step, 1), 30, round(thick, 1), 100) for i in range(shown)]
     layers = f"{spec.layers} layers: {facts.heads} heads{kv}, then {facts.width:,} → {facts.inner:,} → {facts.width:,}"
-    found.append(Block(170, 30, shown * step - 5, 100, "", layers))
+    found.append(Block(140, 30, 360, 100, "", layers))
     found.append(Block(522, 45, 110, 70, "Next token", f"{facts.width:,} × {facts.vocabulary:,}"))
     return found
 
 
 def millions(count: float) -> str:
-    """0.8 million · 12 million · 1.2 billion."""
+    """8,200 · 0.8 million · 12 million · 1.2 billion."""
+    if count < 1e5:
+        return f"{count:,.0f}"
     if count >= 1e9:
         return f"{count / 1e9:.1f} billion"
     return f"{count / 1e6:.1f} million" if count < 1e7 else f"{count / 1e6:,.0f} million"

@@ -4,11 +4,11 @@ Pure functions of the curves. A finding must hold for three evaluations in a row
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, pstdev
-from typing import Literal
+from typing import Any, Literal
 
 from app.core.numbers import loss as shown
 from app.runs.curves import Curves, smoothed
@@ -223,6 +223,20 @@ def stalled(seconds: float, usual_step_s: float, kept_step: int | None) -> Verdi
     sentence = f"If it does not come back by itself, it is restarted from {kept}. Nothing before that is lost."
     evidence = [f"A step usually takes {usual_step_s:.1f} s; the last one ended {minutes} minutes ago."]
     return Verdict("stalled", "bad", f"No progress for {minutes} minutes", sentence, evidence)
+
+
+def starved(computer: Mapping[str, Any]) -> Verdict | None:
+    """The graphics card was less than 40 % busy for five minutes on end."""
+    idle_s = computer.get("gpu_idle_s", 0)
+    if idle_s < 300:
+        return None
+    idle = 1 - computer["gpu_share"]
+    sentence = (
+        f"The graphics card idles {idle:.0%} of the time, so the run takes longer than it must. More rows at once "
+        "give it more to do; other work on this machine may also keep it waiting."
+    )
+    evidence = [f"It has been less than 40 % busy for {round(idle_s / 60)} minutes."]
+    return Verdict("starved", "warn", "The graphics card waits", sentence, evidence)
 
 
 def smaller_batch(step: int | None) -> Verdict:

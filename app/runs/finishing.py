@@ -1,5 +1,6 @@
 """The last stretch of a run: artefacts verified, published and registered before it is called succeeded."""
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete
@@ -97,7 +98,17 @@ def _calibrate(session: Session, run: Run) -> None:
         tokens=run.tokens_seen,
         trained_s=run.trained_s,
         elapsed_s=(utcnow() - run.started_at).total_seconds(),
+        start_s=_start_s(run),
     )
+
+
+def _start_s(run: Run) -> float | None:
+    """Seconds from the claim to the first step: the clock at the first recorded steps, less what those took."""
+    pace = run.plan.get("pace")
+    if not pace or not run.step or run.started_at is None:
+        return None
+    until = (datetime.fromisoformat(pace["at"]) - run.started_at).total_seconds()
+    return max(0.0, until - pace["step"] * run.trained_s / run.step)
 
 
 def files_of(run: Run, folder: str, kind: str) -> ModelFiles:

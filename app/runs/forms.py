@@ -24,3 +24,10 @@ class QueueForm(FormBase):
     """What to do with a run that waits in the queue."""
 
     do: Literal["earlier", "later", "first", "high", "normal", "low"]
+
+
+class NoticeForm(FormBase):
+    """How to be told that the run has ended."""
+
+    channel: Literal["webhook", "email"]
+    target: str = ""

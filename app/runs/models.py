@@ -175,6 +175,24 @@ class RunEvent(Base):
     at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
 
+class Notice(Base):
+    """Whom to tell when the run ends. `target` is encrypted: a web address often holds a secret."""
+
+    __tablename__ = "run_notices"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    channel: Mapped[str] = mapped_column(String(10))  # webhook or email
+    target: Mapped[str] = mapped_column(Text)
+    shown: Mapped[str] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(10), default="waiting", index=True)
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    error: Mapped[str] = mapped_column(Text, default="")
+    next_try_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    sent_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
 class Model(Base):
     """What a run leaves behind: adapter, last layers or whole weights. "Your model" on pages."""
 

@@ -47,6 +47,11 @@ class Recorder:
         self._waiting: list[EngineEvent] = []
         self._flushed_at = 0.0
         self.step_times: list[float] = []
+        self._computer: dict[str, Any] | None = None
+
+    def observe(self, computer: dict[str, Any] | None) -> None:
+        """Keep how busy the computer is for the next flush; None changes nothing."""
+        self._computer = computer or self._computer
 
     def take(self, event: EngineEvent) -> None:
         """Keep an event for the next flush."""
@@ -78,6 +83,8 @@ class Recorder:
             live = _Batch(session, run, self.lease)
             for event in batch:
                 live.record(event)
+            if self._computer is not None:
+                run.plan = {**run.plan, "computer": self._computer}
             live.finish()
         self._waiting = self._waiting[len(batch) :]
         for name, payload in live.messages:

@@ -12,7 +12,7 @@ from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.contracts.recipe import RecipeSpec
 from app.core import events
-from app.core.db import new_id
+from app.core.db import new_id, reading, transaction
 from app.core.errors import Invalid, NotFound
 from app.core.forms import FormValues, checked
 from app.core.templates import render
@@ -20,8 +20,8 @@ from app.core.web import SessionDep
 from app.projects import service as projects
 from app.recipes import service as recipes
 from app.recipes.files import to_yaml
-from app.runs import comparison, curves, fragments, ordering, parents, service, stream, verdicts
-from app.runs.forms import AdjustForm, QueueForm
+from app.runs import comparison, curves, fragments, notices, ordering, parents, service, stream, verdicts
+from app.runs.forms import AdjustForm, NoticeForm, QueueForm
 from app.runs.models import END_STATES, Run
 from app.runs.view import RunView, listed, log_text, view
 
@@ -139,6 +139,7 @@ def _page(
     sample: int | None = None,
     level: str = "",
     errors: dict[str, str] | None = None,
+    notice_errors: dict[str, str] | None = None,
     typed: dict[str, Any] | None = None,
 ) -> Response:
     # The stream's position is read before the row: whatever happens in between is sent again, nothing is missed.
@@ -153,7 +154,7 @@ def _page(
     return render(
         request,
         "runs/run.html",
-        status=422 if errors else 200,
+        status=422 if errors or notice_errors else 200,
         **fragments.context(seen, may_edit=actor.may(run.workspace_id, "editor"), level=level),
         project=seen.project,
         stage="train",
@@ -164,6 +165,9 @@ def _page(
         skip=f"&skip={','.join(skip)}" if skip else "",
         compare=[(f"/runs/{row.id}/metrics.json", row.name) for row in others],
         errors=errors or {},
+        notice_errors=notice_errors or {},
+        notices=notices.of_run(session, run) if actor.may(run.workspace_id, "editor") else [],
+        has_mail=notices.has_mail(),
         typed=typed or {},
     )
 
@@ -263,6 +267,31 @@ def clone(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
         base["entry_id"] = run.base_model_id
     recipes.adopt(session, actor, run.project_id, recipe, base=base, version_id=run.version_id)
     return _to(f"/projects/{run.project_id}/recipe")
+
+
+@router.post("/runs/{run_id}/notices")
+def add_notice(request: Request, run_id: str, actor: ActorDep, values: FormValues) -> Response:
+    """Be told when the run ends. No transaction is open while the address is looked up."""
+    with reading() as session:
+        service.get(session, actor, run_id, need="editor")
+    form, errors = checked(NoticeForm, values)
+    try:
+        if form is not None:
+            if form.channel == "webhook":
+                notices.check_address(form.target)
+            with transaction() as session:
+                notices.ask_for(session, actor, run_id, channel=form.channel, target=form.target)
+            return _to(f"/runs/{run_id}#run-notices")
+    except Invalid as error:
+        errors = error.fields
+    with reading() as session:
+        return _page(request, session, actor, run_id, notice_errors=errors, typed=values)
+
+
+@router.post("/runs/{run_id}/notices/{notice_id}/remove")
+def remove_notice(run_id: str, notice_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    notices.forget(session, actor, run_id, notice_id)
+    return _to(f"/runs/{run_id}#run-notices")
 
 
 @router.post("/runs/{run_id}/queue")

@@ -86,7 +86,11 @@ def _training(run: Run, curves: Curves, log: Sequence[RunEvent], kept: int | Non
         slow = coach.stalled(silent, run.trained_s / run.step, kept)
         if slow is not None:
             return slow
-    return _FINISHING if is_finishing(run) else judged(run, curves)
+    if is_finishing(run):
+        return _FINISHING
+    starved = coach.starved(run.plan.get("computer") or {})
+    found = judged(run, curves)
+    return starved if starved is not None and found.kind in ("idle", "good") else found
 
 
 def is_finishing(run: Run) -> bool:

@@ -80,6 +80,8 @@ def upgrade() -> None:
         sa.Column("method", sa.String(length=20), nullable=False),
         sa.Column("parameters", sa.BigInteger(), nullable=False),
         sa.Column("flops", sa.Float(), nullable=False),
+        sa.Column("start_s", sa.Float(), nullable=True),
+        sa.Column("look_flops", sa.Float(), nullable=True),
         sa.Column("estimated_s", sa.Float(), nullable=False),
         sa.Column("actual_s", sa.Float(), nullable=False),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
@@ -1026,6 +1028,26 @@ def upgrade() -> None:
         batch_op.create_index("ix_run_events_run", ["run_id", "id"], unique=False)
 
     op.create_table(
+        "run_notices",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("run_id", sa.String(length=20), nullable=False),
+        sa.Column("channel", sa.String(length=10), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("shown", sa.String(length=255), nullable=False),
+        sa.Column("state", sa.String(length=10), nullable=False),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("next_try_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("sent_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_run_notices_run_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_run_notices")),
+    )
+    with op.batch_alter_table("run_notices", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_run_notices_run_id"), ["run_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_run_notices_state"), ["state"], unique=False)
+
+    op.create_table(
         "sample_answers",
         sa.Column("run_id", sa.String(length=20), nullable=False),
         sa.Column("step", sa.Integer(), nullable=False),
@@ -1127,6 +1149,11 @@ def downgrade() -> None:
     op.drop_table("evaluations")
     op.drop_table("trials")
     op.drop_table("sample_answers")
+    with op.batch_alter_table("run_notices", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_run_notices_state"))
+        batch_op.drop_index(batch_op.f("ix_run_notices_run_id"))
+
+    op.drop_table("run_notices")
     with op.batch_alter_table("run_events", schema=None) as batch_op:
         batch_op.drop_index("ix_run_events_run")
 

@@ -145,6 +145,8 @@ TABLE: dict[str, Rule] = {
     "POST /runs/{run_id}/adjust": editor(form={"name": "epochs", "value": "4"}),
     "POST /runs/{run_id}/again": editor(),
     "POST /runs/{run_id}/clone": editor(),
+    "POST /runs/{run_id}/notices": editor(form={"channel": "email"}),
+    "POST /runs/{run_id}/notices/{notice_id}/remove": editor(),
     "POST /runs/{run_id}/queue": editor(form={"do": "later"}),
     "GET /projects/{project_id}/runs/compare": viewer(query="run={run_id}"),
     # deployments

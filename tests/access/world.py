@@ -9,7 +9,7 @@ from app.accounts import members
 from app.accounts.models import Invitation, Member
 from app.chat.models import Chat, ChatMessage
 from app.core.db import new_id, transaction, utcnow
-from app.core.security import token_sha256
+from app.core.security import encrypt, token_sha256
 from app.datasets.models import (
     DatasetVersion,
     Finding,
@@ -26,7 +26,7 @@ from app.evaluations.models import CaseResult, Evaluation
 from app.exports.models import Export
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
-from app.runs.models import Checkpoint, Model, Run
+from app.runs.models import Checkpoint, Model, Notice, Run
 from app.searches.models import Search
 from tests.visitors import Person, make_person, make_project, make_workspace
 
@@ -127,7 +127,8 @@ def make_world(name: str) -> World:
             budget_runs=4,
             recipe={"method": "lora", "base_source": "starter"},
         )
-        session.add_all([checkpoint, model, search])
+        notice = Notice(run_id=run.id, channel="webhook", target=encrypt("https://example.org/"), shown="example.org")
+        session.add_all([checkpoint, model, search, notice])
         session.flush()
         evaluation = Evaluation(project_id=project_id, model_id=model.id, version_id=version.id, state="succeeded")
         chat = Chat(project_id=project_id, title="About soup", model_refs=[f"model:{model.id}"])
@@ -169,6 +170,7 @@ def make_world(name: str) -> World:
             "run_id": run.id,
             "checkpoint_id": checkpoint.id,
             "search_id": search.id,
+            "notice_id": notice.id,
             "step": "120",
             "model_id": model.id,
             "model_name": f"{name.lower()}-s-project-run-1",

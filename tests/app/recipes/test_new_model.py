@@ -71,7 +71,7 @@ def test_the_slider_counts_what_the_model_will_have() -> None:
 def test_advice_weighs_text_against_size() -> None:
     fits = new_model.advice(1_000_000, 5_000_000, 20_000_000)
     assert len(fits) == 1
-    assert "20.0 for each of its 1.0 million parameters" in fits[0]
+    assert "20 for each of its 1.0 million parameters" in fits[0]
     assert "short for this size" in " ".join(new_model.advice(10_000_000, 100_000, 400_000))
     assert "After about 4 passes" in " ".join(new_model.advice(1_000_000, 5_000_000, 50_000_000))
     assert "larger size" in " ".join(new_model.advice(1_000_000, 50_000_000, 100_000_000))

@@ -5,6 +5,7 @@ import pytest
 from app.contracts.recipe import RecipeSpec
 from app.recipes import charts, defaults, estimate, fields, files, presets
 from app.recipes.base_facts import BaseFacts, from_scratch
+from app.recipes.calibration import Measured
 from app.recipes.machine import Machine
 from app.recipes.material import Material
 from worker.engine.optim import rate_factor
@@ -115,7 +116,7 @@ def test_earlier_runs_correct_the_estimate():
     material, recipe = rows(1000), spec("lora", STARTER, rows(1000))
     plain = estimate.estimate(recipe, STARTER, material, MACHINE)
     half = estimate.expected_flops(STARTER, MACHINE) / 2
-    measured = estimate.estimate(recipe, STARTER, material, MACHINE, measured_flops=[half], errors=[0.05])
+    measured = estimate.estimate(recipe, STARTER, material, MACHINE, measured=Measured([half], [0.05]))
     assert measured.is_calibrated
     assert measured.seconds > 1.7 * plain.seconds
     assert (measured.high_s - measured.low_s) / measured.seconds < (plain.high_s - plain.low_s) / plain.seconds

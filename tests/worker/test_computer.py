@@ -1,0 +1,44 @@
+"""The computer panel's figures: of this very process, at most every five seconds, never a fault."""
+
+import os
+
+import psutil
+
+from app.runs import coach
+from worker import computer
+from worker.computer import Computer
+
+
+def test_it_sees_this_process(monkeypatch) -> None:
+    seen = Computer(os.getpid()).look()
+    assert seen is not None
+    assert 0 <= seen["cpu_share"] <= 1
+    rss = psutil.Process().memory_info().rss
+    assert 0.5 * rss < seen["memory_bytes"] < 2 * rss
+    assert 0 < seen["free_bytes"] < psutil.virtual_memory().total
+
+
+def test_it_looks_seldom_and_never_fails() -> None:
+    one = Computer(os.getpid())
+    assert one.look() is not None
+    assert one.look() is None
+    assert Computer(2**22 + 5).look() is None
+
+
+def test_a_card_that_idles_for_minutes_is_named(tmp_path, monkeypatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '12, 2048, 60.5'\n")
+    smi.chmod(0o755)
+    monkeypatch.setattr(computer.shutil, "which", lambda name: str(smi))
+    clock = iter((100.0, 410.0))
+    one = Computer(os.getpid())
+    monkeypatch.setattr(computer.time, "monotonic", lambda: next(clock))
+    first, later = one.look(), one.look()
+    assert first is not None
+    assert later is not None
+    assert (later["gpu_share"], later["gpu_memory_bytes"], later["gpu_idle_s"]) == (0.12, 2048 * 2**20, 310)
+    assert later["energy_j"] >= 60.5 * computer.EVERY_S
+    assert coach.starved(first) is None
+    found = coach.starved(later)
+    assert found is not None
+    assert "88%" in found.sentence.replace(" ", "")

@@ -1,0 +1,88 @@
+"""How busy the computer is while a trainer runs: processor, memory, graphics card, energy; every few seconds."""
+
+import contextlib
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+EVERY_S = 5.0
+# Below this share a graphics card waits for something else than itself.
+IDLE_SHARE = 0.4
+_RAPL = Path("/sys/class/powercap/intel-rapl:0")
+
+
+class Computer:
+    """Observes one trainer process. Nothing here can fail the run: what cannot be read is left out."""
+
+    def __init__(self, pid: int) -> None:
+        self._at = 0.0
+        self._process: psutil.Process | None = None
+        self._smi = shutil.which("nvidia-smi")
+        self._joules = 0.0
+        self._energy: int | None = None
+        self._idle_since: float | None = None
+        with contextlib.suppress(psutil.Error):
+            self._process = psutil.Process(pid)
+            self._process.cpu_percent()  # the first call only starts its clock
+
+    def look(self) -> dict[str, Any] | None:
+        """What is seen now, at most every five seconds; None in between and when the process is gone.
+
+        Keys: cpu_share (of all cores, 0 to 1), cores, memory_bytes, free_bytes; gpu_share, gpu_memory_bytes and
+        gpu_idle_s with a graphics card; energy_j where the processor or the card tells it.
+        """
+        now = time.monotonic()
+        if self._process is None or now - self._at < EVERY_S:
+            return None
+        passed, self._at = now - self._at, now
+        try:
+            cores = psutil.cpu_count() or 1
+            found: dict[str, Any] = {
+                "cpu_share": round(min(1.0, self._process.cpu_percent() / 100 / cores), 3),
+                "cores": cores,
+                "memory_bytes": self._process.memory_info().rss,
+                "free_bytes": psutil.virtual_memory().available,
+            }
+        except psutil.Error:
+            return None
+        watts = self._card(found, now)
+        self._count_energy(watts, passed if passed < 10 * EVERY_S else EVERY_S)
+        if self._joules:
+            found["energy_j"] = round(self._joules)
+        return found
+
+    def _card(self, found: dict[str, Any], now: float) -> float | None:
+        """Add what the first visible card says; its power in watts, where it tells."""
+        if self._smi is None:
+            return None
+        query = [self._smi, "--query-gpu=utilization.gpu,memory.used,power.draw", "--format=csv,noheader,nounits"]
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=2, check=True).stdout
+            share, memory, power = (part.strip() for part in answer.splitlines()[0].split(","))
+            found["gpu_share"], found["gpu_memory_bytes"] = float(share) / 100, int(memory) * 2**20
+        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+            return None
+        if found["gpu_share"] >= IDLE_SHARE:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        found["gpu_idle_s"] = 0 if self._idle_since is None else round(now - self._idle_since)
+        with contextlib.suppress(ValueError):
+            return float(power)
+        return None
+
+    def _count_energy(self, watts: float | None, passed_s: float) -> None:
+        """The card's power over time, and the processor package's own counter (which wraps) where it may be read."""
+        if watts is not None:
+            self._joules += watts * passed_s
+        try:
+            energy = int((_RAPL / "energy_uj").read_text())
+        except (OSError, ValueError):
+            return
+        if self._energy is not None and energy >= self._energy:
+            self._joules += (energy - self._energy) / 1e6
+        self._energy = energy
