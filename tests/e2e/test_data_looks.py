@@ -1,15 +1,20 @@
 """Every data page in every state: clean for axe, no sideways scroll, usable without scripts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
 from app.core.db import reading, transaction
-from app.datasets import plans, service, versions
+from app.datasets import plans, row_changes, service, uploads, versions
+from app.datasets.combining import service as combining
+from app.datasets.mapping import Mapping
 from app.datasets.models import CleaningPlan, SourceFile
+from app.drafting.models import Draft, Drafting
 from tests.e2e.conftest import Site, axe_findings, is_scrolling_sideways
 from tests.visitors import make_project
 from worker.tasks import datasets as tasks
@@ -35,6 +40,38 @@ def paste(site: Site, project_id: str, text: str, name: str) -> str:
         return service.add_text(session, site.person.actor, project_id=project_id, text=text, name=name).id
 
 
+LONG = "My parcel from the shop in Leeds has been on its way for two weeks and nobody on the phone can say where it is"
+
+
+def kitchen() -> str:
+    """Rows with a near copy, a contradiction, and a text that no small model reads at once."""
+    rows = [
+        {"question": LONG, "answer": "I am sorry. I ask the driver and write to you before the end of the day."},
+        {"question": f"{LONG} today", "answer": "I am sorry. I ask the driver and write to you before the end of day."},
+        {"question": "When is the soup served in the small kitchen upstairs?", "answer": "At noon."},
+        {"question": "When is the soup served in the small kitchen upstairs?", "answer": "At six in the evening."},
+    ]
+    return "\n".join(map(json.dumps, rows))
+
+
+def drafted(site: Site, project_id: str, file_id: str) -> str:
+    """A drafting with a draft of each state; its id."""
+    with transaction() as session:
+        row = Drafting(
+            project_id=project_id, workspace_id=site.person.workspace_id, file_id=file_id, target="endpoint",
+            size_tokens=64, overlap_tokens=8, pairs=1, state="succeeded", asked=3, done=3, total=3,
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+        common = {"drafting_id": row.id, "document": "handbook.pdf", "place": "page 4", "heading": "Stove"}
+        passage = "Light the stove with a match. Wait two minutes."
+        for number, (question, state) in enumerate((("How is it lit?", "open"), ("", "unusable"))):
+            session.add(
+                Draft(**common, chunk=number, passage=passage, question=question, answer="With a match.", state=state)
+            )
+        return row.id
+
+
 @pytest.fixture
 def pages(site: Site) -> list[str]:
     """The addresses of a project with nothing, of one with everything, and of one with everything that can go wrong."""
@@ -45,15 +82,28 @@ def pages(site: Site) -> list[str]:
     with transaction() as session:
         service.add_sample(session, actor, project_id=full, key="support")
     messy = paste(site, full, (MESSY / "broken_lines.jsonl").read_text(), "broken_lines.jsonl")
+    paste(site, full, kitchen(), "kitchen.jsonl")
+    texts = paste(site, full, json.dumps({"text": "The kettle boils. She pours the tea.\n\n" * 60}), "texts.jsonl")
     refused = paste(site, broken, "<!doctype html><p>no</p>", "page.csv")
     unsure = paste(site, broken, '{"a": "x y z", "b": 1, "c": "words of a longer text"}\n' * 30, "unsure.jsonl")
     work()
     with transaction() as session:
-        plans.apply_steps(session, actor, full, ["whitespace"])
+        service.set_mapping(session, actor, texts, Mapping(shape="text", text="{text}"))
+        plans.apply_steps(session, actor, full, ["whitespace", "contradictions"])
+        plans.apply_steps(session, actor, full, ["tokens"], {"texts": "split", "limit": 200})
     work()
     with transaction() as session:
         version = versions.freeze(session, actor, full)
     tasks.freeze(version.id)
+    with transaction() as session:
+        other = combining.combine(session, actor, version.id, operation="sample", others=[], rows=20)
+    tasks.freeze(other.id)
+    with transaction() as session:
+        comparison = combining.compare(session, actor, version.id, other.id)
+        row_changes.change_rows(session, actor, full, keys=np.array([7], np.uint64), kind="delete")
+        upload = uploads.create(session, actor, project_id=full, filename="half.csv", size_bytes=2_000_000)
+        uploads.advance(session, upload.id, 500_000)
+    tasks.compare(comparison.id)
     paste(site, broken, "question,answer\nwaiting,to be read\n", "waiting.csv")
     addresses = [f"/projects/{project}/{stage}" for project in (empty, full, broken) for stage in ("data", "clean")]
     addresses += [
@@ -62,21 +112,31 @@ def pages(site: Site) -> list[str]:
         f"/files/{refused}",
         f"/files/{unsure}",
     ]
-    addresses += [f"/projects/{full}/clean/step?name=whitespace", f"/versions/{version.id}"]
+    names = ("whitespace", "near", "tokens", "contradictions")
+    addresses += [f"/projects/{full}/clean/step?name={name}" for name in names]
+    addresses += [f"/projects/{full}/{page}" for page in ("statistics", "contradictions", "rows/changes", "sources")]
+    addresses += [f"/versions/{version.id}", f"/comparisons/{comparison.id}", f"/sources/{texts}"]
+    addresses += [f"/draftings/{drafted(site, full, texts)}", f"/draftings/{drafted(site, full, messy)}?state=unusable"]
     return [*addresses, f"/projects/{full}/data?q=zebrafish"]
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
-def test_every_page_is_clean(
-    pages: list[str], visit: Callable[..., Any], theme: str, width: int, tmp_path: Path
-) -> None:
-    page = visit(pages[0], theme=theme, width=width, bypass_csp=True)
+@pytest.mark.timeout(600)
+def test_every_page_is_clean(pages: list[str], visit: Callable[..., Any], tmp_path: Path) -> None:
+    """Each page is loaded once, and looked at by day on a desk and by night on a phone."""
+    wrong: list[tuple[str, str, Any]] = []
+    page = visit(pages[0], bypass_csp=True)
     for number, path in enumerate(pages):
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 1440, "height": 900})
         page.goto(path)
         page.get_by_role("heading", level=1).wait_for()
-        page.screenshot(path=tmp_path / f"{number}.png", full_page=True)
-        assert axe_findings(page) == [], path
-        assert not is_scrolling_sideways(page), path
+        for theme, width in (("light", 1440), ("dark", 390)):
+            page.emulate_media(color_scheme=theme)
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=tmp_path / f"{theme}-{number:02d}.png", full_page=True)
+            wrong += [(path, theme, finding) for finding in axe_findings(page)]
+            wrong += [(path, theme, "it scrolls sideways")] if is_scrolling_sideways(page) else []
+    assert wrong == []
 
 
 def test_bringing_a_file_without_scripts(site: Site, visit: Callable[..., Any]) -> None:
