@@ -125,7 +125,7 @@ def main() -> None:
             say("      If your package index serves the large GPU build, set GPT_BUILDER_TORCH_INDEX (see README.md).")
     pip("[2/4] torch:", 10, torch, *(["--index-url", index] if index else []))
     total = len((ROOT / "constraints.txt").read_text().splitlines())
-    pip("[3/4] packages:", total - 24 if "dev" in extras else total - 51, "--no-build-isolation", *rest)
+    pip("[3/4] packages:", total - 25 if "dev" in extras else total - 52, "--no-build-isolation", *rest)
     pip("[4/4] gpt-builder:", 1, "--no-deps", "--no-build-isolation", "--editable", ".")
     STAMP.write_text(json.dumps({"+".join(extras): fingerprint(extras)}))
     say(f"Setup finished in {time.monotonic() - started:.0f} s.")
