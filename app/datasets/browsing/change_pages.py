@@ -131,7 +131,11 @@ def _typed(form: RowForm, current: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "text", "messages": [], "text": text, "label": form.label.strip()}
     messages = []
     before = current.get("messages") or []
-    for at, (role, content) in enumerate(zip(form.role, form.content, strict=False)):
+    for at, (chosen, content) in enumerate(zip(form.role, form.content, strict=False)):
+        role = chosen
+        if not role and at >= len(before) and content.strip():
+            # The new turn has a text but nobody was chosen: whoever is next speaks, so that nothing typed is lost.
+            role = "user" if messages and messages[-1]["role"] == "assistant" else "assistant"
         if role:
             kept = before[at] if at < len(before) else {"train": True}
             messages.append({**kept, "role": role, "content": content.replace("\r\n", "\n")})

@@ -99,6 +99,10 @@ def test_an_edit_shows_at_once_and_the_second_of_two_editors_is_told(ana):
     )
     assert refused.status_code == 422
     assert "needs at least one answer" in refused.text
+    two = {"key": hidden(empty, "key"), "seen": hidden(empty, "seen"), "role": ["user", "assistant", ""]}
+    more = ana.post(f"{ana.rows}/3", data=two | {"content": ["Hot?", "Yes.", "And the plate?"]})
+    assert more.status_code == 303
+    assert "And the plate?" in get(ana, f"{ana.rows}/3"), "a new turn without a chosen speaker is not lost"
 
 
 def test_an_action_takes_all_rows_of_the_filter_and_is_undone_at_once(ana):
