@@ -78,8 +78,8 @@ class Client:
                 event = orjson.loads(line)
                 said += event.get("text", "")
                 if event.get("finish_reason") == "error":
-                    kind = event.get("error_kind")
-                    self.counts["adapter gone" if kind == "failed" else f"failed: {event.get('error')}"] += 1
+                    error = str(event.get("error"))
+                    self.counts["adapter gone" if "files cannot be read" in error else f"failed: {error}"] += 1
                     return None
                 if leaves and said:
                     self.counts["left"] += 1
