@@ -90,12 +90,15 @@ def make_home(home: Path, made: Path) -> tuple[str, str]:
     """A home with a person and a project whose working set lies in `made`; (cookie, project id)."""
     os.environ["GPT_BUILDER_HOME"] = str(home)
     from app.core import db
+    from app.core.config import get_settings
     from app.core.db import new_id, transaction
     from app.core.storage import working_dir
     from app.datasets.models import CleaningPlan, SourceFile
     from app.models import Base
     from tests.visitors import make_person, make_project
 
+    # Whoever calls this may have read the settings of another home before.
+    get_settings.cache_clear()
     Base.metadata.create_all(db.get_engine())
     person = make_person()
     project_id = make_project(person.workspace_id, "Five million rows")
