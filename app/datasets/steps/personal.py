@@ -19,8 +19,8 @@ from app.datasets.steps.personal_numbers import Span
 
 Action = Literal["replace", "mask", "hash", "out", "keep"]
 ACTIONS: dict[str, str] = {
-    "replace": "Replace: <EMAIL_1>",
-    "mask": "Mask: [EMAIL]",
+    "replace": "Replace with a numbered name",
+    "mask": "Replace with its kind alone",
     "hash": "Hash: alike in all rows",
     "out": "Leave the row out",
     "keep": "Keep, with a reason",
