@@ -7,6 +7,7 @@ answer that is the question, and an answer that breaks off are looked for in eve
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -151,7 +152,7 @@ def _findings(texts: pl.Series, words: Indexes, limits: QualityParams) -> dict[s
 
 
 def _one_sided(
-    read: npt.NDArray[np.uint8], starts: Indexes, words: Indexes, least: npt.NDArray[np.float64]
+    read: npt.NDArray[np.uint8], starts: Indexes, words: Indexes, least: npt.NDArray[np.floating[Any]]
 ) -> list[int]:
     """Texts in which one word, from three times on, covers more characters than `least`, and a few more: words are told
     apart by a hash of their first eight letters and their length. Texts begin at `starts` and have `words` words."""
