@@ -14,7 +14,7 @@ from pathlib import Path
 STATIC = Path(__file__).parents[2] / "static"
 BUNDLES = {
     "app.css": ("css", "*.css"), "chart.css": ("css/chart", "*.css"), "rows.css": ("css/rows", "*.css"),
-    "clean.css": ("css/clean", "*.css"), "runs.css": ("css/runs", "*.css"),
+    "clean.css": ("css/clean", "*.css"), "runs.css": ("css/runs", "*.css"), "chat.css": ("css/chat", "*.css"),
     "app.js": ("js/shell", "*.js"),
 }  # fmt: skip
 COMPRESSED = {".css", ".js", ".svg", ".txt", ".json", ".webmanifest"}

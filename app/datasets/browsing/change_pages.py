@@ -129,7 +129,7 @@ def _typed(form: RowForm, current: dict[str, Any]) -> dict[str, Any]:
     if current["kind"] == "text":
         text = form.text.replace("\r\n", "\n")
         return {"kind": "text", "messages": [], "text": text, "label": form.label.strip()}
-    messages = []
+    messages: list[dict[str, Any]] = []
     before = current.get("messages") or []
     for at, (chosen, content) in enumerate(zip(form.role, form.content, strict=False)):
         role = chosen

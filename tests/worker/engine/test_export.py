@@ -133,11 +133,12 @@ def test_a_gguf_file_with_one_wrong_value_is_found_out(llama: Path, tmp_path: Pa
     found = source.load(order)
     gguf_file.write_gguf(order, found, tmp_path)
     path = tmp_path / "warm-q8_0.gguf"
-    assert gguf_file.read_back(path, found, gguf_file.FORMATS["gguf_q8_0"][0], 400).tensors
+    kind, words = gguf_file.FORMATS["gguf_q8_0"][0], found.model.config.vocab_size
+    assert gguf_file.read_back(path, found, kind, words).tensors
     with torch.no_grad():
         found.model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.2
     with pytest.raises(BadData, match=r"blk\.1\.ffn_up"):
-        gguf_file.read_back(path, found, gguf_file.FORMATS["gguf_q8_0"][0], 400)
+        gguf_file.read_back(path, found, kind, words)
 
 
 def test_rows_are_paired_as_llama_turns_them() -> None:
