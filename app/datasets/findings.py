@@ -128,6 +128,11 @@ REASONS: dict[str, Reason] = {
     "member.packed": Reason("Archives inside the archive", "Only one level is opened. Unpack them, then bring them."),
     "sheet.empty": Reason("Empty sheets", "They have no rows below their column names."),
     "cell.error": Reason("Cells with a formula error", "Cells such as #REF! are read as empty."),
+    "cell.formula": Reason(
+        "Formulas without a result",
+        "The file keeps no result for them, so they are read as empty. Open it in your office program, save it there, "
+        "then bring it again.",
+    ),
     "chat.line": Reason("Lines that are no message", "They have neither a time nor a speaker in front of them."),
     "chat.notice": Reason("Notices of the chat", "Somebody joined, left or changed a name: nothing was said."),
     "value.unreadable": Reason("Values that are no text", "They hold bytes or dates that cannot be shown."),

@@ -1,6 +1,7 @@
 """Spreadsheets (XLSX, XLS, XLSB, ODS): the rows of one sheet or of all, under the names of the first row."""
 
 import datetime
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,18 @@ from app.datasets.findings import Problem, Record, Refused
 from app.datasets.options import ReadOptions
 from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import COLUMN_LIMIT, clean_name, numbered
-from app.datasets.reading.packages import open_package, refuse_entities
+from app.datasets.reading.packages import BROKEN, open_package, refuse_entities
 
 DAMAGED = "This spreadsheet is damaged and cannot be opened. Open it in your office program and save it again."
 LOCKED = (
     "This spreadsheet is locked with a password. Open it in your office program, save it without one, then bring it "
     "again."
 )
+# A cell of XLSX with a formula and no stored result, as programs write that do not calculate.
+_UNCOUNTED = re.compile(
+    rb'<c\s[^<>]{0,99}?r="([A-Z]{1,3}\d{1,7})"[^<>]{0,99}>\s*<f\b[^<>]{0,999}(?:/>|>[^<]{0,9999}</f>)\s*(?:<v\s*/>|<v></v>)?\s*</c>'
+)
+_CHUNK, _CELL_BYTES = 1 << 20, 1 << 16
 _ERRORS = ("#REF!", "#N/A", "#DIV/0!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!")
 
 
@@ -35,6 +41,7 @@ def _read(path: Path, options: ReadOptions, context: Context) -> Iterator[Record
     if zipfile.is_zipfile(path):
         with open_package(path) as archive:
             refuse_entities(archive)
+            yield from _without_results(archive)
     import python_calamine as calamine
 
     try:
@@ -65,6 +72,29 @@ def _read(path: Path, options: ReadOptions, context: Context) -> Iterator[Record
         if not kept:
             yield Problem(number + 1, "sheet.empty", is_kept=True, place=f"sheet {name}")
         context.done_bytes = context.total_bytes * index // len(wanted)
+
+
+def _without_results(archive: zipfile.ZipFile) -> Iterator[Problem]:
+    """One finding for each worksheet with formulas that have no stored result: they are read as empty cells."""
+    for member in archive.infolist():
+        if not re.fullmatch(r"xl/worksheets/[^/]+\.xml", member.filename):
+            continue
+        cells: list[str] = []
+        count, rest = 0, b""
+        try:
+            with archive.open(member) as stream:
+                while chunk := stream.read(_CHUNK):
+                    whole, mark, rest = (rest + chunk).rpartition(b"</c>")
+                    found = _UNCOUNTED.findall(whole + mark)
+                    cells += [name.decode() for name in found[: 5 - len(cells)]]
+                    count += len(found)
+                    rest = rest[-_CELL_BYTES:]
+        except BROKEN:
+            continue  # the reader says it better
+        if count:
+            row = int(re.sub(r"\D", "", cells[0]))
+            note = f"{count:,}: {', '.join(cells)}" + (" …" if count > len(cells) else "")
+            yield Problem(row, "cell.formula", note=note, is_kept=True, place=member.filename.rpartition("/")[2])
 
 
 def _rows(

@@ -43,7 +43,7 @@ def brought(path: Path, out: Path, password: str = "") -> ImportReport:
         ("book.epub", "epub", 4, {}),
         ("page.html", "html", 3, {}),
         ("notes.md", "markdown", 4, {}),
-        ("orders.xlsx", "sheets", 15, {"sheet.empty": 1}),
+        ("orders.xlsx", "sheets", 15, {"sheet.empty": 1, "cell.formula": 1}),
         ("old.xls", "sheets", 2, {}),
         ("irc.txt", "chat", 2, {"chat.notice": 1, "chat.line": 1}),
         ("whatsapp.txt", "chat", 2, {"chat.notice": 1}),
@@ -88,6 +88,19 @@ def test_a_web_page_gives_its_text_and_not_its_menu():
     assert "from nine in the morning" in text
     assert "| Monday | 9 to 18 |" in text
     assert not any(word in text for word in ("alert", "Log in", "Imprint"))
+
+
+def test_formulas_without_a_stored_result_are_named(tmp_path: Path):
+    """As programs write them that do not calculate; those with a result say nothing."""
+    with zipfile.ZipFile(DOCUMENTS / "orders.xlsx") as whole, zipfile.ZipFile(tmp_path / "sums.xlsx", "w") as made:
+        for name in whole.namelist():
+            content = whole.read(name).replace(b'<c r="C2" t="n"><v>1.5</v></c>', b'<c r="C2"><f>1+0.5</f><v></v></c>')
+            content = content.replace(b'<c r="C3" t="n"><v>3</v></c>', b'<c r="C3" t="n"><f>SUM(C2:C2)</f><v>3</v></c>')
+            made.writestr(name, content)
+    records, problems = read_all(tmp_path / "sums.xlsx", sheet="Orders")
+    assert [r.values["price"] for r in records[:2]] == ["", 3]
+    assert [(p.code, p.note, p.place) for p in problems] == [("cell.formula", "2: C2, B14", "sheet1.xml")]
+    assert ("cell.formula", 1) in [(one.code, one.count) for one in brought(tmp_path / "sums.xlsx", tmp_path).problems]
 
 
 def test_sheets_keep_zeros_dates_and_formulas_as_text():
