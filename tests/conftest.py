@@ -235,13 +235,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests last: Playwright leaves an event loop running in this thread, in which asyncio.run refuses.
 
     They, the slow ones and those of the supervisor wait for real processes, which a crowded machine can starve: one
-    that fails is run once more, and the report shows it as rerun. In continuous integration, where nobody can tell what
-    else the machine does, that holds for every test.
+    that fails is run once more, and the report shows it as rerun.
     """
     items.sort(key=lambda item: "e2e" in item.path.parts)
     for item in items:
         waits = {"e2e", "supervisor"} & set(item.path.parts) or item.get_closest_marker("slow")
-        if waits or os.environ.get("CI"):
+        if waits:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
