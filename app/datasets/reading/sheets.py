@@ -11,9 +11,9 @@ from app.datasets.findings import Problem, Record, Refused
 from app.datasets.options import ReadOptions
 from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import COLUMN_LIMIT, clean_name, numbered
+from app.datasets.reading.old_sheets import DAMAGED, look_over
 from app.datasets.reading.packages import BROKEN, open_package, refuse_entities
 
-DAMAGED = "This spreadsheet is damaged and cannot be opened. Open it in your office program and save it again."
 LOCKED = (
     "This spreadsheet is locked with a password. Open it in your office program, save it without one, then bring it "
     "again."
@@ -42,6 +42,8 @@ def _read(path: Path, options: ReadOptions, context: Context) -> Iterator[Record
         with open_package(path) as archive:
             refuse_entities(archive)
             yield from _without_results(archive)
+    else:
+        look_over(path)
     import python_calamine as calamine
 
     try:
