@@ -97,6 +97,20 @@ REASONS: dict[str, Reason] = {
         "The file ends in the middle",
         "The list is never closed, so the end may be missing. What came before it was read.",
     ),
+    "json.doubled_key": Reason(
+        "Rows with a key that stands twice",
+        "The first value keeps the name and the later ones were numbered, such as “name 2”, so nothing is lost. Other "
+        "programs keep only the last.",
+        (
+            Fix("Keep them all", "doubled_keys", "number"),
+            Fix("Keep only the last", "doubled_keys", "last"),
+            Fix("Leave the rows out", "doubled_keys", "skip"),
+        ),
+    ),
+    "json.big_number": Reason(
+        "Whole numbers over 64 bits",
+        "As numbers they would be rounded, so their digits are kept as text.",
+    ),
     "line.empty": Reason("Empty lines", "They carry nothing and were passed over."),
     "line.too_long": Reason("Lines over 32 MB", "Split them before you bring the file."),
     "columns.too_many": Reason(

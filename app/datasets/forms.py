@@ -32,6 +32,7 @@ class ReadingForm(FormBase):
     wrong_encoding: str | None = Field(None, max_length=20)
     open_quotes: str | None = Field(None, max_length=20)
     bad_json: str | None = Field(None, max_length=20)
+    doubled_keys: str | None = Field(None, max_length=20)
     mistyped_columns: str | None = Field(None, max_length=20)
     text_unit: str | None = Field(None, max_length=20)
     sheet: str | None = Field(None, max_length=200)

@@ -20,6 +20,7 @@ class ReadOptions(Contract):
     wrong_encoding: Literal["repair", "skip"] = "repair"
     open_quotes: Literal["skip", "repair"] = "skip"
     bad_json: Literal["skip", "repair"] = "skip"
+    doubled_keys: Literal["number", "last", "skip"] = "number"
     mistyped_columns: Literal["keep", "map"] = "keep"
     text_unit: Literal["block", "paragraph", "line", "document"] = Field(
         "block", description="plain text: about 2,000 characters of whole paragraphs, a paragraph, a line, everything"

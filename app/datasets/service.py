@@ -201,6 +201,7 @@ def record_import(session: Session, file: SourceFile, report: ImportReport, rows
                 sentence=reason.title,
                 excerpt=problem.excerpt,
                 place=problem.place[:300],
+                note=problem.note[:500],
                 count=problem.count,
                 out_count=problem.out,
             )

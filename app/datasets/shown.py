@@ -197,7 +197,8 @@ def brief(text: str) -> str:
 def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]:
     """Findings with their advice and fixes; the choice in force is marked."""
     options = {"wrong_encoding": "repair", "short_rows": "pad", "long_rows": "join", "open_quotes": "skip",
-               "bad_json": "skip", "mistyped_columns": "keep", "has_header": "true"} | file.options  # fmt: skip
+               "bad_json": "skip", "doubled_keys": "number", "mistyped_columns": "keep",
+               "has_header": "true"} | file.options  # fmt: skip
     cards = []
     for finding in findings:
         reason = REASONS.get(finding.code) or Reason(finding.sentence, "")

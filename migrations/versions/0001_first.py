@@ -657,6 +657,7 @@ def upgrade() -> None:
         sa.Column("sentence", sa.Text(), nullable=False),
         sa.Column("excerpt", sa.Text(), nullable=False),
         sa.Column("place", sa.String(length=300), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
         sa.Column("count", sa.Integer(), nullable=False),
         sa.Column("out_count", sa.Integer(), nullable=False),
         sa.Column("decision", sa.String(length=20), nullable=False),

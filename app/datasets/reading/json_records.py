@@ -13,6 +13,7 @@ import orjson
 
 from app.datasets.findings import RAW_LIMIT_BYTES, Problem, Record, Refused
 from app.datasets.options import ReadOptions
+from app.datasets.reading import json_values
 from app.datasets.reading.context import Context
 from app.datasets.reading.lines import LINE_LIMIT_BYTES, read_lines, read_utf8
 from app.datasets.reading.sniffed import Sniffed
@@ -62,6 +63,7 @@ def read_json(
     if rows is None:
         yield from found
         return
+    yield from (item for item in found if isinstance(item, Problem))
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict):
             yield Record(number, row)
@@ -185,25 +187,34 @@ def _parsed(line: int, raw: bytes, options: ReadOptions) -> Iterator[Record | Pr
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        value = repaired(raw) if options.bad_json == "repair" else None
+        doubled: list[str] = []
+        value = repaired(raw, json_values.pairing(options, doubled)) if options.bad_json == "repair" else None
         if value is None:
             yield Problem(line, "json.invalid", head, str(error).split(":")[0][:120])
             return
         yield Problem(line, "json.repaired", head, is_kept=True)
-    if isinstance(value, dict):
-        yield Record(line, value)
+        found = json_values.exact(value, doubled)
+    else:
+        found = json_values.kept(raw, value, options) if isinstance(value, dict) else json_values.Kept(value)
+    notes = json_values.problem_notes(found, options)
+    for code, note, is_kept in notes:
+        yield Problem(line, code, head, note, is_kept=is_kept)
+    if not all(is_kept for _code, _note, is_kept in notes):
+        return
+    if isinstance(found.value, dict):
+        yield Record(line, found.value)
     else:
         yield Problem(line, "json.not_object", head)
 
 
-def repaired(raw: bytes) -> dict[str, Any] | None:
+def repaired(raw: bytes, paired: json_values.Pairing) -> dict[str, Any] | None:
     """The object meant by almost-JSON: extra commas, single quotes, Python's constants; None when unsure."""
     text = raw.decode("utf-8", "replace").strip().rstrip(",;").strip()
     if not text.startswith("{"):
         return None
     for attempt in (text, re.sub(r",\s*([}\]])", r"\1", text)):
         try:
-            value = json.loads(attempt)
+            value = json.loads(attempt, object_pairs_hook=paired)
             break
         except (ValueError, RecursionError):
             continue
@@ -211,10 +222,18 @@ def repaired(raw: bytes) -> dict[str, Any] | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                value = ast.literal_eval(re.sub(r"\b(null|true|false)\b", _python_constant, text))
+                tree = ast.parse(re.sub(r"\b(null|true|false)\b", _python_constant, text), mode="eval")
+                if any(_has_doubled_key(node) for node in ast.walk(tree) if isinstance(node, ast.Dict)):
+                    return None
+                value = ast.literal_eval(tree)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
     return value if isinstance(value, dict) and _is_plain(value) else None
+
+
+def _has_doubled_key(node: ast.Dict) -> bool:
+    keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+    return len(set(keys)) < len(keys)
 
 
 def _python_constant(match: re.Match[str]) -> str:
