@@ -2,7 +2,8 @@
 
 1. Corpus and own rows, capped by source, become a frozen dataset version. 2. The engine trains on it, from scratch.
 3. Bits per byte are measured on rows held out of each source. 4. The result replaces starter/model.
-Started again with the same --work folder it goes on from the last checkpoint.
+Started again with the same --work folder it goes on from the last checkpoint. A line of JSON on standard input changes the
+run as its page would: {"verb": "adjust", "name": "epochs", "value": 0.8} (`app.contracts.events.Control`).
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import math
 import random
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +30,7 @@ from app.contracts.conversation import Example, Message
 from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
 from starter.own_rows import rows as own_rows
 from worker.engine import loading
-from worker.engine.control import NoCommands
+from worker.engine.control import LineCommands
 from worker.engine.data import fit, read_examples
 from worker.engine.encoding import Encoder
 from worker.engine.loss import summed_loss
@@ -68,7 +70,7 @@ def main() -> None:
         cache_dir=str(options.work / "tokens"),
     )
     with (options.work / "events.jsonl").open("a", encoding="utf-8") as log:
-        for event in train(order, NoCommands()):
+        for event in train(order, LineCommands(sys.stdin)):
             log.write(event.model_dump_json() + "\n")
             log.flush()
             show(event)
