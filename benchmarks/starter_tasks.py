@@ -4,8 +4,8 @@
 
 The model writes the name of the intent; an answer counts when it is that name, letter for letter. The share of right
 answers on test rows, with Wilson's interval, stands beside the nearest training row (words, TF-IDF), the most frequent
-intent and the model before tuning. Bars: LoRA 70 %, full 85 %, each trained within 180 s on two cores. `--cpu` counts the
-seconds of one thread instead, twice as many, for a machine that is busy.
+intent and the model before tuning. Bars: LoRA 70 %, full 85 %, each trained within 180 s on two cores. `--cpu` counts
+the seconds of one thread instead, twice as many, for a machine that is busy.
 """
 
 import argparse
@@ -22,20 +22,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import torch  # noqa: E402
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
-from app.contracts.conversation import Message  # noqa: E402
-from app.contracts.generation import GenerationRequest, Sampling  # noqa: E402
-from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec, TrainOrder  # noqa: E402
-from app.evaluations.baselines import Nearest, majority  # noqa: E402
-from app.evaluations.statistics import wilson  # noqa: E402
-from starter.build import SCHEMA  # noqa: E402
-from worker.engine.control import NoCommands  # noqa: E402
-from worker.engine.generate import Generation, load  # noqa: E402
-from worker.engine.slots import Slots  # noqa: E402
-from worker.engine.train import train  # noqa: E402
+from app.contracts.conversation import Message
+from app.contracts.generation import GenerationRequest, Sampling
+from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec, TrainOrder
+from app.evaluations.baselines import Nearest, majority
+from app.evaluations.statistics import wilson
+from starter.build import SCHEMA
+from worker.engine.control import NoCommands
+from worker.engine.generate import Generation, load
+from worker.engine.slots import Slots
+from worker.engine.train import train
 
 HERE = Path(__file__).parent
 LIMIT_S = 180.0

@@ -2,8 +2,8 @@
 
 1. Corpus and own rows, capped by source, become a frozen dataset version. 2. The engine trains on it, from scratch.
 3. Bits per byte are measured on rows held out of each source. 4. The result replaces starter/model.
-Started again with the same --work folder it goes on from the last checkpoint. A line of JSON on standard input changes the
-run as its page would: {"verb": "adjust", "name": "epochs", "value": 0.8} (`app.contracts.events.Control`).
+Started again with the same --work folder it goes on from the last checkpoint. A line of JSON on standard input changes
+the run as its page would: {"verb": "adjust", "name": "epochs", "value": 0.8} (`app.contracts.events.Control`).
 """
 
 import argparse

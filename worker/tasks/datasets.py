@@ -3,15 +3,10 @@
 Each claims its row, lets a limited child process do the work, records progress, and writes the result in its lease.
 """
 
-import json
 import logging
 import os
-import selectors
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +16,7 @@ from app.core import security, storage
 from app.core.config import ROOT, get_settings
 from app.core.db import reading
 from app.core.errors import DiskFull, Invalid
-from app.core.queue import ring
-from app.core.work import Lease, LostLease, claim, working
+from app.core.work import Lease, claim, working
 from app.datasets import plans, service, versions
 from app.datasets.bringing import fetching
 from app.datasets.child import CombineOrder, CompareOrder, FreezeOrder, ImportOrder, Limits, Order, PrepareOrder
@@ -37,9 +31,9 @@ from app.evaluations import service as evaluations
 from app.projects.models import Project
 from app.recipes import tokenizing
 from worker.celery_app import celery_app, draining
+from worker.following import give_back, obeyed
 
 log = logging.getLogger(__name__)
-LOOK_EVERY_S = 0.3
 # Generous for honest files (58 MB per processor second were measured), short for hostile ones.
 CPU_S_LEAST, CPU_S_PER_MB = 120, 2.0
 # Disk at the peak over the bytes of the read rows, which are packed: 9.7 and 6 were measured on a million rows.
@@ -95,7 +89,7 @@ def bring(source_id: str) -> None:
 
     def look() -> None:
         if draining.is_set():
-            _give_back(lease)
+            give_back(lease, _task(lease))
 
     with working(lease):
         with reading() as session:
@@ -241,72 +235,29 @@ def _obeyed(lease: Lease, order: Order, phase: str) -> Any:
         "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1",
     }  # fmt: skip
     lease.progress(0, 0, phase)
-    with tempfile.TemporaryFile() as log_file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "app.datasets.child"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            start_new_session=True,
-        )
-        try:
-            last = _followed(lease, child, order.model_dump_json().encode() + b"\n")
-        finally:
-            _stop(child)
-        if "result" in last:
-            return last["result"]
-        if "refused" in last:
-            raise Invalid(last["refused"], code=last["code"])
-        log_file.seek(0)
-        log.error(
-            "child died",
-            extra={"row": lease.row_id, "returncode": child.returncode, "trace": log_file.read()[-4000:].decode()},
-        )
-        if storage.free_bytes() < NO_ROOM_BYTES:
-            raise DiskFull
-        raise Invalid(_crash_sentence(child.returncode))
 
-
-def _followed(lease: Lease, child: subprocess.Popen[bytes], order: bytes) -> dict[str, Any]:
-    """Read the child's lines until it ends; the last one. Looks for a cancellation several times a second."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(order)
-    child.stdin.close()
-    last: dict[str, Any] = {}
     done = total = 0
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        while True:
-            if selector.select(LOOK_EVERY_S):
-                line = child.stdout.readline()
-                if not line:
-                    child.wait()
-                    return last
-                last = json.loads(line)
-                done, total = last.get("done", done), last.get("total", total)
-            if draining.is_set():
-                _give_back(lease)
-            lease.progress(done, total)
+
+    def tell(last: dict[str, Any]) -> None:
+        nonlocal done, total
+        done, total = last.get("done", done), last.get("total", total)
+        lease.progress(done, total)
+
+    outcome = obeyed(lease, ["app.datasets.child"], order.model_dump_json(), environment, _task(lease), tell)
+    if "result" in outcome.last:
+        return outcome.last["result"]
+    if "refused" in outcome.last:
+        raise Invalid(outcome.last["refused"], code=outcome.last["code"])
+    extra = {"row": lease.row_id, "returncode": outcome.returncode, "trace": outcome.trace}
+    log.error("child died", extra=extra)
+    if storage.free_bytes() < NO_ROOM_BYTES:
+        raise DiskFull
+    raise Invalid(_crash_sentence(outcome.returncode))
 
 
-def _give_back(lease: Lease) -> None:
-    """This worker is told to stop: queue the row again without counting the attempt. Raises LostLease."""
-    task = next(task for model, task in service.WATCHED if model is lease.model)
-    model = lease.model
-    with lease.write(state="queued", attempt_id=None, attempts=model.attempts - 1) as session:
-        ring(session, task, lease.row_id)
-    raise LostLease(lease.row_id)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
+def _task(lease: Lease) -> str:
+    """The task that wakes a worker for this kind of row."""
+    return next(task for model, task in service.WATCHED if model is lease.model)
 
 
 def _crash_sentence(returncode: int) -> str:

@@ -1,14 +1,8 @@
 """Exports: a limited child process writes and checks the files; they are published and, if asked, sent to a hub."""
 
-import json
 import logging
 import os
-import selectors
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +11,14 @@ from app.core import storage
 from app.core.config import ROOT
 from app.core.db import reading
 from app.core.errors import Invalid
-from app.core.work import Lease, LostLease, claim, working
+from app.core.work import Lease, claim, working
 from app.exports import card, sending, service
 from app.exports.models import Export
-from worker.celery_app import celery_app, draining
+from worker.celery_app import celery_app
+from worker.following import obeyed
 from worker.trainer import environment
 
 log = logging.getLogger(__name__)
-LOOK_EVERY_S = 0.3
 REPORT = "report.json"
 
 
@@ -80,64 +74,26 @@ def _publish(lease: Lease, row: Export, folder: Path) -> None:
 
 def _obeyed(lease: Lease, order: ExportOrder) -> ExportReport:
     """Run the child on `order`. Raises Invalid with its sentence, or one for its crash."""
-    with tempfile.TemporaryFile() as log_file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "worker.engine.export", "--parent", str(os.getpid())],
-            cwd=ROOT,
-            env=environment() | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            start_new_session=True,
-        )
-        try:
-            last = _followed(lease, child, order.model_dump_json().encode() + b"\n")
-        finally:
-            _stop(child)
-        if "result" in last:
-            return ExportReport.model_validate(last["result"])
-        if "refused" in last:
-            raise Invalid(last["refused"])
-        log_file.seek(0)
-        trace = log_file.read()[-4000:].decode(errors="replace")
-        log.error("export died", extra={"row": lease.row_id, "returncode": child.returncode, "trace": trace})
-        raise Invalid("The export ended unexpectedly, perhaps for want of memory. Try it again; the log says more.")
+    told: str | None = None
 
+    def tell(last: dict[str, Any]) -> None:
+        nonlocal told
+        phase = last.get("phase", "starting")
+        lease.progress(0, 0, None if phase == told else phase)
+        told = phase
 
-def _followed(lease: Lease, child: "subprocess.Popen[bytes]", order: bytes) -> dict[str, Any]:
-    """Read the child's lines until it ends; the last one. Looks for a cancellation several times a second."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(order)
-    child.stdin.close()
-    last: dict[str, Any] = {}
-    phase: str | None = "starting"
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        while True:
-            if selector.select(LOOK_EVERY_S):
-                line = child.stdout.readline()
-                if not line:
-                    child.wait()
-                    return last
-                last = json.loads(line)
-                phase = last.get("phase")
-            if draining.is_set():
-                _give_back(lease)
-            lease.progress(0, 0, phase)
-            phase = None
-
-
-def _give_back(lease: Lease) -> None:
-    """This worker is told to stop: queue the row again without counting the attempt. Raises LostLease."""
-    with lease.write(state="queued", attempt_id=None, attempts=Export.attempts - 1) as session:
-        service.wake(session, lease.row_id)
-    raise LostLease(lease.row_id)
-
-
-def _stop(child: "subprocess.Popen[bytes]") -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
+    outcome = obeyed(
+        lease,
+        ["worker.engine.export", "--parent", str(os.getpid())],
+        order.model_dump_json(),
+        environment() | {"PYTHONPATH": str(ROOT)},
+        service.TASK,
+        tell,
+    )
+    if "result" in outcome.last:
+        return ExportReport.model_validate(outcome.last["result"])
+    if "refused" in outcome.last:
+        raise Invalid(outcome.last["refused"])
+    extra = {"row": lease.row_id, "returncode": outcome.returncode, "trace": outcome.trace}
+    log.error("export died", extra=extra)
+    raise Invalid("The export ended unexpectedly, perhaps for want of memory. Try it again; the log says more.")

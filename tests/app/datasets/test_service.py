@@ -23,6 +23,8 @@ from app.datasets.mapping import Mapping
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.datasets.splitting import SplitSettings
 from tests.conftest import wait_for
+from worker import following
+from worker.celery_app import draining
 from worker.tasks import datasets as tasks
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -223,7 +225,7 @@ def test_the_queue_is_told_after_the_change(place):
 def test_cancel_stops_the_child(place, monkeypatch):
     """The child is held still, so that it cannot be faster than the person who stops it."""
     file_id = bring(place, FIXTURES / "messy_made" / "utf8.csv")
-    real, children = tasks.subprocess.Popen, []
+    real, children = following.subprocess.Popen, []
 
     def held(*args, **kwargs):
         child = real(*args, **kwargs)
@@ -231,7 +233,7 @@ def test_cancel_stops_the_child(place, monkeypatch):
         children.append(child)
         return child
 
-    monkeypatch.setattr(tasks.subprocess, "Popen", held)
+    monkeypatch.setattr(following.subprocess, "Popen", held)
     thread = threading.Thread(target=tasks.import_file, args=(file_id,))
     thread.start()
     wait_for(lambda: children, "the child was started", 60)
@@ -246,14 +248,14 @@ def test_cancel_stops_the_child(place, monkeypatch):
 
 def test_a_killed_child_is_a_sentence(place, monkeypatch):
     file_id = bring(place, FIXTURES / "messy_made" / "utf8.csv")
-    real = tasks.subprocess.Popen
+    real = following.subprocess.Popen
 
     def killed(*args, **kwargs):
         child = real(*args, **kwargs)
         os.killpg(child.pid, signal.SIGKILL)
         return child
 
-    monkeypatch.setattr(tasks.subprocess, "Popen", killed)
+    monkeypatch.setattr(following.subprocess, "Popen", killed)
     tasks.import_file(file_id)
     file = row(SourceFile, file_id)
     assert file.state == "failed"
@@ -267,12 +269,12 @@ def test_a_killed_child_is_a_sentence(place, monkeypatch):
 
 def test_a_stopping_worker_gives_the_row_back(place, monkeypatch):
     file_id = bring(place, FIXTURES / "messy_made" / "utf8.csv")
-    monkeypatch.setattr(tasks, "LOOK_EVERY_S", 0.01)
-    tasks.draining.set()
+    monkeypatch.setattr(following, "LOOK_EVERY_S", 0.01)
+    draining.set()
     try:
         tasks.import_file(file_id)
     finally:
-        tasks.draining.clear()
+        draining.clear()
     file = row(SourceFile, file_id)
     assert (file.state, file.attempts) == ("queued", 0)
     tasks.import_file(file_id)
