@@ -21,6 +21,7 @@ from app.datasets.browsing import model_view
 from app.datasets.cleaning import CODES, STEPS, ChosenStep
 from app.datasets.findings import Refused
 from app.datasets.forms import SplitForm, listed
+from app.datasets.looking import SAMPLE_ROWS
 from app.datasets.reports import StepReport
 from app.datasets.splitting import wanted_rows
 from app.datasets.steps.catalogue import PRESETS, hidden_params
@@ -137,10 +138,14 @@ def clean_live(request: Request, session: SessionDep, actor: ActorDep, project_i
 
 @router.get("/projects/{project_id}/clean/step")
 def step_page(
-    request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str = "", code: str = ""
-) -> Response:
-    """Up to fifty rows that a step touched or would touch, before and after; its settings, and a preview of others."""
-    context = _context(session, actor, project_id)
+    request: Request, session: SessionDep, actor: ActorDep, project_id: str, name: str = "", code: str = "",
+    waited: bool = False,
+) -> Response:  # fmt: skip
+    """Up to fifty rows that a step touched or would touch, before and after; its settings, and a preview of others.
+
+    `waited`: asked for by the page itself, which waits for the rows to be prepared.
+    """
+    context = _context(session, actor, project_id) | {"waited": waited}
     model = model_view.model_of(session, actor, project_id) if name == "tokens" else None
     return _step_page(request, context, name, code, shown.step_of(context["report"], name), model=model)
 
@@ -174,10 +179,12 @@ def _step_page(
         ],
         "estimate": clean_shown.estimate(found),
         "pairs": clean_shown.pairs(found, code, chosen),
+        "shown_of": sum(r.rows for r in clean_shown.reasons(found) if not code or r.code == code),
         "measured": clean_shown.measured() if is_measured else [],
         "not_covered": NOT_COVERED if is_measured else "",
         "spared": [(_(sparing.SCOPES[s]), n) for s, n in sparing.counts(context["plan"], name).items()],
         "is_preview": False,
+        "waited": context.get("waited", False),
         **_thresholds(context["plan"], name if chosen else ""),
     }
     status = 422 if more.get("errors") else 200
@@ -224,7 +231,9 @@ def preview_step(
     chosen = ChosenStep(name=name, version=step.version, params=params)
     planned = plans.planned(session, project_id)
     try:
-        found = trying.preview(planned, plans.set_dir(plan), report.rows, chosen)
+        found = trying.preview(
+            planned, plans.set_dir(plan), report.rows, chosen, is_all_sampled=report.rows_in <= SAMPLE_ROWS
+        )
     except Refused as refusal:
         raise Conflict(refusal.sentence) from refusal
     for field in context["params"][name]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from app.core.numbers import number
+from app.datasets.findings import REASONS
 from app.datasets.reports import PrepareReport, Shown, StepReport
 from app.datasets.steps.catalogue import CODES, STEPS
 from app.datasets.steps.contract import ChosenStep
@@ -56,6 +57,19 @@ def waterfall(report: PrepareReport | None, chosen: list[ChosenStep]) -> list[Fa
     if by_hand > 0:
         falls.append(Fall("", "", "hand", 0, by_hand, 0, report.rows, report.rows / (report.rows_in + report.made)))
     return falls
+
+
+_BY_HAND = {
+    "hand.edited": "Changed by hand", "hand.deleted": "Deleted by hand", "hand.excluded": "Kept out by hand",
+    "hand.kept": "Kept whatever a step says",
+}  # fmt: skip
+
+
+def code_words(code: str) -> str:
+    """What a code of a step, of the mapping or of a change by hand says to a person."""
+    if code in REASONS:
+        return REASONS[code].title
+    return _BY_HAND.get(code) or CODES.get(code, code)
 
 
 class Reason(NamedTuple):

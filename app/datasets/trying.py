@@ -55,11 +55,12 @@ def suggested(name: str, batch: Batch) -> dict[str, Any]:
     return {"lines": [found.line for found in repeated(several)[:SUGGESTED_LINES]]}
 
 
-def preview(plan: Plan, folder: Path, rows: int, chosen: ChosenStep) -> StepReport:
+def preview(plan: Plan, folder: Path, rows: int, chosen: ChosenStep, *, is_all_sampled: bool = False) -> StepReport:
     """A step with parameters not applied yet, in its place among the steps of the plan. `rows`: of the whole set.
 
-    Under a second: it looks at the 2,000 sampled rows only. A step that only the whole set can judge looks at the
-    rows that are left, at the first 20,000 of a larger set, whose number tells nothing of the others.
+    Under a second: it looks at the 2,000 sampled rows only, which are all of a smaller set (`is_all_sampled`). A step
+    that only the whole set can judge looks at the rows that are left, at the first 20,000 of a larger set, whose
+    number tells nothing of the others.
     """
     if STEPS[chosen.name].is_set:
         left = _whole(folder, WHOLE_ROWS)
@@ -67,7 +68,7 @@ def preview(plan: Plan, folder: Path, rows: int, chosen: ChosenStep) -> StepRepo
     order = list(STEPS)
     before = [s for s in plan.applied() if order.index(s.name) < order.index(chosen.name)]
     batch = _sample(plan.model_copy(update={"steps": before}), folder)
-    return _tried(chosen, batch, rows, False)
+    return _tried(chosen, batch, rows, is_all_sampled)
 
 
 def _whole(folder: Path, most: int = WHOLE_ROWS) -> Batch:

@@ -34,7 +34,7 @@ class ChangeForm(FormBase):
     """What to do with which rows. `scope`: one (by number and key), ticked (by keys) or all of the filter."""
 
     kind: Kind
-    scope: str = Field("all", pattern="^(one|ticked|all)$")
+    scope: str = Field("ticked", pattern="^(one|ticked|all)$")
     value: str = Field("", max_length=200)
     number: int = Field(0, ge=0)
     key: list[int] = Field(default_factory=list, max_length=1000)
@@ -71,6 +71,10 @@ def change(request: Request, session: SessionDep, actor: ActorDep, project_id: s
     value = {"tag": form.value, "label": form.value}
     filters = {name: str(v) for name, v in values.items() if name in Question.model_fields}
     question = question_of(filters)
+    if form.scope == "ticked" and not form.key:
+        response = RedirectResponse(f"/projects/{project_id}/rows?{question.url()}", 303)
+        flash(response, _("No row is ticked."), _("Tick rows first, or choose all rows under Act."), tone="warn")
+        return response
     if form.scope == "one":
         found = _one(rows, form)
         place = (found.prepared["_file"], found.prepared["_row"])

@@ -12,7 +12,8 @@ from app.datasets.browsing.index import Choice, Lengths, Meta
 from app.datasets.browsing.questions import OPTIONAL, Question
 from app.datasets.browsing.scanning import State
 from app.datasets.browsing.sets import RowSet, read
-from app.datasets.cleaning import CODES, STEPS
+from app.datasets.clean_shown import code_words
+from app.datasets.cleaning import STEPS
 from app.datasets.edits import RowEdit
 
 PER_PAGE = 100
@@ -195,7 +196,7 @@ def _mark_words(choice: Choice) -> str:
     step = choice.value.removeprefix("changed:")
     if step != choice.value:
         return _("Changed: %(step)s", step=_(STEPS[step].title)) if step in STEPS else step
-    return _(CODES.get(choice.value, choice.value))
+    return _(code_words(choice.value))
 
 
 def heads_of(table: Table) -> list[Head]:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.core.numbers import in_full, number, percent
 from app.datasets import versions
 from app.datasets.browsing.languages import language_of
+from app.datasets.clean_shown import code_words
 from app.datasets.cleaning import STEPS
 from app.datasets.combining import made
 from app.datasets.models import DatasetVersion, SourceFile
@@ -96,7 +97,9 @@ def _making(
     if not steps:
         lines.append("- no cleaning step was applied")
     lines.append(f"- {rows_sentence(counts)}")
-    lines += [f"  - `{code}`: {number(n)}" for code, n in {**counts["mapping_codes"], **counts["codes"]}.items()]
+    lines += [
+        f"  - {code_words(code)}: {number(n)}" for code, n in {**counts["mapping_codes"], **counts["codes"]}.items()
+    ]
     report = manifest["split_report"]
     lines.append(f"- rows with the same question or content on two sides of the split: {number(report['leaks'])}")
     return lines

@@ -1,5 +1,6 @@
 """A version's rows as they leave the house: JSONL, CSV, Parquet, a few thousand rows in memory at a time."""
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator
@@ -79,7 +80,13 @@ class _Sink(io.RawIOBase):
 
 
 def csv_rows(version: DatasetVersion, *, is_spreadsheet: bool = False) -> Iterator[bytes]:
-    """Every row as CSV: split, system, question, answer, text. `is_spreadsheet`: no cell starts a formula."""
+    """Every row as CSV: split, system, question, answer, text.
+
+    `is_spreadsheet`: no cell starts a formula, and a byte order mark says UTF-8: without it Excel takes the accents
+    for those of another encoding.
+    """
+    if is_spreadsheet:
+        yield codecs.BOM_UTF8
     yield _csv([("split", "system", "question", "answer", "text", "source", "row")], False)
     for batch in iterate(parts(folder(version), "data-")):
         rows = []

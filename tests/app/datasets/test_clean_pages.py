@@ -49,12 +49,17 @@ def test_a_step_is_looked_at_previewed_applied_and_excepted(ana, tmp_path):  # n
     answer = ana.post(f"{clean}/preview", data={"step": "personal", "is_full": "1", "email": "keep", "reason": "ours"})
     assert answer.status_code == 200
     assert "Preview: nothing is changed" in answer.text
-    assert "An estimate from 7 rows" in answer.text
+    assert "An estimate from" not in answer.text, "all seven rows were looked at"
+    assert 'form="step-form"' in answer.text, "the button above applies what was previewed"
+    assert "Replace them</span></button>" not in answer.text
     refused = ana.post(f"{clean}/preview", data={"step": "personal", "is_full": "1", "email": "keep"})
     assert refused.status_code == 422
     assert "Say why these are kept." in refused.text
     post(ana, f"{clean}/steps", step="personal", is_full="1", email="replace")
+    assert "shows them as they were before" in get(ana, f"{clean}/step?name=personal")
     work()
+    assert "The rows are prepared" in get(ana, f"{clean}/step?name=personal&waited=1")
+    assert "as they were before" not in get(ana, f"{clean}/step?name=personal")
     page = get(ana, clean)
     assert "What became of the rows" in page
     shown = get(ana, f"{clean}/step?name=personal&code=fix.pii.email")

@@ -232,6 +232,8 @@ def test_downloads_are_attachments(ana):
     assert answer.headers["content-disposition"].startswith("attachment;")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "'=1+1,'@home" in answer.text
+    assert answer.content.startswith(b"\xef\xbb\xbfsplit,"), "Excel reads the accents as UTF-8"
+    assert not ana.get(f"{version}/download?format=csv").content.startswith(b"\xef")
     assert ",=1+1,@home" in ana.get(f"{version}/download?format=csv").text
 
 

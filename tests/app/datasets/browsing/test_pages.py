@@ -6,9 +6,12 @@ import pytest
 from sqlalchemy import select
 
 from app.core.db import reading
-from app.datasets.browsing import background, counting
+from app.datasets.browsing import background, counting, table
 from app.datasets.browsing import pages as table_pages
+from app.datasets.browsing.index import Choice
 from app.datasets.browsing.model_view import model_of
+from app.datasets.cleaning import CODES
+from app.datasets.findings import REASONS
 from app.datasets.models import DatasetVersion, RowChange
 from app.recipes import bases
 from tests.app.datasets.test_pages import bring, get, post, work
@@ -131,8 +134,16 @@ def test_ticked_rows_and_one_row(ana):
     assert numbers(get(ana, f"{ana.rows}?state=excluded")) == [1, 2, 3]
     stale = ana.post(f"{ana.rows}/changes", data={"kind": "delete", "scope": "one", "number": "9", "key": keys[0]})
     assert stale.status_code == 410, "the row of that number is another one now"
-    none = ana.post(f"{ana.rows}/changes", data={"kind": "delete", "scope": "ticked"})
-    assert none.status_code == 422
+    post(ana, f"{ana.rows}/changes", kind="delete")
+    assert "No row fits" in get(ana, f"{ana.rows}?state=deleted"), "nothing was ticked"
+    assert re.search(r'value="ticked" checked', get(ana, ana.rows)), "all rows are never meant by themselves"
+    post(ana, f"{ana.rows}/changes", kind="delete", key=keys[0])
+    assert numbers(get(ana, f"{ana.rows}?state=deleted")) == [1]
+
+
+def test_every_mark_of_a_row_is_told_in_words():
+    for code in (*CODES, *REASONS, "hand.edited", "hand.deleted", "hand.excluded", "hand.kept", "changed:whitespace"):
+        assert "." not in table._mark_words(Choice(value=code, label="", number=1, count=1)).rstrip("."), code
 
 
 def test_a_version_is_browsed_the_same_way_and_not_changed(ana):
@@ -145,6 +156,12 @@ def test_a_version_is_browsed_the_same_way_and_not_changed(ana):
     assert set(re.findall(r'data-name="split">(\w+)<', page)) == {"Test"}
     assert "rows-bulk" not in page
     assert "meals.csv" in get(ana, f"{rows}/1?view=raw")
+    made = post(ana, f"{rows.removesuffix('/rows')}/combinations", operation="sample", rows="40", seed="1")
+    work()
+    assert "40 rows" in get(ana, made), "a version made of another has a page like every version"
+    assert "rows found" in get(ana, f"{made}/rows?q=soup")
+    for view in ("conversation", "model", "raw"):
+        assert "Row 7" in get(ana, f"{made}/rows/7?view={view}")
 
 
 def test_statistics_are_of_a_sample_first_and_then_of_all_rows(ana, monkeypatch):
