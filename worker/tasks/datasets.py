@@ -252,7 +252,7 @@ def _obeyed(lease: Lease, order: Order, phase: str) -> Any:
     log.error("child died", extra=extra)
     if storage.free_bytes() < NO_ROOM_BYTES:
         raise DiskFull
-    raise Invalid(_crash_sentence(outcome.returncode))
+    raise Invalid(_crash_sentence(outcome.returncode, phase))
 
 
 def _task(lease: Lease) -> str:
@@ -260,9 +260,21 @@ def _task(lease: Lease) -> str:
     return next(task for model, task in service.WATCHED if model is lease.model)
 
 
-def _crash_sentence(returncode: int) -> str:
+def _crash_sentence(returncode: int, phase: str) -> str:
+    if phase != "reading":
+        if returncode == -signal.SIGXCPU:
+            return "This took longer than so many rows ever should. Nothing was lost: try again, or with fewer rows."
+        return (
+            "This ended before it was done: the memory ran out, or it was ended from outside. Nothing was lost: try"
+            " again. If it happens again, close other programs, or take fewer rows."
+        )
     if returncode == -signal.SIGXCPU:
         return "Reading this took longer than any file of its size should. Split it, then bring the parts."
+    if returncode == -signal.SIGKILL:
+        return (
+            "Reading this was ended from outside, or the memory ran out. Open the file here and read it again. If it"
+            " happens again, split it, or save it as JSONL."
+        )
     return (
         "This could not be read: it needs too much memory or is built to break readers. Split it, or save it as JSONL."
     )

@@ -2,12 +2,14 @@
 
 import json
 import re
+import signal
 
-from app.core.db import reading
+from app.core.db import reading, transaction
 from app.datasets import clean_shown
-from app.datasets.models import CleaningPlan
+from app.datasets.models import CleaningPlan, DatasetVersion
 from app.datasets.steps.catalogue import STEPS
 from tests.app.datasets.test_pages import ana, bring, get, post, work  # noqa: F401
+from worker.tasks.datasets import _crash_sentence
 
 SECRET, MAIL = "sk-proj-abcDEF1234567890abcdEFGH", "bob@private.org"
 ROWS = [
@@ -129,3 +131,29 @@ def test_what_goes_is_shown_beside_its_twin_and_long_texts_by_the_models_tokens(
     assert "?edit=1" not in row
     refused = ana.post(f"{clean}/preview", data={**form, "limit": "3"})
     assert (refused.status_code, "Write 0, or at least 16." in refused.text) == (422, True)
+
+
+def test_rows_that_were_not_prepared_to_the_end_are_prepared_again_before_they_are_frozen(ana, tmp_path):  # noqa: F811
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, ROWS)))
+    file_id = bring(ana, source)
+    post(ana, f"/files/{file_id}/mapping", shape="pair", prompt_column="prompt", answer_column="completion")
+    work()
+    clean = f"/projects/{ana.project}/clean"
+    post(ana, f"/projects/{ana.project}/versions")
+    work()
+    sentence = _crash_sentence(-signal.SIGKILL, "preparing")
+    assert "JSONL" not in sentence, "no file was read"
+    with transaction() as session:
+        plan = session.query(CleaningPlan).one()
+        plan.state, plan.error = "failed", sentence
+        version = session.query(DatasetVersion).one()
+        version.state = "retired"
+    page = get(ana, clean)
+    assert sentence in page
+    assert "Retired: a source was forgotten" in page
+    assert re.search(r"<button[^>]* disabled[^>]*>(?:(?!</button>).)*Freeze version", page, re.S)
+    assert f'action="{clean}/again"' in page
+    post(ana, f"{clean}/again")
+    work()
+    assert not re.search(r"<button[^>]* disabled[^>]*>(?:(?!</button>).)*Freeze version", get(ana, clean), re.S)
