@@ -42,6 +42,13 @@ EVENTS = (
     ("housekeeper", signal.SIGKILL, 1),
     ("housekeeper", signal.SIGSTOP, 1),
 )
+# What brings a planted defect to light, and the count that it must raise.
+PLANTED = {
+    "no-fence": ("worker", signal.SIGSTOP, "stale commits"),
+    "no-lock": ("worker", signal.SIGSTOP, "overlapping trainers"),
+    "no-forgetting": ("trainer", signal.SIGKILL, "doubled or missing metric rows"),
+    "no-state": ("trainer", signal.SIGKILL, "unequal weights"),
+}
 AHEAD = 3  # runs that are kept queued or training
 MAX_STALLED = 1  # an attempt is only ended on purpose while the run is this far from being given up
 END_WITHIN_S = 600
@@ -127,10 +134,27 @@ class Loop:
                 row.device: row.stalled_attempts for row in session.execute(query.where(Attempt.ended_at.is_(None)))
             }
 
-    def one_event(self) -> None:
-        """Choose a victim and do it to it; after a freeze, let it go on."""
+    def is_between(self, device: str) -> bool:
+        """Whether the device's run has recorded steps after its newest checkpoint: what a safety is there for."""
+        from app.core.db import reading
+        from app.runs.models import Attempt, Checkpoint, Run
+
+        newest = select(func.max(Checkpoint.step)).where(Checkpoint.run_id == Run.id, Checkpoint.state == "kept")
+        query = (
+            select(Run.step - newest.scalar_subquery())
+            .join(Attempt, Run.id == Attempt.run_id)
+            .where(Attempt.device == device, Attempt.ended_at.is_(None))
+        )
+        with reading() as session:
+            return (session.scalar(query) or 0) > 0
+
+    def one_event(self, planted: str | None = None) -> None:
+        """Choose a victim and do it to it; after a freeze, let it go on. With a planted defect: what shows it."""
         while True:
-            victim, number, _ = self.chance.choices(EVENTS, [event[2] for event in EVENTS])[0]
+            if planted:
+                victim, number, _ = PLANTED[planted]
+            else:
+                victim, number, _ = self.chance.choices(EVENTS, [event[2] for event in EVENTS])[0]
             device = self.chance.choice("01")
             if victim in ("trainer", "worker", "worker and trainer") and self.stalled().get(device, 0) > MAX_STALLED:
                 time.sleep(0.5)
@@ -138,11 +162,12 @@ class Loop:
             worker = self.stack.parts[f"worker {device}"]
             parent = worker.pid
             trainers = [p for p in self.stack.trainers().values() if parent and p.ppid() == parent]
-            if "trainer" in victim and not trainers:
+            if ("trainer" in victim and not trainers) or (planted and not self.is_between(device)):
                 time.sleep(0.2)
                 continue
             break
-        frozen_s = self.chance.uniform(0.3, 2 * LEASE_S)
+        # Somebody else takes a run some time after its lease ended.
+        frozen_s = self.chance.uniform(0.3, 2 * LEASE_S) if not planted else self.chance.uniform(3, 5) * LEASE_S
         if victim == "trainer":
             targets = trainers
         elif victim == "worker":
@@ -190,8 +215,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20 events")
     parser.add_argument("--steps", type=int, default=900, help="length of a run")
     parser.add_argument("--seed", type=int, default=1)
-    defects = ["no-fence", "no-lock", "no-forgetting", "no-state"]
-    parser.add_argument("--plant", choices=defects, help="take a safety out; the loop must then end with 1")
+    parser.add_argument("--plant", choices=list(PLANTED), help="take a safety out; ends with 1 when its count shows it")
     parser.add_argument("--keep", action="store_true", help="keep the home and its logs")
     arguments = parser.parse_args()
     events = 20 if arguments.quick else arguments.events
@@ -208,7 +232,7 @@ def main() -> int:
     if arguments.plant:
         worker = [sys.executable, "-m", "benchmarks.killing.plant", arguments.plant, "--queue", "train"]
     # With one run at a time the other worker is free to take it from one that is frozen.
-    ahead = 1 if arguments.plant == "no-lock" else AHEAD
+    ahead = 1 if arguments.plant in ("no-lock", "no-fence") else AHEAD
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     loop = Loop(home, arguments.steps, arguments.seed, worker)
@@ -221,7 +245,7 @@ def main() -> int:
             while loop.open_runs() < ahead:
                 loop.start_run()
             time.sleep(loop.chance.uniform(0.3, 9))
-            loop.one_event()
+            loop.one_event(arguments.plant)
             if number % 10 == 0:
                 minute = (time.monotonic() - began) / 60
                 print(f"{number:>6} {minute:>7.1f} {len(loop.runs):>5} {loop.open_runs():>5}", flush=True)
@@ -231,11 +255,16 @@ def main() -> int:
         time.sleep(1)
         loop.sampler.stop()
         loop.stack.stop()
-    return report(loop, oracle, reference, events, (time.monotonic() - began) / 60, arguments.keep)
+    found = report(loop, oracle, reference, events, (time.monotonic() - began) / 60, arguments.keep)
+    if arguments.plant:
+        wanted = PLANTED[arguments.plant][2]
+        print(f"{arguments.plant}: {'seen' if found[wanted] else 'NOT SEEN'} in {wanted}")
+        return int(bool(found[wanted]))
+    return int(any(found.values()))
 
 
-def report(loop: Loop, oracle, reference: str, events: int, minutes: float, keep: bool) -> int:
-    """Print what was done and what was found; 1 when anything was."""
+def report(loop: Loop, oracle, reference: str, events: int, minutes: float, keep: bool) -> dict[str, int]:
+    """Print what was done, and print and return what was found."""
     from app.core.db import reading
     from app.runs.models import Attempt
     from app.runs.reconcile import tidy
@@ -270,7 +299,7 @@ def report(loop: Loop, oracle, reference: str, events: int, minutes: float, keep
         shutil.rmtree(loop.home, ignore_errors=True)
     figures = ", ".join(f"{name} {count}" for name, count in found.items())
     print(f"kill loop: {events} events, {len(loop.runs)} runs, {minutes:.0f} min: {figures}")
-    return int(any(found.values()))
+    return found
 
 
 if __name__ == "__main__":

@@ -60,17 +60,10 @@ def without_forgetting() -> None:
 
 
 def without_state() -> None:
-    """Go on from a checkpoint with a slightly different learning rate, as if the optimiser had been forgotten."""
-    order_of = supervision.order_of
-
-    def another(run: Run) -> Any:
-        order = order_of(run)
-        if run.fence < 2:
-            return order
-        rate = order.recipe.learning_rate * 1.001
-        return order.model_copy(update={"recipe": order.recipe.model_copy(update={"learning_rate": rate})})
-
-    supervision.order_of = another
+    """Start trainers that go on from a checkpoint with an optimiser that has forgotten everything."""
+    work_off = supervision.work_off
+    command = (sys.executable, "-m", "benchmarks.killing.forgetful", "train")
+    work_off.__kwdefaults__["command"] = command  # type: ignore[index]
 
 
 DEFECTS = {

@@ -14,6 +14,7 @@ from app.core import redis_server
 from app.core.config import ROOT
 
 WORKERS = ("worker 0", "worker 1")
+ENGINES = {"worker.engine", "benchmarks.killing.forgetful"}
 _RESTART_S = 0.25
 
 
@@ -101,7 +102,7 @@ class Stack:
         for process in psutil.process_iter():
             try:
                 line = process.cmdline()
-                if "worker.engine" not in line or "--parent" not in line:
+                if not ENGINES & set(line) or "--parent" not in line:
                     continue
                 is_ours = int(line[line.index("--parent") + 1]) in self.worker_pids
                 if is_ours and process.status() != psutil.STATUS_ZOMBIE:
