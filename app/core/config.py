@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     model_server_socket: Path | None = None
     secret_file: Path | None = None
 
-    upload_limit_bytes: int = 50 * 2**30
+    upload_limit_bytes: int = 50 * 10**9
     disk_reserve_bytes: int = 2 * 2**30
     session_idle_s: int = 12 * 3600
     session_absolute_s: int = 14 * 24 * 3600

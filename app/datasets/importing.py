@@ -130,9 +130,10 @@ def _nothing_read(report: ImportReport) -> str:
         first = report.problems[0]
         reason = REASONS[first.code]
         place = first.place or f"line {first.first_row}"
+        note = f" ({first.note})" if first.note else ""
         return (
             f"Not one row could be read from this file. The first problem, at {place}: "
-            f"{reason.title[0].lower()}{reason.title[1:]}. {first.note or reason.advice}"
+            f"{reason.title[0].lower()}{reason.title[1:]}{note}. {reason.advice}"
         )
     return "There are no rows in this file, only column names or empty lines. Bring one with rows."
 

@@ -275,9 +275,11 @@ def state_of(files: list[SourceFile], plan: CleaningPlan | None) -> State:
         return State("warn", "Look at the mapping", f"/files/{unsure.id}#mapping")
     if plan is None or not (plan.report or {}).get("rows"):
         return State("warn", "No rows yet")
-    open_fixes = [card for card in fix_cards(plans.report_of(plan)) if card.default == "on" and not card.is_applied]
+    open_fixes = [card for card in fix_cards(plans.report_of(plan)) if not card.is_applied]
     if open_fixes:
-        return State("", "fixes", f"/projects/{plan.project_id}/clean#clean-fixes", len(open_fixes))
+        # Those that are not on by default may stay open for good: a person decides.
+        words = "fixes" if any(card.default == "on" for card in open_fixes) else "decide"
+        return State("", words, f"/projects/{plan.project_id}/clean#clean-fixes", len(open_fixes))
     return State("good", "Ready to train")
 
 

@@ -1,6 +1,8 @@
 """Spreadsheets (XLSX, XLS, XLSB, ODS): the rows of one sheet or of all, under the names of the first row."""
 
 import datetime
+import html
+import posixpath
 import re
 import zipfile
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from app.datasets.options import ReadOptions
 from app.datasets.reading.context import Context
 from app.datasets.reading.delimited import COLUMN_LIMIT, clean_name, numbered
 from app.datasets.reading.old_sheets import DAMAGED, look_over
-from app.datasets.reading.packages import BROKEN, open_package, refuse_entities
+from app.datasets.reading.packages import BROKEN, member_bytes, open_package, refuse_entities
 
 LOCKED = (
     "This spreadsheet is locked with a password. Open it in your office program, save it without one, then bring it "
@@ -22,7 +24,7 @@ LOCKED = (
 _UNCOUNTED = re.compile(
     rb'<c\s[^<>]{0,99}?r="([A-Z]{1,3}\d{1,7})"[^<>]{0,99}>\s*<f\b[^<>]{0,999}(?:/>|>[^<]{0,9999}</f>)\s*(?:<v\s*/>|<v></v>)?\s*</c>'
 )
-_CHUNK, _CELL_BYTES = 1 << 20, 1 << 16
+_CHUNK, _CELL_BYTES, _BOOK_BYTES = 1 << 20, 1 << 16, 4 << 20
 _ERRORS = ("#REF!", "#N/A", "#DIV/0!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!")
 
 
@@ -78,6 +80,7 @@ def _read(path: Path, options: ReadOptions, context: Context) -> Iterator[Record
 
 def _without_results(archive: zipfile.ZipFile) -> Iterator[Problem]:
     """One finding for each worksheet with formulas that have no stored result: they are read as empty cells."""
+    titles = _titles(archive)
     for member in archive.infolist():
         if not re.fullmatch(r"xl/worksheets/[^/]+\.xml", member.filename):
             continue
@@ -96,7 +99,32 @@ def _without_results(archive: zipfile.ZipFile) -> Iterator[Problem]:
         if count:
             row = int(re.sub(r"\D", "", cells[0]))
             note = f"{count:,}: {', '.join(cells)}" + (" …" if count > len(cells) else "")
-            yield Problem(row, "cell.formula", note=note, is_kept=True, place=member.filename.rpartition("/")[2])
+            sheet = titles.get(member.filename) or member.filename.rpartition("/")[2]
+            yield Problem(row, "cell.formula", note=note, is_kept=True, place=f"sheet {sheet}, row {row}")
+
+
+def _titles(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The names of the sheets, as a person knows them, by the part of the file that holds each."""
+    try:
+        book = member_bytes(archive, "xl/workbook.xml", _BOOK_BYTES).decode("utf-8", "replace")
+        links = member_bytes(archive, "xl/_rels/workbook.xml.rels", _BOOK_BYTES).decode("utf-8", "replace")
+    except Refused:
+        return {}  # the reader says it better
+    targets = {
+        link.get("Id"): posixpath.join("/xl", link.get("Target", ""))[1:] for link in _tags(links, "Relationship")
+    }
+    titles = {}
+    for sheet in _tags(book, "sheet"):
+        number = next((value for name, value in sheet.items() if name.endswith(":id")), None)
+        titles[targets.get(number, "")] = sheet.get("name", "")[:200]
+    return titles
+
+
+def _tags(text: str, name: str) -> Iterator[dict[str, str]]:
+    """The attributes of every tag of this name."""
+    for found in re.finditer(rf"<(?:\w+:)?{name}\s([^<>]{{1,4000}})>", text):
+        pairs = re.findall(r"""([\w:.-]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""", found.group(1))
+        yield {key: html.unescape(double or single) for key, double, single in pairs}
 
 
 def _rows(

@@ -14,7 +14,7 @@ from app.datasets.findings import Refused
 from app.datasets.reading.packages import RATIO_FROM_BYTES, RATIO_LIMIT
 
 PACKED_STARTS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-LIMIT_BYTES = 50 * 2**30
+LIMIT_BYTES = 50 * 10**9
 _CHUNK = 1 << 20
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, ValueError)
 _SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")

@@ -95,11 +95,14 @@ def test_formulas_without_a_stored_result_are_named(tmp_path: Path):
     with zipfile.ZipFile(DOCUMENTS / "orders.xlsx") as whole, zipfile.ZipFile(tmp_path / "sums.xlsx", "w") as made:
         for name in whole.namelist():
             content = whole.read(name).replace(b'<c r="C2" t="n"><v>1.5</v></c>', b'<c r="C2"><f>1+0.5</f><v></v></c>')
+            content = content.replace(b'name="Orders"', b'name="Orders &amp; more"')
             content = content.replace(b'<c r="C3" t="n"><v>3</v></c>', b'<c r="C3" t="n"><f>SUM(C2:C2)</f><v>3</v></c>')
             made.writestr(name, content)
-    records, problems = read_all(tmp_path / "sums.xlsx", sheet="Orders")
+    records, problems = read_all(tmp_path / "sums.xlsx", sheet="Orders & more")
     assert [r.values["price"] for r in records[:2]] == ["", 3]
-    assert [(p.code, p.note, p.place) for p in problems] == [("cell.formula", "2: C2, B14", "sheet1.xml")]
+    assert [(p.code, p.note, p.place) for p in problems] == [
+        ("cell.formula", "2: C2, B14", "sheet Orders & more, row 2")
+    ]
     assert ("cell.formula", 1) in [(one.code, one.count) for one in brought(tmp_path / "sums.xlsx", tmp_path).problems]
 
 
