@@ -51,12 +51,13 @@ class EndpointForm(FormBase):
 
 
 class ReviewForm(FormBase):
-    """What becomes of one draft; the texts where they were edited."""
+    """What becomes of one draft; the texts where they were edited. `shown`: the list it was reviewed in."""
 
     draft_id: int = Field(ge=1)
     state: Literal["approved", "rejected", "open"]
     question: str | None = Field(None, max_length=20_000)
     answer: str | None = Field(None, max_length=100_000)
+    shown: Literal["open", "unusable", "approved", "rejected"] = "open"
 
 
 def _page(
@@ -174,7 +175,7 @@ def review(session: SessionDep, actor: ActorDep, drafting_id: str, values: FormV
         session, actor, drafting_id, draft_id=form.draft_id, state=form.state, question=form.question,
         answer=form.answer,
     )  # fmt: skip
-    return RedirectResponse(f"/draftings/{drafting_id}?state={values.get('from') or 'open'}#d-{before.id + 1}", 303)
+    return RedirectResponse(f"/draftings/{drafting_id}?state={form.shown}#d-{before.id + 1}", 303)
 
 
 @router.post("/draftings/{drafting_id}/documents")

@@ -1,6 +1,7 @@
 """Documents cut into pieces, drafted by a real HTTP endpoint, reviewed, and taken over as a source."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -164,9 +165,13 @@ def test_from_a_document_to_reviewed_rows(ana, endpoint):
     assert refused.status_code == 422
     assert "needs a question and an answer" in refused.text
     assert ana.post(f"{url}/finish").status_code == 409, "nothing is used before it is approved"
-    post(
-        ana, f"{url}/drafts", draft_id=str(found[""].id), state="approved", question="When is soup?", answer="At noon."
-    )
+    # The form as it stands on the page, with all that it sends.
+    form = re.search(rf'<section [^>]*id="d-{found[""].id}".*?</section>', ana.get(f"{url}?state=unusable").text, re.S)[
+        0
+    ]
+    sent = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
+    sent |= {"state": "approved", "question": "When is soup?", "answer": "At noon."}
+    assert post(ana, f"{url}/drafts", **sent).startswith(f"{url}?state=unusable")
     post(ana, f"{url}/drafts", draft_id=str(found["How is the stove lit?"].id), state="rejected")
     post(ana, f"{url}/documents", document="handbook")
     assert "Use 2 approved drafts" in ana.get(url).text
