@@ -275,8 +275,6 @@ def main() -> int:
 
 def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -> list[str]:
     """Every row of one model; the bars that were missed."""
-    import torch
-
     from app.contracts.recipe import ModelFiles, Overlay
     from benchmarks.serving_peers import LlamaCpp, Transformers, at_once
     from worker.engine.generate import lay, load
@@ -286,8 +284,7 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     folder = make(home / "model", SHAPES[name])
     adapters = make_adapters(folder, home, ADAPTERS + 1)
     files = ModelFiles(base_dir=str(folder))
-    models = {precision: load(files) for precision in ("fp32", "bf16", "int8")}
-    models["bf16"].model.to(torch.bfloat16)
+    models = {wanted: load(files, precision=wanted) for wanted in ("fp32", "bf16")} | {"int8": load(files)}
     quantise(models["int8"].model)  # random weights would not pass the comparison that `load` makes
     ids = models["fp32"].tokenizer.encode(_text()[:60_000]).ids
     prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]

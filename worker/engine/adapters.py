@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from worker.engine.errors import BadData
-from worker.engine.precision import Int8Linear, matrix, sizes
+from worker.engine.products import Layer, matrix, sizes
 
 # What changes more than a product of two narrow matrices beside a linear layer; such an adapter is merged instead.
 _BEYOND = (
@@ -72,7 +71,7 @@ def read(folder: Path, model: PreTrainedModel, key: str) -> Adapter | None:
         layer = layers.get(name)
         if layer is head:
             return None
-        if not isinstance(layer, nn.Linear | Conv1D | Int8Linear) or "a" not in parts or "b" not in parts:
+        if not isinstance(layer, Layer) or "a" not in parts or "b" not in parts:
             raise BadData(f"{folder.name} does not fit this base model: it has {name}.")
         sites[name] = _site(layer, parts, config, folder.name, model.dtype, model.device)
     size = sum(part.nbytes for site in sites.values() for part in (site.a, site.b, site.gain) if part is not None)
@@ -105,15 +104,19 @@ def _site(
 
 @dataclass(frozen=True)
 class _Mixed:
-    """The sites of several adapters at one layer, end to end: `ranks` says how many rows of A are whose.
+    """The sites of several adapters at one product, end to end; of a product that joins layers, layer after layer.
 
-    `gains` (adapters + 1, out), the last row for rows without an adapter; None: nobody has any.
+    `a` (sum of ranks, in); each part: its outputs, its columns of x A^T, B^T and the layer's gains (adapters + 1, out),
+    the last row for rows without an adapter, None where nobody has any. `owners`: which adapter each row of A is of.
     """
 
     a: Tensor
-    b: Tensor
-    ranks: tuple[int, ...]
-    gains: Tensor | None
+    parts: tuple[tuple[slice, slice, Tensor, Tensor | None], ...]
+    owners: tuple[int, ...]
+
+
+Parts = tuple[tuple[str, int, int], ...]
+"""Layers that one product joins: name, first output, end of its outputs."""
 
 
 class Mixer:
@@ -126,21 +129,28 @@ class Mixer:
         self._model = model
         self._hooked: set[str] = set()
         self._adapters: list[Adapter] = []
-        self._sites: dict[str, _Mixed] = {}
+        self._sites: dict[Parts, _Mixed | None] = {}
         self._owners: Tensor | None = None
         self._masks: dict[tuple[int, ...], Tensor] = {}
-        self._is_used = False
+        self.is_used = False
+        """Whether an adapter has anything to add in this pass."""
 
     @torch.inference_mode()
-    def use(self, rows: Sequence[tuple[Adapter | None, int]]) -> None:
-        """The adapters of the next pass: for each answer its adapter and how many rows it has, in the pass's order."""
+    def use(self, rows: Sequence[tuple[Adapter | None, int]], is_hooked: bool = True) -> None:
+        """The adapters of the next pass: for each answer its adapter and how many rows it has, in the pass's order.
+
+        `is_hooked`: the model's own forward comes; else whoever runs the pass calls `add`.
+        """
         wanted = list(dict.fromkeys(adapter for adapter, _ in rows if adapter is not None))
-        self._is_used = bool(wanted)
+        self.is_used = bool(wanted)
+        self._is_hooked = is_hooked
         if not wanted:
             return
         is_known = all(adapter in self._adapters for adapter in wanted)
         if not is_known or len(self._adapters) > len(wanted) + (LINGERING if len(wanted) > 1 else 0):
-            self._lay(wanted)
+            self._adapters, self._sites = wanted, {}
+        if is_hooked:
+            self._hook()
         self._masks.clear()
         self._owners = None
         if len(self._adapters) > 1 or any(adapter is None for adapter, _ in rows):
@@ -148,46 +158,70 @@ class Mixer:
             owners = [place[adapter] if adapter else len(place) for adapter, count in rows for _ in range(count)]
             self._owners = torch.tensor(owners, device=self._model.device)
 
-    def _lay(self, adapters: list[Adapter]) -> None:
-        """Lay the matrices of these adapters end to end; of one alone they are taken as they are."""
-        layers = dict(self._model.named_modules())
-        self._adapters, self._sites = adapters, {}
-        for name in dict.fromkeys(name for adapter in adapters for name in adapter.sites):
-            if name not in self._hooked:
-                layers[name].register_forward_hook(partial(self._add, name))
-                self._hooked.add(name)
-            sites = [adapter.sites.get(name) for adapter in adapters]
+    def _hook(self) -> None:
+        """Let the model's own forward ask for what is to be added."""
+        new = {name for adapter in self._adapters for name in adapter.sites} - self._hooked
+        layers = dict(self._model.named_modules()) if new else {}
+        for name in new:
+            parts = ((name, 0, sizes(layers[name])[0]),)
+            layers[name].register_forward_hook(partial(self._asked, parts))
+        self._hooked |= new
+
+    def _asked(self, parts: Parts, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if not self.is_used or not self._is_hooked:
+            return None
+        bias: Tensor | None = layer.bias  # type: ignore[assignment]
+        self.add(parts, inputs[0].flatten(0, -2), out := output.flatten(0, -2), bias)
+        return out.view(output.shape) if out.is_contiguous() else out.unflatten(0, output.shape[:-1])
+
+    def _laid(self, parts: Parts) -> _Mixed | None:
+        """Lay the matrices of the adapters end to end; None where nobody has any."""
+        a: list[Tensor] = []
+        done: list[tuple[slice, slice, Tensor, Tensor | None]] = []
+        owners: list[int] = []
+        for name, start, end in parts:
+            sites = [adapter.sites.get(name) for adapter in self._adapters]
             there = [site for site in sites if site is not None]
+            if not there:
+                continue
             gains = None
             if any(site.gain is not None for site in there):
                 one = torch.ones_like(there[0].b[:, 0])
                 rows = [site.gain if site is not None and site.gain is not None else one for site in sites]
                 gains = torch.stack([*rows, one])
-            is_alone = len(there) == 1
-            self._sites[name] = _Mixed(
-                there[0].a if is_alone else torch.cat([site.a for site in there]),
-                there[0].b if is_alone else torch.cat([site.b for site in there], dim=1),
-                tuple(site.a.shape[0] if site is not None else 0 for site in sites),
-                gains,
-            )
+            first = len(owners)
+            for number, site in enumerate(sites):
+                owners += [number] * (site.a.shape[0] if site is not None else 0)
+            a += [site.a for site in there]
+            b = there[0].b if len(there) == 1 else torch.cat([site.b for site in there], dim=1)
+            done.append((slice(start, end), slice(first, len(owners)), b.T, gains))
+        return _Mixed(a[0] if len(a) == 1 else torch.cat(a), tuple(done), tuple(owners)) if done else None
 
-    def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-        if not self._is_used or (site := self._sites.get(name)) is None:
-            return None
-        narrow = F.linear(inputs[0].flatten(0, -2), site.a)
-        out = output.flatten(0, -2)
+    def add(self, parts: Parts, rows: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+        """Add in place to `out` (rows, outputs) of a product of `rows` (rows, in) what the adapters say; `bias`: the
+        one that is in it."""
+        if parts not in self._sites:
+            self._sites[parts] = self._laid(parts)
+        mixed = self._sites[parts]
+        if mixed is None:
+            return
+        narrow = F.linear(rows, mixed.a)
         if self._owners is not None:
-            narrow = narrow * self._mask(site.ranks, narrow.dtype)
-        if site.gains is not None:
-            gain = site.gains[0] if self._owners is None else site.gains[self._owners]
-            bias: Tensor | None = layer.bias  # type: ignore[assignment]
-            out = out * gain if bias is None else torch.addcmul(bias * (1 - gain), out, gain)
-        return torch.addmm(out, narrow, site.b.T).view_as(output)
+            narrow = narrow.mul_(self._mask(mixed.owners, narrow.dtype))
+        for outputs, columns, b, gains in mixed.parts:
+            part = out[:, outputs]
+            if gains is not None:
+                gain = gains[0] if self._owners is None else gains[self._owners]
+                if bias is None:
+                    part.mul_(gain)
+                else:
+                    part.sub_(bias[outputs]).mul_(gain).add_(bias[outputs])
+            part.addmm_(narrow[:, columns], b)
 
-    def _mask(self, ranks: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _mask(self, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """(rows, sum of ranks): one where the column is the row's own adapter's."""
-        if ranks not in self._masks:
+        if owners not in self._masks:
             assert self._owners is not None
-            columns = torch.repeat_interleave(torch.tensor(ranks, device=self._owners.device))
-            self._masks[ranks] = (self._owners[:, None] == columns).to(dtype)
-        return self._masks[ranks]
+            columns = torch.tensor(owners, device=self._owners.device)
+            self._masks[owners] = (self._owners[:, None] == columns).to(dtype)
+        return self._masks[owners]

@@ -19,7 +19,9 @@ from worker.engine.adapters import Adapter, Mixer
 from worker.engine.detokenise import TextOut
 from worker.engine.errors import BadData
 from worker.engine.formats import guide
-from worker.engine.precision import Precision, applied, join_norms, size_bytes
+from worker.engine.packing import is_packable
+from worker.engine.precision import Precision, applied, join_norms
+from worker.engine.products import join, pack, packs, size_bytes
 from worker.engine.sampling import Chosen, Sampler
 from worker.engine.vocabulary import vocabulary_of
 
@@ -63,11 +65,15 @@ def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") 
     model = loading.load_model(files, torch.float32 if device == "cpu" else torch.bfloat16)
     model.to(torch.device(device))  # type: ignore[arg-type]
     join_norms(model)
+    if is_packable(model):
+        join(model)
     folder = _tokenizer_folder(files)
     tokenizer = loading.load_tokenizer(folder)
     got, note = ("bf16", "")
     if device == "cpu":
         model, got, note = applied(model.eval(), tokenizer, precision)
+        if is_packable(model) and packs():
+            pack(model)
     template = limited(load_template(folder, tokenizer.get_vocab()))
     return Loaded(
         model=model.eval(),
@@ -130,7 +136,7 @@ class Generation:
     def __init__(self, loaded: Loaded, request: GenerationRequest) -> None:
         self.loaded = loaded
         self.is_done = False
-        self._asked_at = time.monotonic()
+        self.asked_at = time.monotonic()
         self._first_token_s: float | None = None
         self.reuse_key = (request.workspace_id, loaded.adapter.key if loaded.adapter else "")
         """Answers of equal keys may go on from what another has read."""
@@ -179,7 +185,7 @@ class Generation:
         chosen = self._sampler.choose(logits, allowed)
         token = chosen.token
         if self._first_token_s is None:
-            self._first_token_s = time.monotonic() - self._asked_at
+            self._first_token_s = time.monotonic() - self.asked_at
         if token in self.loaded.end_ids:
             return self._ended("stop", self._out.close())
         self._said.append(token)
@@ -233,7 +239,7 @@ class Generation:
             prompt_tokens=len(self._prompt),
             completion_tokens=len(self._said),
             first_token_s=self._first_token_s,
-            total_s=time.monotonic() - self._asked_at,
+            total_s=time.monotonic() - self.asked_at,
         )
 
 

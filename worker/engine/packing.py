@@ -6,7 +6,7 @@ The linear layers see one long row of tokens; attention runs within each sequenc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,6 @@ NOT_LEARNED = -1
 # Families whose attention is plain softmax attention and whose head is one matrix; a test compares each with
 # its own unpacked forward. Any other family runs one sequence at a time through its own code.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_builder"})
-
-
-class Attends(Protocol):
-    """Whoever does the attention of a row itself."""
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> Tensor:
-        """(1, heads, tokens, head width) each to (1, tokens, heads, head width)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -121,16 +111,12 @@ def packed_attention(
     scaling: float | None = None,
     lengths: tuple[int, ...] | None = None,
     sliding_window: int | None = None,
-    slots: "Attends | None" = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each of `lengths`; tensors are (1, heads, tokens, head width).
 
-    Without `lengths` the whole row is one sequence; with a cache the queries are its last tokens. `slots` knows
-    which token belongs to which answer and what each has read before.
+    Without `lengths` the whole row is one sequence; with a cache the queries are its last tokens.
     """
-    if slots is not None:
-        return slots.attend(module.layer_idx, query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]
     shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     mask: Tensor | None
     if lengths is None:

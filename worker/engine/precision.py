@@ -1,7 +1,7 @@
 """Number formats to answer in: exact fp32, bf16 where it is faster, int8 where the answers stay as good."""
 
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from app.text.tokens import encode_text
 from worker.engine.devices import computes_bf16
+from worker.engine.products import Int8Linear, PackedLinear, matrix
 
 Precision = Literal["fp32", "bf16", "int8"]
 LARGEST_LOSS = 0.01  # of accuracy: one point
@@ -28,71 +29,26 @@ _PROBE_TOKENS = 128
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
-class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, one scale an output; its inputs get one scale a row as they come.
-
-    So a row's result never depends on the rows beside it. `bias` as in the layer that it replaces.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        weight = matrix(layer).float()
-        scales = (weight.abs().amax(1) / 127).clamp_min(1e-12)
-        whole = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
-        zeros = torch.zeros(len(scales), dtype=torch.int64)
-        quantised = torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
-        self._packed = torch.ops.quantized.linear_prepack(quantised, None)
-        self.bias = layer.bias
-        self.sizes = (whole.shape[0], whole.shape[1])
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """(…, in) to (…, out) in fp32."""
-        flat = rows.flatten(0, -2)
-        largest = flat.abs().amax(1, keepdim=True).clamp_min_(1e-12)
-        out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            flat / largest, 1 / 127, 128, self._packed
-        ).mul_(largest)
-        return (out if self.bias is None else out.add_(self.bias)).view(*rows.shape[:-1], -1)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weights (out, in) in fp32, as they are used."""
-        return torch.ops.quantized.linear_unpack(self._packed)[0].dequantize()
-
-
-def matrix(layer: nn.Module) -> Tensor:
-    """The weights (out, in) of a linear layer of any kind; GPT-2 keeps them the other way round."""
-    if isinstance(layer, Int8Linear):
-        return layer.matrix
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    return weight.T if isinstance(layer, Conv1D) else weight
-
-
-def sizes(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer of any kind."""
-    if isinstance(layer, Int8Linear):
-        return layer.sizes
-    out, width = matrix(layer).shape
-    return out, width
-
-
-def size_bytes(model: PreTrainedModel) -> int:
-    """Memory of the weights."""
-    whole = sum(layer.sizes[0] * layer.sizes[1] for layer in model.modules() if isinstance(layer, Int8Linear))
-    return whole + sum(parameter.nbytes for parameter in model.parameters())
-
-
 def join_norms(model: PreTrainedModel) -> None:
     """Let every root-mean-square norm be one operation instead of seven; the same to the last bits of fp32."""
     for layer in model.modules():
-        epsilon, weight = getattr(layer, "variance_epsilon", None), getattr(layer, "weight", None)
-        if type(layer).__name__ in _NORMS and epsilon is not None and isinstance(weight, Tensor):
-            shape = tuple(weight.shape)
-            layer.forward = partial(_normalised, layer, shape, epsilon)
+        if is_rms(layer):
+            layer.forward = norm_of(layer)
 
 
-def _normalised(layer: nn.Module, shape: tuple[int, ...], epsilon: float, rows: Tensor) -> Tensor:
-    return F.rms_norm(rows, shape, layer.weight, epsilon)  # type: ignore[arg-type]
+def is_rms(layer: nn.Module) -> bool:
+    """Whether a layer is one of the root-mean-square norms that are known to be alike."""
+    return type(layer).__name__ in _NORMS
+
+
+def norm_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A norm as a function of rows (…, width)."""
+    if not is_rms(layer):
+        return layer.forward
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    epsilon: float = layer.variance_epsilon  # type: ignore[assignment]
+    shape = tuple(weight.shape)
+    return lambda rows: F.rms_norm(rows, shape, layer.weight, epsilon)  # type: ignore[arg-type]
 
 
 def applied(model: PreTrainedModel, tokenizer: Tokenizer, wanted: Precision) -> tuple[PreTrainedModel, Precision, str]:
@@ -161,7 +117,7 @@ def _quantised(model: PreTrainedModel, tokenizer: Tokenizer) -> tuple[PreTrained
 def quantise(model: PreTrainedModel) -> None:
     """Replace every linear layer by its int8 form, in place."""
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D):
+        if isinstance(layer, nn.Linear | Conv1D | PackedLinear):
             model.set_submodule(name, Int8Linear(layer))
 
 

@@ -1,12 +1,12 @@
-"""Answers of one model made together: each step is one forward pass over the next token of every answer and a piece
-of one prompt. Answers join and leave at any step; none sees another (continuous batching after Orca, Yu et al. 2022).
+"""Answers of one model made together: each step is one forward pass over the next token of every answer and pieces of
+prompts. Answers join and leave at any step; none sees another (continuous batching after Orca, Yu et al. 2022).
 
-The pass is a packed row (`packing.py`), so every packable family serves through its own code. Keys and values lie in
-a slot for each answer; answers that speak hold the first slots, those that still read hold the next.
+The rows of the pass lie end to end, without padding between them (`lean.py`). Keys and values lie in a slot for each
+answer; answers that speak hold the first slots, those that still read hold the next.
 """
 
+import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,36 @@ from torch import Tensor
 from app.contracts.generation import TokenEvent
 from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
-from worker.engine.packing import causal
+from worker.engine.lean import Lean
+from worker.engine.packing import causal, rounded
 from worker.engine.reserve import zeros
 
-# Rows that wait while a prompt is read: a smaller piece then, so that nobody's words falter.
+# Rows that wait while a prompt is read: smaller pieces then, so that nobody's words falter.
 SHARED_CHUNK = 64
+LEAST_CHUNK = 16
+SHORT_PROMPT = 160  # tokens; read in one pass whoever waits: a newcomer's first word is worth one pause
+FULL_PASS = 96  # tokens; more of other prompts would not make each token of the pass cheaper
+PAUSE = 1.2  # how many times the length of a step without a piece a piece may take
+LINE = 16
 LEAST_SLOTS = 8
 RESERVED_BYTES = 2**30  # of addresses, not of memory
 LEAST_REUSED = 16  # a shorter common beginning is read again sooner than copied
 MEMORY_BYTES = 128 * 2**20
 CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a prompt: whose (a place among the answers), from which token on, how many."""
+
+    place: int
+    begin: int
+    ids: list[int]
+
+    @property
+    def end(self) -> int:
+        """The token after the last."""
+        return self.begin + len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -46,26 +66,27 @@ class Slots:
 
     def __init__(self, loaded: Loaded, memory_bytes: int = MEMORY_BYTES, cache_bytes: int = CACHE_BYTES) -> None:
         self.model, self.context_length, self._mixer = loaded.model, loaded.context_length, loaded.mixer
+        self._lean = Lean(loaded.model)
         self.memory_bytes, self.cache_bytes = memory_bytes, cache_bytes
         self.answers: list[Generation] = []
         self._speaking = 0
         self._turn = 0
         self._kept: list[_Kept] = []  # least recently used first
         self._cache = self._empty_cache()
+        self._chunk = _Chunk()
         # The plan of the current pass.
         self._positions = torch.empty(0, dtype=torch.long)
-        self._places = torch.empty(0, dtype=torch.long)
+        self._places: Tensor | None = None
         self._mask: Tensor | None = None
-        self._piece_mask: Tensor | None = None
-        self._seen = self._reader = self._piece = 0
+        self._pieces: list[tuple[_Piece, Tensor | None]] = []
+        self._level: int | None = None
+        self._seen = self._reach = self._rows = 0
 
     def _empty_cache(self) -> Tensor:
         """(layers, 2, slots, key heads, tokens, head width); it grows with the answers and is let go after the last."""
-        model, config = self.model, self.model.config
-        heads = config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return torch.empty(config.num_hidden_layers, 2, 0, key_heads, 0, width, dtype=model.dtype, device=model.device)
+        model, lean = self.model, self._lean
+        shape = (model.config.num_hidden_layers, 2, 0, lean.key_heads, 0, lean.width)
+        return torch.empty(shape, dtype=model.dtype, device=model.device)
 
     @torch.inference_mode()
     def add(self, answer: Generation) -> None:
@@ -151,108 +172,183 @@ class Slots:
 
     @torch.inference_mode()
     def step(self, most: int | None = None) -> list[tuple[Generation, TokenEvent]]:
-        """One pass that reads at most so many tokens of one prompt. What can be told of each answer that spoke; ended
+        """One pass that reads at most so many tokens of prompts. What can be told of each answer that spoke; ended
         answers have left. `most` None: few while others speak, many otherwise; 0: none."""
         if most is None:
-            most = SHARED_CHUNK if self._speaking else PREFILL_CHUNK
+            most = self._chunk.tokens(SHARED_CHUNK) if self._speaking else PREFILL_CHUNK
         if not self.answers or (not most and not self._speaking):
             return []
+        began = time.perf_counter()
         ids = [answer.wanted()[0] for answer in self.answers[: self._speaking]]
-        lengths = [answer.read for answer in self.answers[: self._speaking]]
-        piece = self._next_piece(most)
-        self._plan(lengths, len(piece))
-        logits = self._forward(ids + piece)
+        pieces = self._next_pieces(most)
+        self._plan([answer.read for answer in self.answers[: self._speaking]], pieces)
+        logits = self._forward([*ids, *(token for piece in pieces for token in piece.ids)])
         spoke = self.answers[: self._speaking]
         for answer in spoke:
             answer.read += 1
-        if piece:
-            reader = self.answers[self._reader]
-            reader.read += len(piece)
+        readers = [(self.answers[piece.place], piece) for piece in pieces]
+        numbers = list(range(len(spoke)))
+        for reader, piece in readers:
+            reader.read += len(piece.ids)
+        for number, (reader, _) in enumerate(readers, len(spoke)):
             if not reader.is_reading:
-                self._swap(self._reader, self._speaking)
+                self._swap(self.answers.index(reader), self._speaking)
                 self._speaking += 1
                 spoke.append(reader)
-        told = [(answer, _told(answer, row)) for answer, row in zip(spoke, logits, strict=False)]
+                numbers.append(number)
+        self._chunk.note(time.perf_counter() - began, sum(len(piece.ids) for piece in pieces), len(ids))
+        if len(numbers) < len(logits):
+            logits = logits[numbers]
+        told = [(answer, _told(answer, row)) for answer, row in zip(spoke, logits, strict=True)]
         for answer, _ in told:
             if answer.is_done:
                 self.drop(answer)
         return told
 
-    def _next_piece(self, most: int) -> list[int]:
-        """A piece of the prompt of whoever reads next; readers take turns, so a long prompt holds up no short one."""
-        readers = len(self.answers) - self._speaking
-        if not readers or not most:
+    def _next_pieces(self, most: int) -> list[_Piece]:
+        """Pieces of the prompts of who reads next: who has least left first, so that a long prompt holds up no short
+        one, and by turns who has waited longest. Whole short prompts, until the pass is worth its time."""
+        places = range(self._speaking, len(self.answers))
+        if not places or not most:
             return []
         self._turn += 1
-        self._reader = self._speaking + self._turn % readers
-        return self.answers[self._reader].wanted(most)
+        left = {place: len(self.answers[place].ids) - self.answers[place].read for place in places}
+        oldest_first = sorted(places, key=lambda place: self.answers[place].asked_at)
+        order = sorted(oldest_first, key=lambda place: left[place])
+        if self._turn % 4 == 0:
+            order = oldest_first
+        pieces, total = [], 0
+        for place in order:
+            answer = self.answers[place]
+            room = most - total
+            if not total and len(answer.ids) <= SHORT_PROMPT:
+                room = max(room, left[place])
+            if total and left[place] > room:
+                continue
+            pieces.append(_Piece(place, answer.read, answer.wanted(room)))
+            total += len(pieces[-1].ids)
+            if total >= min(most, FULL_PASS):
+                break
+        return pieces
 
-    def _plan(self, lengths: list[int], piece: int) -> None:
-        device = self.model.device
-        begin = self.answers[self._reader].read if piece else 0
-        self._piece = piece
+    def _plan(self, lengths: list[int], pieces: list[_Piece]) -> None:
+        device, speaking = self.model.device, self._speaking
+        read = sum(len(piece.ids) for piece in pieces)
+        self._rows = speaking + read
+        # Rows that nobody looks at, so that the products meet few different numbers of rows.
+        filling = rounded(self._rows) - self._rows if read else 0
         if self._mixer is not None:
-            rows = [(answer.loaded.adapter, 1) for answer in self.answers[: self._speaking]]
-            self._mixer.use([*rows, (self.answers[self._reader].loaded.adapter, piece)] if piece else rows)
-        self._positions = torch.tensor(lengths + list(range(begin, begin + piece)), device=device)
-        self._seen, end = max(lengths, default=0) + 1, begin + piece
-        self._make_room(max(self._seen, end), len(self.answers))
-        self._mask = self._piece_mask = None
-        if lengths and min(lengths) != max(lengths):
-            column = torch.arange(self._seen, device=device)
-            self._mask = (column <= self._positions[: self._speaking, None])[:, None, None]
-        if begin:
-            self._piece_mask = causal(piece, end, None, device)
-        # Where each token's keys and values go, by (head, token), counted in rows of one layer's slots.
-        heads, room = self._cache.shape[3:5]
-        slots = torch.tensor([*range(self._speaking), *[self._reader] * piece], device=device)
-        first = torch.arange(heads, device=device)[:, None] + slots * heads
-        self._places = (first * room + self._positions).flatten()
+            rows = [(answer.loaded.adapter, 1) for answer in self.answers[:speaking]]
+            rows += [(self.answers[piece.place].loaded.adapter, len(piece.ids)) for piece in pieces]
+            rows[-1] = (rows[-1][0], rows[-1][1] + filling)
+            self._mixer.use(rows, is_hooked=False)
+        places = [place for piece in pieces for place in range(piece.begin, piece.end)]
+        self._positions = torch.tensor(lengths + places + [0] * filling, device=device)
+        # Keys in whole lines of 16, the rest hidden: the sums of the attention, in vectors of 16, are then in one order
+        # whoever else speaks. In int8 the last bit can make another answer.
+        self._seen = (max(lengths, default=0) // LINE + 1) * LINE
+        self._reach = max([self._seen, *(piece.end for piece in pieces)])
+        self._make_room(self._reach, len(self.answers))
+        self._mask = self._places = None
+        self._level = lengths[0] if lengths and not pieces and min(lengths) == max(lengths) else None
+        if lengths:
+            self._mask = self._hiding(None)
+        self._pieces = [(p, causal(len(p.ids), p.end, None, device) if p.begin else None) for p in pieces]
+        if self._level is None:
+            # Where each row's keys and values go, counted in rows of one layer's slots.
+            _, two, slots, heads, room, _ = self._cache.shape
+            which = torch.tensor([*range(speaking), *(p.place for p in pieces for _ in p.ids)], device=device)
+            first = torch.arange(two, device=device)[:, None] * slots
+            lines = (first + which[:, None, None]) * heads + torch.arange(heads, device=device)
+            self._places = (lines * room + self._positions[: self._rows, None, None]).flatten()
+
+    def _hiding(self, window: int | None) -> Tensor:
+        """(answers, 1, 1, tokens) to be added to the scores of who speaks: minus infinity where they may not look."""
+        column, places = torch.arange(self._seen, device=self.model.device), self._positions[: self._speaking, None]
+        is_hidden = column > places
+        if window is not None:
+            is_hidden |= column <= places - window
+        mask = torch.zeros(is_hidden.shape, dtype=self._cache.dtype, device=self.model.device)
+        return mask.masked_fill_(is_hidden, -torch.inf)[:, None, None]
 
     def _forward(self, ids: list[int]) -> Tensor:
-        """Logits of every answer that speaks, and of the reader's newest token: (at most answers, vocabulary)."""
-        model = self.model
-        body = getattr(model, model.base_model_prefix)
-        tensor = torch.tensor([ids], device=model.device)
-        out = body(input_ids=tensor, position_ids=self._positions[None], slots=self, use_cache=False)
-        hidden = out.last_hidden_state[0]
-        if self._piece:
-            hidden = torch.cat([hidden[: self._speaking], hidden[-1:]])
-        head = model.get_output_embeddings()
-        assert head is not None
-        return head(hidden)
+        """Logits of every answer that speaks, then of each piece's last token: (answers and pieces, vocabulary)."""
+        lean, filling = self._lean, len(self._positions) - len(ids)
+        tensor = torch.tensor(ids + [0] * filling, device=self.model.device)
+        mixer = self._mixer if self._mixer is not None and self._mixer.is_used else None
+        states = lean.hidden(tensor, self._positions, self._reach, self, mixer)
+        if self._pieces:
+            last, wanted = self._speaking - 1, list(range(self._speaking))
+            for piece, _ in self._pieces:
+                last += len(piece.ids)
+                wanted.append(last)
+            states = states[wanted]
+        return lean.logits(states)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-    ) -> Tensor:
-        """Attention of the pass; see `packing.Attends`."""
-        keys, values = self._cache[layer]
-        for kept, new in ((keys, key), (values, value)):
-            kept.view(-1, kept.shape[-1]).index_copy_(0, self._places, new[0].reshape(-1, kept.shape[-1]))
-        speaking = self._speaking
-        shared: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    def attend(self, layer: int, query: Tensor, new: Tensor, scaling: float, window: int | None) -> Tensor:
+        """Attention of the pass; see `lean.Attends`."""
+        cache, speaking = self._cache[layer], self._speaking
+        heads = cache.shape[2]
+        if self._places is None:
+            cache[:, :speaking, :, self._level] = new.unflatten(1, (2, heads)).transpose(0, 1)
+        else:
+            lines = new[: self._rows].reshape(-1, new.shape[-1])
+            cache.view(-1, cache.shape[-1]).index_copy_(0, self._places, lines)
+        keys, values = cache
         done = []
         if speaking:
-            seen, mask = self._seen, self._mask
-            if window is not None and seen > window:
-                column, places = torch.arange(seen, device=key.device), self._positions[:speaking]
-                mask = ((column <= places[:, None]) & (column > places[:, None] - window))[:, None, None]
-            one = query[0, :, :speaking].transpose(0, 1)[:, :, None]
-            out = F.scaled_dot_product_attention(
-                one, keys[:speaking, :, :seen], values[:speaking, :, :seen], attn_mask=mask, **shared
-            )
-            done.append(out[:, :, 0][None])
-        if self._piece:
-            reader, end = self._reader, self.answers[self._reader].read + self._piece
-            mask = self._piece_mask
+            seen = self._seen
+            mask = self._mask if window is None or seen <= window else self._hiding(window)
+            grouped = query[:speaking].unflatten(1, (heads, -1))
+            out = _spoken(grouped, keys[:speaking, :, :seen], values[:speaking, :, :seen], mask, scaling)
+            done.append(out.reshape(speaking, -1))
+        start = speaking
+        for piece, mask in self._pieces:
+            end, count = piece.end, len(piece.ids)
             if window is not None and end > window:
-                mask = causal(self._piece, end, window, key.device)
+                mask = causal(count, end, window, query.device)
             out = F.scaled_dot_product_attention(
-                query[:, :, speaking:], keys[None, reader, :, :end], values[None, reader, :, :end],
-                attn_mask=mask, is_causal=mask is None, **shared,
+                query[None, start : start + count].transpose(1, 2),
+                keys[None, piece.place, :, :end], values[None, piece.place, :, :end],
+                attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != heads,
             )  # fmt: skip
-            done.append(out.transpose(1, 2))
-        return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+            done.append(out[0].transpose(0, 1).reshape(count, -1))
+            start += count
+        if start < len(query):
+            done.append(done[-1].new_zeros(len(query) - start, done[-1].shape[1]))
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+
+class _Chunk:
+    """How many tokens of a prompt to read beside answers that speak: as many as take about as long as they do."""
+
+    def __init__(self) -> None:
+        self._step_s = self._token_s = 0.0
+
+    def tokens(self, most: int) -> int:
+        """At most `most`, at least 16 or `most`."""
+        if not (self._step_s and self._token_s):
+            return most
+        return int(max(min(LEAST_CHUNK, most), min(most, PAUSE * self._step_s / self._token_s)))
+
+    def note(self, took_s: float, read: int, spoke: int) -> None:
+        """Learn from a pass that took so long, read so many tokens, and in which so many answers spoke."""
+        if not read:
+            self._step_s = took_s if not self._step_s else 0.8 * self._step_s + 0.2 * took_s
+        elif read >= LEAST_CHUNK:
+            token_s = max(took_s - (self._step_s if spoke else 0), 0.1 * took_s) / read
+            self._token_s = token_s if not self._token_s else 0.8 * self._token_s + 0.2 * token_s
+
+
+def _spoken(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """One token of every answer; heads that share a key head are its queries: (answers, key heads, shared, width)."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    # The processor's own attention takes three times as long for a single query in bf16 as these products.
+    scores = (query * scaling) @ keys.transpose(-1, -2)
+    if mask is not None:
+        scores += mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ values
 
 
 def _told(answer: Generation, logits: Tensor) -> TokenEvent:

@@ -12,6 +12,7 @@ from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
 from worker.engine.errors import BadData
 from worker.engine.generate import Generation, Loaded, lay, load, score
+from worker.engine.products import Layer, matrix
 from worker.engine.slots import Slots
 
 KINDS = {
@@ -123,7 +124,19 @@ def test_an_adapter_that_changes_more_is_merged_and_one_of_another_base_is_refus
 
 def test_base_weights_are_never_touched(models: list[ModelFiles]) -> None:
     base = load(models[0])
-    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in weights(base).items()}
     for one in beside(base, models):
         alone(asked(one, QUESTIONS[0]))
-    assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
+        slots = Slots(base)
+        slots.add(asked(one, QUESTIONS[0]))
+        while slots.answers:
+            slots.step()
+    after = weights(base)
+    assert len(before) > 10
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def weights(loaded: Loaded) -> dict[str, torch.Tensor]:
+    """Every weight of a model, also of layers in forms of their own."""
+    layers = {name: layer for name, layer in loaded.model.named_modules() if isinstance(layer, Layer)}
+    return {**loaded.model.state_dict(), **{name: matrix(layer) for name, layer in layers.items()}}

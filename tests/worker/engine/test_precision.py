@@ -14,7 +14,7 @@ from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
 from worker.engine import precision
 from worker.engine.generate import Generation, Loaded, lay, load
-from worker.engine.precision import Int8Linear, matrix
+from worker.engine.products import Int8Linear, matrix
 from worker.engine.slots import Slots
 
 needs_int8 = pytest.mark.skipif(not precision.computes_int8(), reason="this processor has no fast int8 products")

@@ -107,6 +107,7 @@ def test_the_memory_of_what_was_read_is_bounded(loaded: Loaded) -> None:
 
 def test_a_long_prompt_is_read_in_pieces_while_others_speak(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots_module, "SHARED_CHUNK", 16)
+    monkeypatch.setattr(slots_module, "SHORT_PROMPT", 8)
     slots = Slots(loaded)
     speaking, reading = (
         asked(loaded, QUESTIONS[0], max_tokens=100, temperature=1.5, seed=2),
