@@ -60,9 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "method": "lora",
         "lora": {"rank": 64, "alpha": 64, "initialisation": "pissa"},
         "learning_rate": 2e-3,
-        "epochs": 4,
+        "epochs": 3.3,
     },
-    "full": {"method": "full", "learning_rate": 2e-3, "epochs": 4, "weight_decay": 0.01},
+    "full": {"method": "full", "learning_rate": 2e-3, "epochs": 3.3, "weight_decay": 0.01},
 }
 
 
