@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import httpcore
 import httpx
@@ -83,15 +84,26 @@ def _said(answer: httpx.Response) -> str:
 
 
 def pairs_in(text: str) -> list[tuple[str, str]]:
-    """Questions with their answers in what a model wrote: JSON wherever it stands, or lines of Q: and A:."""
-    start, end = text.find("["), text.rfind("]")
-    if 0 <= start < end:
-        try:
-            rows = orjson.loads(text[start : end + 1])
-        except orjson.JSONDecodeError:
-            rows = []
-        found = [(r.get("question"), r.get("answer")) for r in rows if isinstance(r, dict)]
-        pairs = [(q.strip(), a.strip()) for q, a in found if isinstance(q, str) and isinstance(a, str)]
-        if pairs := [(q, a) for q, a in pairs if q and a]:
-            return pairs
+    """Questions with their answers in what a model wrote: JSON wherever it stands (a list, one object, or an object a
+    line), or lines of Q: and A:."""
+    found = [(r.get("question"), r.get("answer")) for r in _objects_in(text)]
+    pairs = [(q.strip(), a.strip()) for q, a in found if isinstance(q, str) and isinstance(a, str)]
+    if pairs := [(q, a) for q, a in pairs if q and a]:
+        return pairs
     return [(q.strip(), a.strip()) for q, a in _LINES.findall(text)]
+
+
+def _objects_in(text: str) -> list[dict[str, Any]]:
+    """The objects of the list in a text; where there is none, one object, or those that stand on lines of their own."""
+    spans = [text[text.find(a) : text.rfind(b) + 1] for a, b in ("[]", "{}")]
+    for several in ([spans[0]], [spans[1]], text.splitlines()):
+        read = []
+        for piece in several:
+            try:
+                read.append(orjson.loads(piece))
+            except orjson.JSONDecodeError:
+                continue
+        rows = read[0] if len(read) == 1 and isinstance(read[0], list) else read
+        if objects := [row for row in rows if isinstance(row, dict)]:
+            return objects
+    return []

@@ -121,6 +121,8 @@ def test_pieces_end_where_the_document_does():
         ('[{"question": 3, "answer": []}]', []),
         ("I cannot do that [sorry].", []),
         ("[" * 5000, []),
+        ('Here: {"question": "one?", "answer": "[x]"}', [("one?", "[x]")]),
+        ('{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}', [("a", "b"), ("c", "d")]),
     ],
 )
 def test_pairs_are_read_from_what_models_write(said, pairs):
