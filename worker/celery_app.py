@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 draining = threading.Event()
 
 _settings = get_settings()
-celery_app = Celery("gpt-builder", broker=celery_url(_settings.redis_url_worker or _settings.redis_url) or "memory://")
+celery_app = Celery(
+    "gpt-builder",
+    broker=celery_url(_settings.redis_url_worker or _settings.redis_url) or "memory://",
+    task_cls="worker.turns:TurnTask",
+)
 celery_app.conf.update(celery_settings())
 celery_app.conf.update(
     worker_pool="threads",

@@ -19,30 +19,16 @@ from app.core.config import get_settings
 from app.core.db import transaction
 from app.core.leader import Leader
 from app.core.work import Watcher
-from app.datasets import service as datasets
 from app.datasets import uploads
-from app.drafting.models import Drafting
-from app.evaluations.models import Evaluation
-from app.exports.models import Export
 from app.overview import demos
-from app.recipes.models import BaseModelEntry
 from app.runs import notices
 from app.runs.reconcile import Reconciler
 from app.searches import progress as searches
-from app.sources.models import Forgetting
 from worker import alive
+from worker.long_work import LONG_WORK
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
-# Leased work that is not a run, and the task that does it.
-LONG_WORK = (
-    *datasets.WATCHED,
-    (BaseModelEntry, "recipes.bring"),
-    (Evaluation, "evaluations.run"),
-    (Export, "exports.make"),
-    (Forgetting, "sources.forget"),
-    (Drafting, "drafts.draft"),
-)
 
 
 @dataclass

@@ -8,7 +8,8 @@ from app.core.leader import Leader
 from app.core.queue import QUEUES
 from app.runs import service as runs
 from worker.celery_app import celery_app
-from worker.housekeeper import LONG_WORK, Chore, chores, keep_house
+from worker.housekeeper import Chore, chores, keep_house
+from worker.long_work import LONG_WORK
 
 
 def test_a_broken_chore_keeps_no_other_from_its_turn(database: object) -> None:

@@ -24,7 +24,7 @@ from app.drafting import service as drafting
 from app.drafting.models import Draft, Drafting
 from tests.app.datasets.conftest import Place, place  # noqa: F401
 from tests.conftest import wait_for
-from worker.housekeeper import LONG_WORK
+from worker.long_work import LONG_WORK
 from worker.tasks import datasets as bring_work
 from worker.tasks import drafts as draft_work
 

@@ -47,11 +47,11 @@ def _limits(size_bytes: int) -> Limits:
 
 
 @celery_app.task(name="datasets.import_file")
-def import_file(file_id: str) -> None:
+def import_file(file_id: str) -> bool:
     """Read a received file into rows and findings."""
     lease = claim(SourceFile, file_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             file = session.get(SourceFile, file_id)
@@ -78,14 +78,15 @@ def import_file(file_id: str) -> None:
             assert row is not None
             service.record_import(session, row, report, rows_key)
         _keep_only(folder, "rows-", rows_key)
+    return True
 
 
 @celery_app.task(name="datasets.bring")
-def bring(source_id: str) -> None:
+def bring(source_id: str) -> bool:
     """Fetch a remote source; what arrives is read like any other file."""
     lease = claim(RemoteSource, source_id)
     if lease is None:
-        return
+        return False
 
     def look() -> None:
         if draining.is_set():
@@ -95,14 +96,15 @@ def bring(source_id: str) -> None:
         with reading() as session:
             source = session.get_one(RemoteSource, source_id)
         fetching.bring(lease, source, look)
+    return True
 
 
 @celery_app.task(name="datasets.prepare")
-def prepare(plan_id: str) -> None:
+def prepare(plan_id: str) -> bool:
     """Map and clean the rows of all files of a project."""
     lease = claim(CleaningPlan, plan_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             row = session.get(CleaningPlan, plan_id)
@@ -127,14 +129,15 @@ def prepare(plan_id: str) -> None:
         with lease.write(**changes):
             pass
         _keep_only(folder, "set-", set_key)
+    return True
 
 
 @celery_app.task(name="datasets.freeze")
-def freeze(version_id: str) -> None:
+def freeze(version_id: str) -> bool:
     """Build an immutable version and copy it to the storage."""
     lease = claim(DatasetVersion, version_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             version = session.get(DatasetVersion, version_id)
@@ -173,14 +176,15 @@ def freeze(version_id: str) -> None:
             row = session.get(DatasetVersion, version_id)
             assert row is not None
             versions.record(session, row, manifest)
+    return True
 
 
 @celery_app.task(name="datasets.compare")
-def compare(comparison_id: str) -> None:
+def compare(comparison_id: str) -> bool:
     """Find what two versions do not have in common."""
     lease = claim(VersionComparison, comparison_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             old, new = combining.compared(session, comparison_id)
@@ -196,6 +200,7 @@ def compare(comparison_id: str) -> None:
         report = _obeyed(lease, order, "comparing")
         with lease.write(report=report):
             pass
+    return True
 
 
 def _folder_bytes(folder: Path) -> int:

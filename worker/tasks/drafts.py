@@ -14,11 +14,11 @@ TRIES = 3
 
 
 @celery_app.task(name=service.TASK)
-def draft(drafting_id: str) -> None:
+def draft(drafting_id: str) -> bool:
     """Do the work of the row, if nobody else has it."""
     lease = claim(Drafting, drafting_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             row = session.get_one(Drafting, drafting_id)
@@ -32,6 +32,7 @@ def draft(drafting_id: str) -> None:
             with lease.write(done=number + 1, total=total) as session:
                 service.record(session, drafting_id, number, chunk, asking.pairs_in(said)[: row.pairs], said)
             lease.progress(number + 1, total)
+    return True
 
 
 def _asked(where: asking.Endpoint | asking.Target, text: str) -> str:

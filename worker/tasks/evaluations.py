@@ -9,12 +9,13 @@ from app.evaluations.models import Evaluation
 
 
 @shared_task(name=service.TASK)
-def run(evaluation_id: str) -> None:
+def run(evaluation_id: str) -> bool:
     """Do the work of the evaluation, if nobody else has it."""
     lease = claim(Evaluation, evaluation_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             evaluation = session.get_one(Evaluation, evaluation_id)
         running.run(lease, evaluation)
+    return True

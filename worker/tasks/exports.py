@@ -23,11 +23,11 @@ REPORT = "report.json"
 
 
 @celery_app.task(name=service.TASK)
-def make(export_id: str) -> None:
+def make(export_id: str) -> bool:
     """Do the work of the row, if nobody else has it. What an earlier attempt published is not made again."""
     lease = claim(Export, export_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             row = session.get_one(Export, export_id)
@@ -46,6 +46,7 @@ def make(export_id: str) -> None:
             url = sending.send(lease, row, folder, names)
             with lease.write(hub_url=url, sealed_token=""):
                 pass
+    return True
 
 
 def _publish(lease: Lease, row: Export, folder: Path) -> None:

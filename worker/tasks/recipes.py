@@ -8,12 +8,13 @@ from worker.celery_app import celery_app
 
 
 @celery_app.task(name=bases.TASK)
-def bring(entry_id: str) -> None:
+def bring(entry_id: str) -> bool:
     """Do the work of the entry, if nobody else has it."""
     lease = claim(BaseModelEntry, entry_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             entry = session.get_one(BaseModelEntry, entry_id)
         bases.bring(lease, entry)
+    return True

@@ -13,11 +13,11 @@ _quiet = threading.Event()
 
 
 @celery_app.task(name=service.TASK)
-def forget(forgetting_id: str) -> None:
+def forget(forgetting_id: str) -> bool:
     """Do the work of the row, if nobody else has it."""
     lease = claim(Forgetting, forgetting_id)
     if lease is None:
-        return
+        return False
     with working(lease):
         with reading() as session:
             row = session.get_one(Forgetting, forgetting_id)
@@ -25,3 +25,4 @@ def forget(forgetting_id: str) -> None:
             lease.progress(0, 0)
             _quiet.wait(LOOK_EVERY_S)
         erasing.erase(lease, row)
+    return True
