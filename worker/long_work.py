@@ -6,12 +6,13 @@ from app.datasets import service as datasets
 from app.drafting.models import Drafting
 from app.evaluations.models import Evaluation
 from app.exports.models import Export
-from app.recipes.models import BaseModelEntry
+from app.recipes.models import BaseModelEntry, Probe
 from app.sources.models import Forgetting
 
 LONG_WORK: tuple[tuple[type[Any], str], ...] = (
     *datasets.WATCHED,
     (BaseModelEntry, "recipes.bring"),
+    (Probe, "probes.make"),
     (Evaluation, "evaluations.run"),
     (Export, "exports.make"),
     (Forgetting, "sources.forget"),

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.contracts.events import EXIT_DONE, Control, Ended
 from app.contracts.recipe import RecipeSpec, TrainOrder
+from app.contracts.relief import ladder
 from app.core import storage
 from app.core.config import get_settings
 from app.core.db import reading
@@ -146,6 +147,8 @@ class Supervision:
                 trainer.tell(Control(verb="cancel" if self.want == "cancel" else "pause"))
                 if self.want != "cancel":
                     trainer.ask_to_end()  # reaches it in the long phases before the first step too
+            if self.want == "restart":
+                trainer.kill()  # it stands still: nothing it could be told would reach it
             grace = settings.stop_grace_s if self.want == "cancel" else settings.drain_grace_s
             if asked_to_end_at and time.monotonic() - asked_to_end_at > grace:
                 trainer.kill()
@@ -227,7 +230,7 @@ class Supervision:
                 total_steps=run.total_steps,
                 stalled_attempts=run.stalled_attempts,
                 memory_rung=run.plan.get("memory_rung", 0),
-                micro_batch_size=micro_batch_size(run),
+                relief=next_relief(run),
                 learning_rate=run.adjustments.get("learning_rate", run.recipe["learning_rate"]),
                 kept_step=kept,
                 is_drained=self.draining.is_set() or self.is_cut_off,
@@ -238,18 +241,19 @@ class Supervision:
         )
 
 
-def micro_batch_size(run: Run) -> int:
-    """Rows at a time after the rungs that were taken for want of memory."""
-    return max(1, int(run.recipe["micro_batch_size"]) >> run.plan.get("memory_rung", 0))
+def next_relief(run: Run) -> str:
+    """What the next rung of the ladder changes for want of memory, in words; empty when none is left."""
+    has_cuda = run.plan.get("device") == "cuda"
+    left = ladder(RecipeSpec.model_validate(run.recipe), has_cuda=has_cuda)[run.plan.get("memory_rung", 0) + 1 :]
+    return left[0].words if left else ""
 
 
 def order_of(run: Run) -> TrainOrder:
     """What the trainer is told. Raises AppError when the dataset version cannot be fetched."""
     recipe = RecipeSpec.model_validate(run.recipe)
-    micro = micro_batch_size(run)
     # Two at least: until the newest is registered, the one before is what a new attempt goes on from.
     keep = max(2, recipe.keep_checkpoints)
-    recipe = recipe.model_copy(update={"micro_batch_size": micro, "keep_checkpoints": keep})
+    recipe = recipe.model_copy(update={"keep_checkpoints": keep})
     version_id = run.frozen["version_id"]
     folder = storage.version_dir(version_id)
     if not folder.is_dir():
@@ -266,6 +270,7 @@ def order_of(run: Run) -> TrainOrder:
         data_dir=str(folder),
         out_dir=str(storage.run_dir(run.id)),
         resume=True,
+        memory_rung=run.plan.get("memory_rung", 0),
         system_prompt=run.frozen["system_prompt"],
         storage_reserve_bytes=get_settings().disk_reserve_bytes,
     )

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from app.contracts.base import Contract
+from app.contracts.probe import Probed, RatesTried
 
 
 class Started(Contract):
@@ -102,12 +103,13 @@ class Adjusted(Contract):
 
 
 class Warned(Contract):
-    """Something a person should know that does not stop the run."""
+    """Something a person should know that does not stop the run. `rung`: the one taken because memory ran out."""
 
     type: Literal["warned"] = "warned"
     step: int
     kind: str
     message: str
+    rung: int | None = None
 
 
 class Progress(Contract):
@@ -133,10 +135,22 @@ class Ended(Contract):
     model_kind: Literal["lora", "layers", "whole"] | None = None
     stop_test: dict[str, float] | None = Field(None, description="tried, ended, empty")
     message: str = ""
+    peak_memory_bytes: int = 0
 
 
 EngineEvent = Annotated[
-    Started | Step | Evaluated | Sample | CheckpointSaved | CheckpointDamaged | Adjusted | Warned | Progress | Ended,
+    Started
+    | Step
+    | Evaluated
+    | Sample
+    | CheckpointSaved
+    | CheckpointDamaged
+    | Adjusted
+    | Warned
+    | Progress
+    | Ended
+    | Probed
+    | RatesTried,
     Field(discriminator="type"),
 ]
 engine_event: TypeAdapter[EngineEvent] = TypeAdapter(EngineEvent)

@@ -186,5 +186,6 @@ class TrainOrder(Contract):
     out_dir: str = Field(description="the run's folder; checkpoints/ and model/ are made in it")
     cache_dir: str | None = Field(None, description="where token caches are kept; None: tokens/ in out_dir")
     resume: bool = Field(True, description="go on from the newest good checkpoint in out_dir")
+    memory_rung: int = Field(0, ge=0, le=4, description="rungs of the ladder (contracts.relief) taken before")
     system_prompt: str = ""
     storage_reserve_bytes: int = Field(0, ge=0)

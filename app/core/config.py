@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     model_folders: list[Path] = Field(
         default_factory=list, description="where local base models may lie, beside models/ in home"
     )
+    energy_price_kwh: float | None = Field(None, ge=0, description="what a kilowatt hour costs, for estimates")
+    device_price_hour: float | None = Field(None, ge=0, description="what an hour of the training device costs")
+    currency: str = Field("€", max_length=5)
+    probe_s: float = Field(8.0, ge=0, description="how long quick steps are repeated when a recipe is measured")
+    rates_s: float = Field(60.0, ge=0, description="how long learning rates are tried, all together")
     threads: int | None = None
     answer_precision: Literal["fp32", "bf16", "int8"] = Field(
         "fp32", description="number format of answers on a CPU; int8 only for models whose accuracy stays"

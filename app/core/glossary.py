@@ -29,6 +29,16 @@ TERMS: dict[str, tuple[str, str]] = {
         "Learning rate",
         "How large each correction is. Too high and learning breaks, too low and it takes for ever.",
     ),
+    "preference_accuracy": (
+        "Pairs told rightly apart",
+        "The share of pairs in which the model has come to prefer the better answer, compared with where it began. "
+        "Guessing would be a half.",
+    ),
+    "preference_margin": (
+        "Margin",
+        "By how much more the preferred answer has become likelier than the rejected one, times beta. 0 at the start; "
+        "larger is clearer, but very large means that it moved far from its base.",
+    ),
     "gradient_norm": (
         "Gradient norm",
         "How strongly the examples pull at the weights in one step. A sudden rise is an early sign of trouble.",

@@ -23,6 +23,7 @@ _ENOUGH_RINGS = 5
 # Which queue a task goes to: the part of its name before the dot.
 QUEUES = {
     "runs": "train",
+    "probes": "train",
     "datasets": "data",
     "recipes": "data",
     "evaluations": "data",

@@ -14,12 +14,16 @@ _NEWEST = 7
 
 @dataclass(frozen=True)
 class Measured:
-    """What runs of about this size took here, newest first; empty lists before the first."""
+    """What runs of about this size took here, newest first; empty lists before the first.
+
+    Errors are those of estimates by formula or earlier runs; `probed_errors` those of estimates by a probe.
+    """
 
     speeds: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     starts_s: list[float] = field(default_factory=list)
     look_speeds: list[float] = field(default_factory=list)
+    probed_errors: list[float] = field(default_factory=list)
 
 
 _SHORTEST_S = 5.0
@@ -35,6 +39,7 @@ def record(
     trained_s: float,
     elapsed_s: float,
     start_s: float | None = None,
+    memory_bytes: int | None = None,
 ) -> None:
     """Keep what a finished run reached. `estimate` is the run's own (Estimate as JSON); very short runs say nothing.
 
@@ -58,6 +63,9 @@ def record(
             look_flops=look_flops,
             estimated_s=estimate["seconds"] * share,
             actual_s=elapsed_s,
+            is_probed=bool(estimate.get("is_probed")),
+            estimated_bytes=estimate.get("memory_bytes"),
+            actual_bytes=memory_bytes or None,
         )
     )
 
@@ -72,10 +80,14 @@ def measured(session: Session, machine: Machine, parameters: int) -> Measured:
         .limit(_NEWEST)
     )
     rows = session.scalars(query).all()
-    errors = [abs(row.actual_s - row.estimated_s) / max(1.0, row.actual_s) for row in rows]
     return Measured(
         [row.flops for row in rows],
-        errors,
+        [_error(row) for row in rows if not row.is_probed],
         [row.start_s for row in rows if row.start_s is not None],
         [row.look_flops for row in rows if row.look_flops is not None],
+        [_error(row) for row in rows if row.is_probed],
     )
+
+
+def _error(row: SpeedRecord) -> float:
+    return abs(row.actual_s - row.estimated_s) / max(1.0, row.actual_s)

@@ -19,7 +19,9 @@ _FOUR_BIT_BYTES = 0.52  # a weight in 4 bit with its share of the scales
 
 
 class Estimate(BaseModel):
-    """Seconds (with a range), bytes, steps and tokens; `flops_per_token` lets the finished run correct the speed."""
+    """Seconds (with a range), bytes, steps and tokens; `flops_per_token` lets the finished run correct the speed.
+
+    `is_probed`: measured by a probe of this recipe; only then energy (Wh) and price may be told."""
 
     steps: int
     steps_per_epoch: int
@@ -36,6 +38,9 @@ class Estimate(BaseModel):
     model_bytes: int
     is_calibrated: bool = False
     error_share: float | None = None
+    is_probed: bool = False
+    energy_wh: float | None = None
+    price: float | None = None
 
     @property
     def fits(self) -> bool:

@@ -44,6 +44,20 @@ class RecipeDraft(Base):
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
 
 
+class Probe(Base, LeasedWork):
+    """A short probe of a recipe on this machine. `key` names what it holds for, `order` is what the engine was told."""
+
+    __tablename__ = "probes"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    key: Mapped[str] = mapped_column(String(64), index=True)
+    order: Mapped[dict[str, Any]] = mapped_column(PlacedJSON)
+    result: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
 class SpeedRecord(Base):
     """What a finished run reached on a device, and how long its estimate had said: corrects later estimates."""
 
@@ -59,4 +73,8 @@ class SpeedRecord(Base):
     look_flops: Mapped[float | None] = mapped_column(Float)
     estimated_s: Mapped[float] = mapped_column(Float)
     actual_s: Mapped[float] = mapped_column(Float)
+    # Whether the estimate came from a probe, and the memory that it told and that was held; None: not known.
+    is_probed: Mapped[bool] = mapped_column(default=False)
+    estimated_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    actual_bytes: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

@@ -1,11 +1,12 @@
 """The recipe page and its parts. Starting the run is the runs slice's; it asks this slice for the frozen values."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
+from app.core.config import get_settings
 from app.core.db import new_id, reading, transaction
 from app.core.errors import AppError, Invalid
 from app.core.forms import FormValues
@@ -13,7 +14,7 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
-from app.recipes import bases, fields, files, new_model, service, tokens_preview
+from app.recipes import bases, fields, files, new_model, probes, service, tokens_preview
 from app.recipes.forms import form_changes
 from app.recipes.vetting import allowed_roots
 
@@ -61,6 +62,7 @@ def show(
         **_new_model(page),
         may_edit=actor.may(page.project.workspace_id, "editor"),
         roots=[str(root) for root in allowed_roots()],
+        currency=get_settings().currency,
     )
 
 
@@ -114,10 +116,48 @@ def save(request: Request, project_id: str, actor: ActorDep, session: SessionDep
                 service.choose_base(session, actor, project_id, source=source, entry_id=entry_id or None)
     except Invalid as error:
         return show(request, session, actor, project_id, error=error, typed=values)
+    if values.get("do") == "measure":
+        service.try_out(session, actor, project_id, "cost")
+        return RedirectResponse(f"/projects/{project_id}/recipe#expect", 303)
+    if values.get("do") == "rates":
+        service.try_out(session, actor, project_id, "rates")
+        return RedirectResponse(f"/projects/{project_id}/recipe#schedule", 303)
     if values.get("do") == "start":
         # 307 keeps method and body: the same form goes on to the runs, with what was just saved.
         return RedirectResponse(f"/projects/{project_id}/runs", 307)
     return RedirectResponse(f"/projects/{project_id}/recipe", 303)
+
+
+@router.get("/projects/{project_id}/recipe/probes/{kind}")
+def probe(
+    request: Request, project_id: str, kind: Literal["cost", "rates"], actor: ActorDep, session: SessionDep
+) -> Response:
+    """What a run takes, or the range test, alone: for its own refresh while it is measured."""
+    page = service.page(session, actor, project_id)
+    if page.composed is None:
+        raise Invalid("Freeze a dataset version first; then a recipe can be measured.")
+    return render(
+        request,
+        "recipes/_costs.html" if kind == "cost" else "recipes/_rates.html",
+        project=page.project,
+        page=page,
+        composed=page.composed,
+        may_edit=actor.may(page.project.workspace_id, "editor"),
+        currency=get_settings().currency,
+    )
+
+
+@router.post("/projects/{project_id}/recipe/probes/{probe_id}/stop")
+def stop_probe(project_id: str, probe_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    projects.get(session, actor, project_id, need="editor")
+    probes.stop(session, project_id, probe_id)
+    return RedirectResponse(f"/projects/{project_id}/recipe#expect", 303)
+
+
+@router.post("/projects/{project_id}/recipe/probes/{probe_id}/use")
+def use_rate(project_id: str, probe_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.use_rate(session, actor, project_id, probe_id)
+    return RedirectResponse(f"/projects/{project_id}/recipe#schedule", 303)
 
 
 @router.post("/projects/{project_id}/recipe/folder")

@@ -8,16 +8,16 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
 from app.contracts.recipe import Method, Overlay, RecipeSpec
-from app.core.errors import Conflict, Invalid
+from app.core.errors import Conflict, Invalid, NotFound
 from app.datasets.models import DatasetVersion
 from app.projects import service as projects
 from app.projects.models import Objective, Project
-from app.recipes import bases, calibration, charts, compose, fields, files, new_model
+from app.recipes import bases, calibration, charts, compose, fields, files, new_model, probes
 from app.recipes.base_facts import BaseFacts
 from app.recipes.bases import BaseModel
 from app.recipes.compose import Composed, Version
 from app.recipes.machine import Machine, this_machine
-from app.recipes.models import BaseModelEntry, RecipeDraft
+from app.recipes.models import BaseModelEntry, Probe, RecipeDraft
 from app.recipes.presets import PRESETS, Preset
 
 TUNING: tuple[Method, ...] = ("full", "lora", "last_layers")
@@ -52,6 +52,8 @@ class RecipePage:
     composed: Composed | None = None
     schedule: dict[str, Any] = field(default_factory=dict)
     instruction: str = ""
+    probe: Probe | None = None
+    rates: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
     if chosen is None:
         return shown
     built: dict[str, Composed] = {preset: _composed(session, project, chosen, preset) for preset in PRESETS}
+    keys = _probe_keys(session, project, chosen, built)
+    built, made = _by_probes(session, project, keys, built)
     composed = built[chosen.preset]
     return RecipePage(
         project,
@@ -96,7 +100,68 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
         composed=composed,
         schedule=charts.schedule_path(composed.recipe, composed.estimate.steps),
         instruction=_instruction(session, project) if composed.recipe.use_instruction else "",
+        probe=made.get(chosen.preset),
+        rates=probes.found(session, project.id, "rates", [keys[chosen.preset]]).get(keys[chosen.preset]),
     )
+
+
+def try_out(session: Session, actor: Actor, project_id: str, kind: probes.Kind) -> Probe:
+    """Ask for a probe of the draft on this machine. Raises Conflict or Invalid with what is missing."""
+    project = projects.get(session, actor, project_id, need="editor")
+    chosen = _chosen(session, project, draft_of(session, project), _versions(session, project))
+    if chosen is None:
+        raise Conflict("Freeze a dataset version first: a probe needs the rows that will be learned from.")
+    recipe = _composed(session, project, chosen, chosen.preset).recipe
+    return probes.ask(
+        session,
+        project_id=project.id,
+        kind=kind,
+        recipe=recipe,
+        version_id=chosen.version.id,
+        base=chosen.base.files if chosen.base else None,
+        instruction=_instruction(session, project) if recipe.use_instruction else "",
+    )
+
+
+def use_rate(session: Session, actor: Actor, project_id: str, probe_id: str) -> RecipeDraft:
+    """Take over the learning rate that a range test proposes; Muon's second rate keeps its ratio."""
+    project = projects.get(session, actor, project_id, need="editor")
+    draft = _stored(session, project)
+    probe = session.get(Probe, probe_id)
+    if probe is None or probe.project_id != project.id or probe.kind != "rates":
+        raise NotFound
+    if (found := probes.compared(probe)) is None:
+        raise Conflict("This range test has no result.")
+    own = {"learning_rate": found.proposed}
+    if second := probe.order["recipe"].get("adamw_learning_rate"):
+        own["adamw_learning_rate"] = second * found.proposed / probe.order["recipe"]["learning_rate"]
+    draft.choices = {**draft.choices, "overrides": {**draft.choices.get("overrides", {}), **own}}
+    session.flush()
+    _drop_idle_overrides(session, actor, project, draft)
+    return draft
+
+
+def _probe_keys(session: Session, project: Project, chosen: Chosen, built: dict[str, Composed]) -> dict[str, str]:
+    instruction, base = _instruction(session, project), chosen.base.files if chosen.base else None
+    return {
+        preset: probes.key_of(one.recipe, chosen.version.id, base, instruction if one.recipe.use_instruction else "")
+        for preset, one in built.items()
+    }
+
+
+def _by_probes(
+    session: Session, project: Project, keys: dict[str, str], built: dict[str, Composed]
+) -> tuple[dict[str, Composed], dict[str, Probe]]:
+    """The recipes, each with the estimate of its probe where there is one, and those probes."""
+    made = probes.found(session, project.id, "cost", list(keys.values()))
+    errors: list[float] = []
+    if any(probes.measured(probe) for probe in made.values()):
+        size = next(iter(built.values())).facts.parameters
+        errors = calibration.measured(session, this_machine(), size).probed_errors
+    refined = {
+        preset: probes.refined(one, probes.measured(made.get(keys[preset])), errors) for preset, one in built.items()
+    }
+    return refined, {preset: made[key] for preset, key in keys.items() if key in made}
 
 
 def save(
@@ -251,7 +316,9 @@ def _ready(session: Session, project: Project, draft: RecipeDraft, versions: lis
     chosen = _chosen(session, project, draft, versions)
     if chosen is None:
         raise Conflict("Freeze a dataset version first: training needs rows that no longer change.")
-    composed = _composed(session, project, chosen, chosen.preset)
+    alone = {chosen.preset: _composed(session, project, chosen, chosen.preset)}
+    built, _ = _by_probes(session, project, _probe_keys(session, project, chosen, alone), alone)
+    composed = built[chosen.preset]
     base_id = chosen.base.entry_id if chosen.base else None
     if chosen.base is not None and chosen.base.source == "starter":
         base_id = bases.starter_entry(session, project.workspace_id).id

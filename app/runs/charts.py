@@ -15,6 +15,11 @@ SIDE = {
     "grad_norm": ("Gradient norm", "", "gradient_norm"),
     "tokens_per_s": ("Speed", "tokens/s", "token"),
 }
+# A run that learns from preferences: what counts there comes first.
+OF_PREFERENCES = {
+    "preference_accuracy": ("Pairs told rightly apart", "", "preference_accuracy"),
+    "preference_margin": ("Margin", "", "preference_margin"),
+}
 WIDTH, HEIGHT = 720, 150
 
 
@@ -36,7 +41,7 @@ class SideChart:
 
 def side_chart(session: Session, run_id: str, name: str, last_step: int) -> SideChart:
     """The chart of one metric of SIDE, from a few hundred points: as many as its pixels."""
-    label, unit, term = SIDE[name]
+    label, unit, term = (SIDE | OF_PREFERENCES)[name]
     series = curves.points(session, run_id, name, every=max(1, math.ceil(last_step / 240)))
     values = [value for _, value in series]
     return SideChart(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import func, text, update
+from sqlalchemy import case, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -48,6 +48,7 @@ def claim(*, node: str, device: str, boot_id: str = "") -> Claimed | None:
                 sentence="",
                 phase="starting",
                 started_at=func.coalesce(Run.started_at, utcnow()),
+                want=case((Run.want == "restart", "run"), else_=Run.want),
             )
             return claimed
     except IntegrityError:

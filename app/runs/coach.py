@@ -5,7 +5,7 @@ Pure functions of the curves. A finding must hold for three evaluations in a row
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any, Literal
@@ -152,7 +152,7 @@ def _flat(curves: Curves, _total: int) -> Verdict | None:
         f"Over the last ten looks validation loss moved by {change:.2%} and training loss by {moved:.2%}.",
         f"Both are near {values[-1]:.3f} and {end:.3f}.",
     ]
-    return Verdict("flat", "warn", "Not improving any more", sentence, evidence, ("stop_and_keep", "keep_going"))
+    return Verdict("flat", "warn", "Not improving any more", sentence, evidence, ("stop_and_keep", "add_rows"))
 
 
 def _too_slow(curves: Curves, total_steps: int) -> Verdict | None:
@@ -222,7 +222,7 @@ def stalled(seconds: float, usual_step_s: float, kept_step: int | None) -> Verdi
     kept = f"step {kept_step:,}" if kept_step else "the beginning"
     sentence = f"If it does not come back by itself, it is restarted from {kept}. Nothing before that is lost."
     evidence = [f"A step usually takes {usual_step_s:.1f} s; the last one ended {minutes} minutes ago."]
-    return Verdict("stalled", "bad", f"No progress for {minutes} minutes", sentence, evidence)
+    return Verdict("stalled", "bad", f"No progress for {minutes} minutes", sentence, evidence, ("restart",))
 
 
 def starved(computer: Mapping[str, Any]) -> Verdict | None:
@@ -236,7 +236,7 @@ def starved(computer: Mapping[str, Any]) -> Verdict | None:
         "give it more to do; other work on this machine may also keep it waiting."
     )
     evidence = [f"It has been less than 40 % busy for {round(idle_s / 60)} minutes."]
-    return Verdict("starved", "warn", "The graphics card waits", sentence, evidence)
+    return Verdict("starved", "warn", "The graphics card waits", sentence, evidence, ("change_recipe",))
 
 
 def smaller_batch(step: int | None) -> Verdict:
@@ -244,6 +244,18 @@ def smaller_batch(step: int | None) -> Verdict:
     sentence = "Memory ran out, so fewer rows are read at once. Same result, about 20 % slower. Nothing to do."
     where = f" at step {step:,}" if step else ""
     return Verdict("memory", "warn", "Made the batch smaller", sentence, [f"The change is in the log{where}."])
+
+
+def of_preferences(verdict: Verdict, accuracy: float | None, margin: float | None) -> Verdict:
+    """The verdict on a run that learns from preferences, with what counts there: pairs told apart, and by how much."""
+    if accuracy is None or verdict.finding in ("warming_up", "stalled", "starved", "memory"):
+        return verdict
+    told = f"Of the pairs that it has never seen it prefers the better answer in {round(100 * accuracy)} %"
+    told += f", by a margin of {margin:.2f}." if margin is not None else "."
+    sentence = verdict.sentence.replace("on rows it has never seen", "on pairs it has never seen")
+    sentence = sentence.replace("what these rows can teach", "what these pairs can teach")
+    evidence = [*verdict.evidence, "Guessing would be 50 %, with a margin of 0 and a loss of 0.69."]
+    return replace(verdict, sentence=f"{sentence} {told}", evidence=evidence)
 
 
 def hesitates(loss: float | None) -> float | None:

@@ -82,11 +82,11 @@ def finish(lease: RunLease, ended: Ended) -> str:
             level="warning" if warning else "info",
         )
         session.flush()
-        _calibrate(session, run)
+        _calibrate(session, run, ended.peak_memory_bytes)
         return model.id
 
 
-def _calibrate(session: Session, run: Run) -> None:
+def _calibrate(session: Session, run: Run, peak_memory_bytes: int) -> None:
     """Let later estimates know how quick this run was. Only the clock of an uninterrupted run says something."""
     if run.started_at is None or run.attempts != 1:
         return
@@ -99,6 +99,7 @@ def _calibrate(session: Session, run: Run) -> None:
         trained_s=run.trained_s,
         elapsed_s=(utcnow() - run.started_at).total_seconds(),
         start_s=_start_s(run),
+        memory_bytes=peak_memory_bytes,
     )
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from app.contracts import events as codes
 
 MAX_STALLED_ATTEMPTS = 3
-MEMORY_RUNGS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Facts:
     total_steps: int
     stalled_attempts: int
     memory_rung: int
-    micro_batch_size: int
+    relief: str  # what the next rung of the ladder changes; empty: there is none
     learning_rate: float
     kept_step: int | None
     is_drained: bool = False
@@ -49,6 +48,8 @@ def judge(facts: Facts) -> Outcome:
     message = facts.message
     if facts.want == "cancel":
         return Outcome("cancelled", "cancelled", diary="Cancelled.")
+    if facts.want == "restart":
+        return Outcome("queued", "restarted", diary=f"Restarted. {_goes_on(facts)}")
     if facts.is_drained:
         return Outcome("queued", "drained", diary=f"The machine is being restarted. {_goes_on(facts)}")
     if code == codes.EXIT_PAUSED and facts.want == "pause":
@@ -68,8 +69,9 @@ def judge(facts: Facts) -> Outcome:
     if code == codes.EXIT_DISK_FULL:
         sentence = f"Paused: {message or 'the disk is full.'} {_kept(facts)} It goes on by itself once there is space."
         return Outcome("waiting", "disk_full", "disk_full", sentence, sentence, "warning")
+    # With this code the trainer has taken every rung itself; a kill leaves the next one to be taken.
     if code == codes.EXIT_OUT_OF_MEMORY or (code == -9 and facts.was_memory_short):
-        return _out_of_memory(facts, message)
+        return _out_of_memory(facts, is_last=code == codes.EXIT_OUT_OF_MEMORY or not facts.relief)
     if code == codes.EXIT_DEVICE_FAULT:
         return _interrupted(facts, "device_fault", "The device stopped responding.", message)
     if facts.is_hung:
@@ -99,19 +101,15 @@ def _interrupted(facts: Facts, kind: str, what: str, message: str) -> Outcome:
     )
 
 
-def _out_of_memory(facts: Facts, message: str) -> Outcome:
-    smaller = facts.micro_batch_size // 2
-    if facts.memory_rung >= MEMORY_RUNGS or smaller < 1:
+def _out_of_memory(facts: Facts, *, is_last: bool) -> Outcome:
+    if is_last:
         return _failed(
             facts,
             "out_of_memory",
-            f"The machine ran out of memory, even with {facts.micro_batch_size} rows at a time. {message} "
-            f"{_kept(facts)} Choose a smaller base model or shorter examples.",
+            f"The machine ran out of memory after everything that needs less was tried. {_kept(facts)} "
+            "Choose a smaller base model or shorter examples.",
         )
-    diary = (
-        f"The machine ran out of memory. Going on with {smaller} instead of {facts.micro_batch_size} rows at a time; "
-        "the result is the same, a step takes a little longer."
-    )
+    diary = f"The machine ran out of memory. Going on with {facts.relief}; a step takes a little longer."
     return Outcome(
         "queued", "out_of_memory", diary=diary, level="warning", changes={"memory_rung": facts.memory_rung + 1}
     )

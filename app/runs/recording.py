@@ -125,6 +125,9 @@ class _Batch:
                     step=event.step,
                 )
             case Warned():
+                if event.rung is not None:
+                    # A later attempt begins where this one had to go.
+                    self.run.plan = {**self.run.plan, "memory_rung": event.rung}
                 note(self.session, self.run.id, event.message, kind=event.kind, level="warning", step=event.step)
             case Progress():
                 self.run.phase = event.phase[:60]

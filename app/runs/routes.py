@@ -20,7 +20,7 @@ from app.core.web import SessionDep
 from app.projects import service as projects
 from app.recipes import service as recipes
 from app.recipes.files import to_yaml
-from app.runs import comparison, curves, fragments, notices, ordering, parents, service, stream, verdicts
+from app.runs import comparison, continuing, curves, fragments, notices, ordering, parents, service, stream, verdicts
 from app.runs.forms import AdjustForm, NoticeForm, QueueForm
 from app.runs.models import END_STATES, Run
 from app.runs.view import RunView, listed, log_text, view
@@ -241,6 +241,12 @@ def cancel(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
     return _to(f"/runs/{run_id}")
 
 
+@router.post("/runs/{run_id}/restart")
+def restart(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    service.request_restart(session, actor, run_id)
+    return _to(f"/runs/{run_id}")
+
+
 @router.post("/runs/{run_id}/adjust")
 def adjust(request: Request, run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """Change one parameter of a running training; a value that does not fit opens the dialog again."""
@@ -311,6 +317,8 @@ def move_in_queue(run_id: str, actor: ActorDep, session: SessionDep, values: For
 def again(run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """A new run like this one; `change` is the one repair that the coach proposes."""
     old = service.get(session, actor, run_id, need="editor")
+    if values.get("change") == "continue":
+        return _to(f"/runs/{continuing.go_on_slower(session, actor, run_id, client_request_id=new_id()).id}")
     changes: dict[str, Any] = {}
     if values.get("change") == "slower":
         changes["learning_rate"] = old.recipe["learning_rate"] / 3

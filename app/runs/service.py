@@ -153,6 +153,20 @@ def request_stop_and_keep(session: Session, actor: Actor, run_id: str) -> Run:
     return run
 
 
+def request_restart(session: Session, actor: Actor, run_id: str) -> Run:
+    """End the trainer of a run that stands still; it goes on from its last checkpoint at once. Raises Conflict."""
+    run = get(session, actor, run_id, need="editor")
+    if run.want == "restart":
+        return run
+    query = update(Run).where(Run.id == run.id, Run.state.in_(("starting", "running")), Run.want == "run")
+    result: Any = session.execute(query.values(want="restart").execution_options(synchronize_session=False))
+    if result.rowcount != 1:
+        raise Conflict("Only a run that is training can be restarted.")
+    note(session, run.id, _asked(actor, "Restart"), kind="restart")
+    session.expire(run)
+    return run
+
+
 def adjust(session: Session, actor: Actor, run_id: str, *, name: str, value: float) -> Run:
     """Change a parameter from the next step on. Raises Invalid outside its bounds, Conflict when the run has ended."""
     run = get(session, actor, run_id, need="editor")

@@ -136,7 +136,7 @@ def give_up_attempt(lease: RunLease, error: Exception) -> None:
             total_steps=run.total_steps,
             stalled_attempts=run.stalled_attempts,
             memory_rung=0,
-            micro_batch_size=1,
+            relief="",
             learning_rate=0,
             kept_step=kept,
         ),

@@ -147,8 +147,11 @@ def _failed(run: Run, kept: int | None) -> Verdict:
         title = f"{title} at step {number(run.step)}" if run.reason in ("diverged", "out_of_memory") else title
     sentence = (run.sentence or "It ended on an unexpected error.").split("\n\n", 1)[0]
     what = "Every kept checkpoint below can be chatted with." if kept else "No checkpoint had been saved yet."
-    action = {"diverged": "again_slower", "out_of_memory": "again_smaller"}.get(run.reason, "again")
-    return Verdict("failed", "bad", title, sentence, [what, *_kept(kept)], (action,))
+    actions: dict[str, tuple[str, ...]] = {
+        "diverged": ("continue_slower", "again_slower") if kept else ("again_slower",),
+        "out_of_memory": ("again_smaller",),
+    }
+    return Verdict("failed", "bad", title, sentence, [what, *_kept(kept)], actions.get(run.reason, ("again",)))
 
 
 def short(run: Run, curves: Curves) -> tuple[str, str]:

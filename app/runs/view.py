@@ -58,6 +58,14 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Of a run that learns from preferences, the newest look at unseen pairs: share told rightly apart, margin."""
+
+    accuracy: float | None
+    margin: float | None
+
+
+@dataclass(frozen=True)
 class RunView:
     """Everything that the fragments of a run need."""
 
@@ -76,6 +84,7 @@ class RunView:
     starts_in_s: float | None = None
     left_s: float | None = None
     zone_from: int | None = None
+    pairs: Pairs | None = None
 
     @property
     def recipe(self) -> RecipeSpec:
@@ -150,6 +159,12 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
     place, starts_in = (turn.place, turn.starts_in_s) if turn else (None, None)
     log = _log(session, run.id, level)
     verdict = verdicts.of(run, shown, checkpoints, model, log, place=place, starts_in_s=starts_in)
+    side, pairs = list(charts.SIDE), None
+    if run.recipe.get("learn_from") == "preferences":
+        side = [*charts.OF_PREFERENCES, *side]
+        pairs = _pairs(session, run)
+        if run.state in ("running", "succeeded"):
+            verdict = coach.of_preferences(verdict, pairs.accuracy, pairs.margin)
     return RunView(
         run=run,
         project=session.get_one(Project, run.project_id),
@@ -159,13 +174,14 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
         samples=_samples(session, run, sample_step),
         checkpoints=checkpoints,
         log=log,
-        side=[charts.side_chart(session, run.id, name, run.step) for name in charts.SIDE],
+        side=[charts.side_chart(session, run.id, name, run.step) for name in side],
         model=model,
         attempt=attempt,
         place=place,
         starts_in_s=starts_in,
         left_s=left_s(run),
         zone_from=verdicts.zone(run, shown),
+        pairs=pairs,
     )
 
 
@@ -197,6 +213,11 @@ def _paced(run: Run) -> tuple[int, float]:
         return run.step - pace["step"], (utcnow() - datetime.fromisoformat(pace["at"])).total_seconds()
     # The first step of an attempt is slow and says nothing about the others.
     return (run.step, run.trained_s * _OVERHEAD) if run.step > 1 else (0, 0.0)
+
+
+def _pairs(session: Session, run: Run) -> Pairs:
+    newest = [curves.points(session, run.id, name)[-1:] for name in ("validation_accuracy", "validation_margin")]
+    return Pairs(*(found[0][1] if found else None for found in newest))
 
 
 def _samples(session: Session, run: Run, wanted: int | None) -> Samples:

@@ -25,7 +25,7 @@ from app.drafting.models import Draft, Drafting
 from app.evaluations.models import CaseResult, Evaluation
 from app.exports.models import Export
 from app.recipes.base_facts import BaseFacts
-from app.recipes.models import BaseModelEntry
+from app.recipes.models import BaseModelEntry, Probe
 from app.runs.models import Checkpoint, Model, Notice, Run
 from app.searches.models import Search
 from tests.visitors import Person, make_person, make_project, make_workspace
@@ -68,7 +68,8 @@ def make_world(name: str) -> World:
             state="succeeded",
             details={"facts": FACTS.model_dump()},
         )
-        session.add_all([file, upload, version, base])
+        probe = Probe(project_id=project_id, kind="cost", key="0" * 64, order={}, state="failed")
+        session.add_all([file, upload, version, base, probe])
         session.flush()
         earlier = DatasetVersion(project_id=project_id, number=2, state="succeeded", train_rows=10)
         session.add(earlier)
@@ -165,6 +166,7 @@ def make_world(name: str) -> World:
             "draft_id": str(draft.id),
             "finding_id": str(finding.id),
             "change_id": str(change.id),
+            "probe_id": probe.id,
             "base_id": base.id,
             "entry_id": base.id,
             "run_id": run.id,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,13 +15,14 @@ from sqlalchemy import select
 
 from app.core import config, storage
 from app.core.db import reading, transaction
-from app.runs import service
+from app.runs import continuing, service
 from app.runs.models import Attempt, Checkpoint, MetricPoint, Model, Run, RunEvent, SampleAnswer
 from app.runs.outcomes import Facts, judge
 from app.runs.reconcile import Reconciler
 from tests.conftest import wait_for
 from tests.factories import World, a_recipe, a_world
-from worker.supervision import order_of, work_off
+from worker.engine.checkpoints import damage_of, read_state
+from worker.supervision import next_relief, order_of, work_off
 from worker.trainer import environment
 
 
@@ -152,6 +155,55 @@ def test_pause_lets_go_and_resume_goes_on(working: Callable[[], Working]) -> Non
         assert session.scalars(select(Model)).one().run_id == run_id
 
 
+def test_a_run_that_stands_still_is_restarted_at_once_on_request(working: Callable[[], Working]) -> None:
+    world, run_id = start(**LONG)
+    supervisor = working()
+    wait_for_checkpoint(run_id)
+    with reading() as session:
+        first = session.scalars(select(Attempt)).one()
+    assert first.pid
+    os.kill(first.pid, signal.SIGSTOP)
+    ask(service.request_restart, world, run_id)
+    wait_for(lambda: "Resumed at step" in diary(run_id), "the second attempt goes on")
+    run = row(run_id)
+    assert (run.want, run.attempts, run.stalled_attempts) == ("run", 2, 0)
+    assert not psutil.pid_exists(first.pid)
+    ask(service.request_cancel, world, run_id)
+    supervisor.over()
+    with reading() as session:
+        kinds = session.scalars(select(Attempt.exit_kind).order_by(Attempt.fence)).all()
+    assert kinds == ["restarted", "cancelled"]
+
+
+def test_a_new_run_goes_on_from_the_checkpoint_of_an_ended_one_with_half_the_rate(
+    working: Callable[[], Working],
+) -> None:
+    world, run_id = start(**LONG)
+    supervisor = working()
+    wait_for_checkpoint(run_id)
+    ask(service.request_cancel, world, run_id)
+    supervisor.over()
+    with transaction() as session:
+        kept = continuing.newest(session, session.get_one(Run, run_id))
+        assert kept is not None
+        new = continuing.go_on_slower(session, world.actor, run_id, client_request_id="second")
+        new_id, place = new.id, kept.dir
+    supervisor = working()
+    wait_for_checkpoint(new_id, kept.step)
+    assert f"Resumed at step {kept.step} of 5000" in diary(new_id)
+    assert f"From step {kept.step + 1} on: learning rate 0.0015" in diary(new_id)
+    ask(service.request_cancel, world, new_id)
+    supervisor.over()
+    assert damage_of(storage.run_dir(run_id) / place) is None
+    assert read_state(storage.run_dir(run_id) / place)["run_id"] == run_id
+    with reading() as session:
+        points = select(MetricPoint.step, MetricPoint.value).where(MetricPoint.name == "loss")
+        points = points.where(MetricPoint.step <= kept.step).order_by(MetricPoint.step)
+        before, after = (session.execute(points.where(MetricPoint.run_id == one)).all() for one in (run_id, new_id))
+    assert len(before) == kept.step
+    assert after == before
+
+
 def test_draining_puts_the_run_back_without_counting(working: Callable[[], Working]) -> None:
     _, run_id = start(**LONG)
     supervisor = working()
@@ -234,10 +286,13 @@ def test_less_memory_means_fewer_rows_at_a_time(database: Path) -> None:
     with transaction() as session:
         session.get_one(Run, run_id).plan = {"memory_rung": 1}
     with reading() as session:
-        assert order_of(session.get_one(Run, run_id)).recipe.micro_batch_size == 2
+        run = session.get_one(Run, run_id)
+        assert order_of(run).memory_rung == 1
+        relief = next_relief(run)
+    assert "computed again" in relief
     facts = Facts(exit_code=-9, message="", want="run", step=5, total_steps=20, stalled_attempts=0, memory_rung=1,
-                  micro_batch_size=2, learning_rate=1, kept_step=5, was_memory_short=True)  # fmt: skip
+                  relief=relief, learning_rate=1, kept_step=5, was_memory_short=True)  # fmt: skip
     outcome = judge(facts)
     assert (outcome.to, outcome.changes) == ("queued", {"memory_rung": 2})
-    last = judge(dataclasses.replace(facts, memory_rung=4))
+    last = judge(dataclasses.replace(facts, memory_rung=4, relief=""))
     assert (last.to, last.reason) == ("failed", "out_of_memory")

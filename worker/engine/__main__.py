@@ -1,7 +1,8 @@
-"""`python -m worker.engine train`: the engine as a process of its own.
+"""`python -m worker.engine train | probe | rates`: the engine as a process of its own.
 
 Supervised: the order is the first line of standard input, commands follow, events leave on standard output, one JSON
-object a line; nothing else is printed there. By hand: `train recipe.yaml --data DIR --out DIR [--base DIR]`.
+object a line; nothing else is printed there. By hand: `train recipe.yaml --data DIR --out DIR [--base DIR]`; `probe`
+and `rates` take the same: what that training would take, and which learning rate suits it.
 The parent should set OMP_WAIT_POLICY=PASSIVE before the start (see devices.set_threads).
 """
 
@@ -11,42 +12,55 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from app.contracts import events as e
 from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
 
+BEGAN_AT = time.monotonic()
 EXITS: dict[str, int] = {"paused": e.EXIT_PAUSED, "cancelled": e.EXIT_CANCELLED}
 
 
 def main() -> int:
     """Parse, train, and return the exit code of the contract."""
     parser = argparse.ArgumentParser(prog="python -m worker.engine")
-    train = parser.add_subparsers(required=True, metavar="train").add_parser("train", help="train a model")
-    train.add_argument("recipe", nargs="?", type=Path, help="recipe file (YAML or JSON); without it, an order on stdin")
-    train.add_argument("--data", type=Path, help="folder of a frozen dataset version")
-    train.add_argument("--out", type=Path, help="folder of the run")
-    train.add_argument("--base", type=Path, help="folder of the base model")
-    train.add_argument("--parent", type=int, help="end when this process is no longer the parent (Linux)")
-    options = train.parse_args(sys.argv[2:]) if sys.argv[1:2] == ["train"] else parser.parse_args()
+    verbs = parser.add_subparsers(required=True, dest="verb", metavar="train|probe|rates")
+    for verb, words in (
+        ("train", "train a model"),
+        ("probe", "measure what the training would take"),
+        ("rates", "compare learning rates"),
+    ):
+        command = verbs.add_parser(verb, help=words)
+        command.add_argument("recipe", nargs="?", type=Path, help="recipe file; without it, an order on stdin")
+        command.add_argument("--data", type=Path, help="folder of a frozen dataset version")
+        command.add_argument("--out", type=Path, help="folder of the run")
+        command.add_argument("--base", type=Path, help="folder of the base model")
+        command.add_argument("--parent", type=int, help="end when this process is no longer the parent (Linux)")
+    command.add_argument("--seconds", type=float, default=8.0, help="how long quick steps are repeated")
+    options = parser.parse_args()
     die_with_parent(options.parent)
     out = own_stdout()
     if options.recipe:
         if not options.data or not options.out:
-            train.error("a recipe file needs --data and --out")
+            parser.error("a recipe file needs --data and --out")
         order = order_from_file(options.recipe, options.data, options.out, options.base)
     else:
         order = TrainOrder.model_validate_json(sys.stdin.readline())
-    return run(order, out, is_supervised=options.recipe is None)
+    seconds = getattr(options, "seconds", 0.0)
+    return run(order, out, verb=options.verb, is_supervised=options.recipe is None, seconds=seconds)
 
 
-def run(order: TrainOrder, out: BinaryIO, *, is_supervised: bool) -> int:
-    """Train and write each event as a line to `out`."""
+def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, seconds: float) -> int:
+    """Do it and write each event as a line to `out`."""
     # Only now: importing torch takes seconds, and a wrong command line should say so at once.
     from worker.engine import ranks
     from worker.engine.control import LineCommands
-    from worker.engine.errors import DeviceFault, DiskFull, EngineError, is_device_fault, is_disk_full
+    from worker.engine.errors import DeviceFault, DiskFull, EngineError, is_device_fault, is_disk_full, is_out_of_memory
+    from worker.engine.probe import Clock, probe
+    from worker.engine.rates import try_rates
     from worker.engine.train import train
 
     commands = LineCommands(sys.stdin if is_supervised else open(os.devnull))  # noqa: SIM115
@@ -54,7 +68,14 @@ def run(order: TrainOrder, out: BinaryIO, *, is_supervised: bool) -> int:
         signal.signal(number, lambda *_: commands.put(e.Control(verb="pause")))
     exit_code = e.EXIT_DONE
     try:
-        for event in train(order, commands):
+        told: Iterator[e.EngineEvent] = (
+            train(order, commands)
+            if verb == "train"
+            else try_rates(order, seconds)
+            if verb == "rates"
+            else probe(order, seconds, Clock(BEGAN_AT, 0.0))
+        )
+        for event in told:
             out.write(event.model_dump_json().encode() + b"\n")
             out.flush()
             if isinstance(event, e.Ended):
@@ -62,7 +83,10 @@ def run(order: TrainOrder, out: BinaryIO, *, is_supervised: bool) -> int:
     except EngineError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
+        if verb != "train" and is_out_of_memory(error):
+            sys.stderr.write(f"{error}\n")
+            return e.EXIT_OUT_OF_MEMORY
         if is_disk_full(error):
             return DiskFull.exit_code
         if is_device_fault(error):

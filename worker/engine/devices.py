@@ -1,6 +1,8 @@
 """What this machine offers: device, number format, threads, memory in use."""
 
 import contextlib
+import ctypes
+import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,3 +93,32 @@ def memory_bytes(device: torch.device) -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: of the accelerator, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def let_go() -> None:
+    """Give back what a failed attempt still holds: graphs that point at themselves, and the accelerator's store."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; elsewhere there is no such call
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the accelerator has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -6,6 +6,9 @@ import torch
 
 from app.contracts import events
 
+# What torch's allocators, the C++ library and oneDNN say when memory runs out.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a memory")
+
 
 class EngineError(Exception):
     """Ends the run. `exit_code` is one of the contract's; the message says what is wrong and what to do."""
@@ -55,7 +58,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's, CUDA's and the CPU allocator's word for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error).lower()
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 def is_device_fault(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, rounded
 
 CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MB in fp32
+_held = CHUNK_ELEMENTS
 
 
 def summed_loss(
@@ -44,9 +45,15 @@ def _one_by_one(
     return total, correct
 
 
+def hold_fewer_logits(share: int) -> None:
+    """Hold only the `share`-th part of the usual logits at once in this process; 1: all of them again."""
+    global _held
+    _held = CHUNK_ELEMENTS // share
+
+
 def chunk_rows(vocabulary: int) -> int:
     """Rows of logits held at once: a round size (see `packing.rounded`), so that none of a product is filling."""
-    rows = max(16, CHUNK_ELEMENTS // vocabulary)
+    rows = max(16, _held // vocabulary)
     step = max(8, 1 << max(0, rows.bit_length() - 4))
     return rows // step * step
 

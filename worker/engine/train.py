@@ -12,37 +12,38 @@ import orjson
 import torch
 
 from app.contracts import events as e
+from app.contracts.probe import SAMPLE_SHARE
 from app.contracts.recipe import RecipeSpec, TrainOrder
+from app.contracts.relief import Relief, ladder
 from worker.engine import checkpoints, devices, evaluate, finish, optim, ranks
 from worker.engine.checkpoints import Checkpoints
 from worker.engine.control import Commands
 from worker.engine.data import TokenRows
 from worker.engine.data import order as row_order
 from worker.engine.errors import DiskFull, Diverged, EngineError, OutOfMemory, is_out_of_memory
-from worker.engine.loss import summed_loss
+from worker.engine.loss import hold_fewer_logits, summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
 from worker.engine.preference import judge, reference_of_run
 from worker.engine.prefix import around, longest_first
 from worker.engine.prepare import Material, prepare
 
-LADDER = 4  # times the micro-batch may be halved when memory runs out
-SAMPLE_SHARE = 0.05  # of the run's time
-
 
 def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
     """Run one attempt and tell what happens. The last event is `Ended`; failures raise EngineError after it.
 
-    When memory runs out, the attempt is repeated from the last checkpoint with half the micro-batch and the same
-    effective batch, at most four times. Where several processes train together, the first one tells.
+    When memory runs out, the attempt is repeated from the last checkpoint on the next rung of the ladder, with the
+    same effective batch. Where several processes train together, the first one tells.
     """
     ranks.join()
-    # Rows of a step that are not packed together run one by one; the result is the same.
-    micro, step = order.recipe.micro_batch_size if order.recipe.packing else 1, 0
-    for rung in range(LADDER + 1):
+    rungs = ladder(order.recipe, has_cuda=torch.cuda.is_available())
+    rung, step = min(order.memory_rung, len(rungs) - 1), 0
+    while True:
         try:
-            for event in _attempt(order, commands, micro):
+            for event in _attempt(order, commands, rungs[rung]):
                 step = getattr(event, "step", step)
+                if isinstance(event, e.Ended):
+                    event.peak_memory_bytes = devices.peak_memory_bytes(devices.choose(order.recipe).device)
                 if ranks.is_first():
                     yield event
             return
@@ -52,17 +53,21 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if micro == 1 or rung == LADDER:
+            if rung == len(rungs) - 1:
                 message = "The machine ran out of memory. Choose a smaller base model or shorter rows."
                 yield e.Ended(reason="failed", step=step, message=message)
                 raise OutOfMemory(message) from error
-        micro //= 2
+        devices.let_go()
+        rung += 1
         order = order.model_copy(update={"resume": True})
-        message = f"Memory ran out; going on from the last checkpoint with {micro} rows at a time."
-        yield e.Warned(step=step, kind="out_of_memory", message=message)
+        message = f"Memory ran out; going on from the last checkpoint with {rungs[rung].words}."
+        yield e.Warned(step=step, kind="out_of_memory", message=message, rung=rung)
 
 
-def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> Iterator[e.EngineEvent]:
+def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[e.EngineEvent]:
+    spec_sha256, micro_batch_size = _spec_sha256(order), relief.micro_batch_size
+    order = order.model_copy(update={"recipe": relief.applied(order.recipe)})
+    hold_fewer_logits(relief.head_share)
     recipe, run_dir = order.recipe, Path(order.out_dir)
     threads = devices.set_threads(recipe.threads)
     device = devices.choose(recipe)
@@ -74,20 +79,22 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
         ranks.wait()  # what the first one writes here, the others find
     material = yield from prepare(order, device, micro_batch_size)
     model, rows = material.model, material.train_rows
+    if relief.recomputes:
+        # Under its older name too, for the older releases of transformers.
+        recompute = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        recompute({"use_reentrant": False})
     named = optim.learning_parameters(model)
     optimizers = optim.build(named, recipe, material.embedding_ids)
 
     if recipe.learn_from == "preferences":
-        reference = yield from reference_of_run(material, recipe, device, run_dir, _spec_sha256(order))
+        reference = yield from reference_of_run(material, recipe, device, run_dir, spec_sha256)
         material = replace(material, reference=reference)
     if ranks.is_first():
         ranks.wait()
 
     # 2. Go on from the newest checkpoint that is whole.
     position = Position(micro_batch_size, recipe.learning_rate, recipe.epochs, recipe.evaluate_every_steps)
-    store = Checkpoints(
-        run_dir / "checkpoints", order.run_id, order.attempt_id, _spec_sha256(order), recipe.keep_checkpoints
-    )
+    store = Checkpoints(run_dir / "checkpoints", order.run_id, order.attempt_id, spec_sha256, recipe.keep_checkpoints)
     store.folder.mkdir(parents=True, exist_ok=True)
     whole: Path | None = None
     if ranks.is_first():
@@ -161,7 +168,7 @@ def _attempt(order: TrainOrder, commands: Commands, micro_batch_size: int) -> It
             chosen = epoch_order[offset * recipe.batch_size : (offset + 1) * recipe.batch_size]
             factor = optim.rate_factor(position.step, total_steps, recipe)
             optim.set_rate(optimizers, factor * position.learning_rate / recipe.learning_rate)
-            found = _backward(material, chosen, device, recipe, position.micro_batch_size)
+            found = backward(material, chosen, device, recipe, position.micro_batch_size)
             ranks.add_gradients(named)
             norm = optim.clip(named, recipe.clip_norm)
             position.step += 1
@@ -229,7 +236,7 @@ class _Gradients:
     accuracy: float | None = None
 
 
-def _backward(
+def backward(
     material: Material, chosen: np.ndarray, device: devices.Device, recipe: RecipeSpec, micro: int
 ) -> _Gradients:
     """Gradients of the mean loss over all supervised tokens of the effective batch, or over its preferences.

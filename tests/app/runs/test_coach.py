@@ -119,3 +119,18 @@ def test_a_short_run_is_judged_after_a_third_of_it():
     assert judged(curves(48, falling, falling, every=12), 129).finding == "learning"
     assert judged(curves(36, falling, falling, every=12), 129).finding == "warming_up"
     assert "1 step and 0 looks" in judged(curves(1, falling, falling), 129).sentence
+
+
+def test_a_preference_run_is_told_by_its_pairs():
+    found = coach.of_preferences(judged(curves(1200, falling, falling)), 0.87, 0.42)
+    assert "prefers the better answer in 87 %, by a margin of 0.42" in found.sentence
+    assert "Guessing would be 50 %" in found.evidence[-1]
+    early = judged(curves(10, falling, falling))
+    assert coach.of_preferences(early, 0.87, 0.42) == early
+
+
+def test_what_can_be_done_about_a_finding_is_offered_with_it():
+    assert coach.stalled(400, 1.0, 20).actions == ("restart",)
+    assert coach.starved({"gpu_idle_s": 400, "gpu_share": 0.2}).actions == ("change_recipe",)
+    flat = judged(curves(1500, lambda _: 2.0, lambda _: 2.0, noise=0.0))
+    assert (flat.finding, flat.actions) == ("flat", ("stop_and_keep", "add_rows"))

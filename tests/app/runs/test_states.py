@@ -184,7 +184,7 @@ class Lives(RuleBasedStateMachine):
                 total_steps=TOTAL,
                 stalled_attempts=run.stalled_attempts,
                 memory_rung=run.plan.get("memory_rung", 0),
-                micro_batch_size=4,
+                relief="2 rows at a time",
                 learning_rate=0.1,
                 kept_step=kept,
                 is_drained=drained,
