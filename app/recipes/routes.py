@@ -1,11 +1,13 @@
 """The recipe page and its parts. Starting the run is the runs slice's; it asks this slice for the frozen values."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
+from app.accounts.service import Actor
 from app.core.config import get_settings
 from app.core.db import new_id, reading, transaction
 from app.core.errors import AppError, Invalid
@@ -128,17 +130,25 @@ def save(request: Request, project_id: str, actor: ActorDep, session: SessionDep
     return RedirectResponse(f"/projects/{project_id}/recipe", 303)
 
 
-@router.get("/projects/{project_id}/recipe/probes/{kind}")
-def probe(
-    request: Request, project_id: str, kind: Literal["cost", "rates"], actor: ActorDep, session: SessionDep
-) -> Response:
-    """What a run takes, or the range test, alone: for its own refresh while it is measured."""
+@router.get("/projects/{project_id}/recipe/costs")
+def costs(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """What a run takes, alone: for its own refresh while it is measured."""
+    return _measured(request, session, actor, project_id, "recipes/_costs.html")
+
+
+@router.get("/projects/{project_id}/recipe/rates")
+def rates(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """The range test of the learning rate, alone."""
+    return _measured(request, session, actor, project_id, "recipes/_rates.html")
+
+
+def _measured(request: Request, session: Session, actor: Actor, project_id: str, template: str) -> Response:
     page = service.page(session, actor, project_id)
     if page.composed is None:
         raise Invalid("Freeze a dataset version first; then a recipe can be measured.")
     return render(
         request,
-        "recipes/_costs.html" if kind == "cost" else "recipes/_rates.html",
+        template,
         project=page.project,
         page=page,
         composed=page.composed,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.core.db import utcnow
-from app.core.numbers import duration, later, number
+from app.core.numbers import duration, later, number, percent
 from app.core.numbers import loss as shown
 from app.runs import coach
 from app.runs.coach import Verdict
@@ -131,6 +131,7 @@ def _succeeded(run: Run, curves: Curves, model: Model | None) -> Verdict:
     if curves.val:
         first, last = curves.val[0], curves.best or curves.val[-1]
         evidence.append(f"Validation loss fell from {shown(first[1])} at step {number(first[0])} to {shown(last[1])}.")
+    evidence += _against_estimate(run)
     if model is None:
         return Verdict("deleted", "idle", "Its model was deleted", "Curve and log stay.", evidence, ("again",))
     tried = int(model.stop_test.get("tried", 0)) if model.stop_test else 0
@@ -139,6 +140,16 @@ def _succeeded(run: Run, curves: Curves, model: Model | None) -> Verdict:
     if model.warning:
         return Verdict("done_warning", "warn", "Ready, with a warning", model.warning, evidence, ("chat", "evaluate"))
     return Verdict("done", "done", "Your model is ready", sentence, evidence, ("chat", "evaluate"))
+
+
+def _against_estimate(run: Run) -> list[str]:
+    """What was expected before the start beside what it took; only for a run that nothing cut short or interrupted."""
+    expected = run.estimate.get("seconds")
+    if not expected or run.reason != "completed" or run.attempts != 1 or not run.started_at or not run.ended_at:
+        return []
+    took = (run.ended_at - run.started_at).total_seconds()
+    how = "measured before it started" if run.estimate.get("is_probed") else "estimated before it started"
+    return [f"It took {duration(took)}; {duration(expected)} were {how}, {percent(abs(expected / took - 1))} off."]
 
 
 def _failed(run: Run, kept: int | None) -> Verdict:

@@ -39,7 +39,7 @@ def main() -> int:
         command.add_argument("--out", type=Path, help="folder of the run")
         command.add_argument("--base", type=Path, help="folder of the base model")
         command.add_argument("--parent", type=int, help="end when this process is no longer the parent (Linux)")
-    command.add_argument("--seconds", type=float, default=8.0, help="how long quick steps are repeated")
+        command.add_argument("--seconds", type=float, default=8.0, help="how long quick steps are repeated")
     options = parser.parse_args()
     die_with_parent(options.parent)
     out = own_stdout()

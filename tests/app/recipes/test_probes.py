@@ -38,7 +38,7 @@ def row(probe_id: str) -> Probe:
 def test_a_measured_recipe_has_its_own_estimate_until_something_matters_is_changed(asked):
     browser, probe_id = asked
     address = f"/projects/{browser.project_id}/recipe"
-    waiting = browser.get(f"{address}/probes/cost").text
+    waiting = browser.get(f"{address}/costs").text
     assert "Waiting for the training device" in waiting
     assert 'hx-trigger="every 2s"' in waiting
     make(probe_id)
@@ -48,7 +48,7 @@ def test_a_measured_recipe_has_its_own_estimate_until_something_matters_is_chang
     shown = browser.get(address).text
     assert "Measured here on your own rows." in shown
     assert "not measurable here" in shown
-    assert 'hx-trigger="every 2s"' not in browser.get(f"{address}/probes/cost").text
+    assert 'hx-trigger="every 2s"' not in browser.get(f"{address}/costs").text
     seconds = probes.measured(probe).wall
     assert seconds.start_s > 0.5
     # Another number of passes is foretold by the same probe, another width is not.
@@ -112,7 +112,7 @@ def test_a_range_test_proposes_a_rate_that_one_button_takes_over(asked, monkeypa
     assert browser.post(address, data={**fields, "do": "rates"}).status_code == 303
     with reading() as session:
         probe_id = session.scalars(select(Probe.id).where(Probe.kind == "rates")).one()
-    assert "Waiting for the training device" in browser.get(f"{address}/probes/rates").text
+    assert "Waiting for the training device" in browser.get(f"{address}/rates").text
     make(probe_id)
     found = probes.compared(row(probe_id))
     assert found, row(probe_id).error
