@@ -84,6 +84,9 @@ def upgrade() -> None:
         sa.Column("look_flops", sa.Float(), nullable=True),
         sa.Column("estimated_s", sa.Float(), nullable=False),
         sa.Column("actual_s", sa.Float(), nullable=False),
+        sa.Column("is_probed", sa.Boolean(), nullable=False),
+        sa.Column("estimated_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("actual_bytes", sa.BigInteger(), nullable=True),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_speed_records")),
     )
@@ -438,6 +441,35 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("project_id", name=op.f("pk_objectives")),
     )
+    op.create_table(
+        "probes",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("kind", sa.String(length=10), nullable=False),
+        sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column("order", app.core.db.PlacedJSON(), nullable=False),
+        sa.Column("result", sa.JSON(), nullable=False),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_probes_project_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_probes")),
+    )
+    with op.batch_alter_table("probes", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_probes_key"), ["key"], unique=False)
+        batch_op.create_index(batch_op.f("ix_probes_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_probes_state"), ["state"], unique=False)
+
     op.create_table(
         "remote_sources",
         sa.Column("id", sa.String(length=20), nullable=False),
@@ -1245,6 +1277,12 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_remote_sources_project_id"))
 
     op.drop_table("remote_sources")
+    with op.batch_alter_table("probes", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_probes_state"))
+        batch_op.drop_index(batch_op.f("ix_probes_project_id"))
+        batch_op.drop_index(batch_op.f("ix_probes_key"))
+
+    op.drop_table("probes")
     op.drop_table("objectives")
     with op.batch_alter_table("forgettings", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_forgettings_state"))

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from app.accounts import members
 from app.accounts.models import Invitation, Member
 from app.chat.models import Chat, ChatMessage
+from app.contracts.probe import RatesTried
 from app.core.db import new_id, transaction, utcnow
 from app.core.security import encrypt, token_sha256
 from app.datasets.models import (
@@ -68,7 +69,14 @@ def make_world(name: str) -> World:
             state="succeeded",
             details={"facts": FACTS.model_dump()},
         )
-        probe = Probe(project_id=project_id, kind="cost", key="0" * 64, order={}, state="failed")
+        probe = Probe(
+            project_id=project_id,
+            kind="rates",
+            key="0" * 64,
+            order={"recipe": {"learning_rate": 1e-3}},
+            state="succeeded",
+            result=RatesTried(start_loss=2.0, steps=6, tried=[], proposed=1e-3).model_dump(),
+        )
         session.add_all([file, upload, version, base, probe])
         session.flush()
         earlier = DatasetVersion(project_id=project_id, number=2, state="succeeded", train_rows=10)
