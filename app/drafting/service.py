@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import orjson
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
@@ -246,3 +246,8 @@ def _brought(
     file.derived_from = source.id
     session.flush()
     return file
+
+
+def forget(session: Session, file_ids: list[str]) -> None:
+    """Delete the draftings of forgotten files, and with them the passages that their drafts quote."""
+    session.execute(delete(Drafting).where(Drafting.file_id.in_(file_ids)))

@@ -127,7 +127,7 @@ def forget(session: Session, actor: Actor, file_id: str, *, name: str, because: 
     if file.state == "running":
         raise Conflict("This file is being read just now. Cancel that first, then forget it.")
     project = projects.get(session, actor, file.project_id)
-    reason = f" Reason: {because.strip()}" if because.strip() else ""
+    reason = f" Reason: {because.strip().rstrip('.')}." if because.strip() else ""
     told = f"The source “{file.filename}” was forgotten on {utcnow():%d %B %Y}.{reason}"
     for one in (file, *found.drafted):
         one.deleted_at, one.forgotten_because = one.deleted_at or utcnow(), told

@@ -4,6 +4,7 @@ import threading
 
 from app.core.db import reading
 from app.core.work import claim, working
+from app.drafting import service as drafting
 from app.sources import erasing, service
 from app.sources.models import Forgetting
 from worker.celery_app import celery_app
@@ -24,5 +25,7 @@ def forget(forgetting_id: str) -> bool:
         while erasing.open_runs(row):
             lease.progress(0, 0)
             _quiet.wait(LOOK_EVERY_S)
+        with lease.write() as session:
+            drafting.forget(session, row.report["files"])
         erasing.erase(lease, row)
     return True

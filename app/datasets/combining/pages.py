@@ -40,9 +40,15 @@ class CombineForm(FormBase):
 
 @router.post("/versions/{version_id}/combinations")
 def combine(session: SessionDep, actor: ActorDep, version_id: str, values: FormValues) -> Response:
-    form, errors = checked(CombineForm, listed(values, "others", "weights", "of"))
+    # An empty number means none: as many rows as the rarest has.
+    given = {name: value for name, value in values.items() if value != "" or name not in ("rows", "at_most")}
+    form, errors = checked(CombineForm, listed(given, "others", "weights", "of"))
     if form is None:
-        raise Invalid(fields=errors)
+        names = {
+            "rows": _("Rows"), "at_most": _("Rows of each, at most"), "seed": _("Seed"), "weight": _("Weight"),
+            "weights": _("Weight"),
+        }  # fmt: skip
+        raise Invalid(" ".join(f"{names[key]}: {said}" if key in names else said for key, said in errors.items()))
     weights = dict(zip(form.of, form.weights, strict=False))
     version = service.combine(
         session, actor, version_id, operation=form.operation,

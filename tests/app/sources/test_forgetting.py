@@ -17,6 +17,7 @@ from app.datasets import service as datasets
 from app.datasets.combining import service as combining
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
 from app.deployments import names
+from app.drafting.models import Draft, Drafting
 from app.inference import targets
 from app.runs import service as runs
 from app.runs.models import Checkpoint, Model, Run
@@ -110,6 +111,14 @@ def test_what_came_of_a_source_is_followed_through_versions_and_models(ana):
     assert {m.run_id for m in found["secret"].models} == {direct, later}
     assert {m.run_id for m in found["kept"].models} == {direct, later, other}
 
+    with transaction() as session:
+        of = {"project_id": ana.project, "workspace_id": ana.person.workspace_id, "target": "endpoint"}
+        session.add(Drafting(id="drafted", file_id=secret, state="succeeded", **of))
+        session.flush()
+        session.add(Draft(drafting_id="drafted", chunk=0, passage="a passage of the secret"))
+    assert ana.get(f"/versions/{first.id}").status_code == 200
+    assert list(storage.browsing_dir(first.id).rglob("*")), "the table of a version has an index"
+
     page = ana.get(f"/sources/{secret}").text
     assert "2 versions" in page
     assert "2 models" in page
@@ -154,7 +163,9 @@ def test_what_came_of_a_source_is_followed_through_versions_and_models(ana):
         entry = session.scalar(select(AuditEntry).where(AuditEntry.action == "source.forgotten"))
         assert (entry.subject, entry.details["models"], entry.details["versions"]) == ("secret", 2, 2)
         assert plans.get(session, ana.person.actor, ana.project).state == "queued"
+        assert session.scalar(select(Draft)) is None, "drafts quote the source"
     assert erasing.is_erased(row)
+    assert not (get_settings().home_dir / "browsing" / first.id).exists()
     left = [p for p in get_settings().home_dir.rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
     left = [p for p in left if not p.name.startswith("gpt-builder.db")]
     assert {p.relative_to(get_settings().home_dir).parts[1] for p in left} <= {other, "models"}, left

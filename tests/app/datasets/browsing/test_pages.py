@@ -191,3 +191,22 @@ def test_statistics_are_of_a_sample_first_and_then_of_all_rows(ana, monkeypatch)
     assert "For now" not in page
     assert "are counted" not in page
     assert counting.report_of(rows, model).counted == 250
+
+
+def test_another_version_is_made_from_the_form_as_it_stands(ana):
+    post(ana, f"/projects/{ana.project}/versions")
+    work()
+    with reading() as session:
+        version = f"/versions/{session.scalar(select(DatasetVersion.id))}"
+    form = re.search(r'<form(?:(?!</form>).)*value="rebalance".*?</form>', get(ana, version), re.S)[0]
+    sent = {}
+    for tag in re.findall(r"<input[^>]*>", form):
+        value = re.search(r' value="([^"]*)"', tag)
+        sent[re.search(r' name="(\w+)"', tag)[1]] = value[1] if value else ""
+    del sent["is_repeated"]
+    assert sent["at_most"] == ""
+    made = post(ana, f"{version}/combinations", by="label", **sent)
+    work()
+    assert "Frozen" in get(ana, made)
+    refused = ana.post(f"{version}/combinations", data={"operation": "sample", "rows": "many", "seed": "1"})
+    assert "Rows: Write a whole number." in refused.text
