@@ -25,7 +25,7 @@ from app.runs import notices
 from app.runs.reconcile import Reconciler
 from app.searches import progress as searches
 from worker import alive
-from worker.long_work import LONG_WORK
+from worker.long_work import DEVICE_WORK, LONG_WORK
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -56,7 +56,7 @@ def chores() -> list[Chore]:
     return [
         Chore("outbox", TICK_S, queue.deliver),
         Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
-        *(Chore(task, 5, Watcher(model, task).sweep) for model, task in LONG_WORK),
+        *(Chore(task, 5, Watcher(model, task).sweep) for model, task in (*LONG_WORK, *DEVICE_WORK)),
         Chore("searches", 2, searches.advance_all),
         Chore("notices", 5, notices.deliver_in_background),
         Chore("demos", TICK_S, demos.advance_all),

@@ -12,9 +12,10 @@ from app.sources.models import Forgetting
 LONG_WORK: tuple[tuple[type[Any], str], ...] = (
     *datasets.WATCHED,
     (BaseModelEntry, "recipes.bring"),
-    (Probe, "probes.make"),
     (Evaluation, "evaluations.run"),
     (Export, "exports.make"),
     (Forgetting, "sources.forget"),
     (Drafting, "drafts.draft"),
 )
+# The same on the queue `train`, between two runs of the device.
+DEVICE_WORK: tuple[tuple[type[Any], str], ...] = ((Probe, "probes.make"),)

@@ -316,7 +316,7 @@ def _ready(session: Session, project: Project, draft: RecipeDraft, versions: lis
     chosen = _chosen(session, project, draft, versions)
     if chosen is None:
         raise Conflict("Freeze a dataset version first: training needs rows that no longer change.")
-    alone = {chosen.preset: _composed(session, project, chosen, chosen.preset)}
+    alone: dict[str, Composed] = {chosen.preset: _composed(session, project, chosen, chosen.preset)}
     built, _ = _by_probes(session, project, _probe_keys(session, project, chosen, alone), alone)
     composed = built[chosen.preset]
     base_id = chosen.base.entry_id if chosen.base else None

@@ -9,7 +9,7 @@ from app.core.queue import QUEUES
 from app.runs import service as runs
 from worker.celery_app import celery_app
 from worker.housekeeper import Chore, chores, keep_house
-from worker.long_work import LONG_WORK
+from worker.long_work import DEVICE_WORK, LONG_WORK
 
 
 def test_a_broken_chore_keeps_no_other_from_its_turn(database: object) -> None:
@@ -44,9 +44,10 @@ def test_a_follower_does_no_chore_and_takes_over_when_the_leader_leaves(database
 def test_every_wake_up_has_a_worker_that_knows_it() -> None:
     for name in celery_app.conf.include:
         importlib.import_module(name)
-    named = {task for _, task in LONG_WORK} | {runs.TASK}
+    named = {task for _, task in (*LONG_WORK, *DEVICE_WORK)} | {runs.TASK}
     assert named <= set(celery_app.tasks)
-    assert {task.split(".")[0] for task in named} <= set(QUEUES)
+    assert {QUEUES[task.split(".")[0]] for _, task in LONG_WORK} == {"data"}
+    assert {QUEUES[task.split(".")[0]] for _, task in DEVICE_WORK} == {"train"}
 
 
 def test_every_real_chore_runs_on_an_empty_database(database: object) -> None:
