@@ -67,7 +67,7 @@ def chores() -> list[Chore]:
 
 def _forget_abandoned_uploads() -> int:
     with transaction() as session:
-        return uploads.forget_abandoned(session)
+        return uploads.forget_abandoned(session) + uploads.forget_leftovers(session)
 
 
 def keep_house(stop: threading.Event, todo: list[Chore], leader: Leader) -> None:

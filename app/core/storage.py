@@ -25,6 +25,11 @@ def uploads_dir() -> Path:
     return _below_home("uploads")
 
 
+def sources_root() -> Path:
+    """The folders of all received files, named by file id."""
+    return _below_home("sources")
+
+
 def sources_dir(file_id: str) -> Path:
     """The received file and its parsed rows."""
     return _below_home("sources", file_id)
@@ -79,6 +84,15 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def link(source: Path, target: Path) -> None:
+    """The same bytes under a second name, durable; copied where the disk knows no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    fsync_tree(target.parent)
 
 
 def fsync_tree(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
 from app.core import security, storage
+from app.core.after_commit import after_commit
 from app.core.db import new_id, utcnow
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
@@ -81,7 +83,9 @@ def receive(
     session: Session, actor: Actor, *, project_id: str, filename: str, path: Path, sha256: str, origin: str,
     licence: str = "", origin_url: str = "", consent: str = "",
 ) -> SourceFile:  # fmt: skip
-    """Take over the bytes at `path` (they are moved) as a source file, obtained today, and ring its import.
+    """Take over the bytes at `path` as a source file, obtained today, and ring its import.
+
+    `path` goes when the caller's transaction is committed, and stays when it is not.
 
     The same bytes in the same project are one file: the one that is there is given back.
     """
@@ -104,7 +108,7 @@ def adopt(
         SourceFile.state != "failed",
     )
     if (known := session.scalar(same.limit(1))) is not None:
-        path.unlink(missing_ok=True)
+        after_commit(session, partial(path.unlink, missing_ok=True), at_once=True)
         return known
     file = SourceFile(
         id=new_id(),
@@ -121,7 +125,9 @@ def adopt(
     )
     session.add(file)
     session.flush()
-    shutil.move(path, original_path(file))
+    # Two names until the row is committed: whenever this is cut off, one of the two is right.
+    storage.link(path, original_path(file))
+    after_commit(session, partial(path.unlink, missing_ok=True), at_once=True)
     ring(session, "datasets.import_file", file.id)
     return file
 

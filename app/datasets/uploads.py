@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import shutil
+import time
 import unicodedata
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from app.datasets.models import SourceFile, Upload
 from app.projects import service as projects
 
 ABANDONED_AFTER = timedelta(days=7)
+LEFT_AFTER_S = 24 * 3600.0
 RECEIVING_LIMIT = 200
 
 
@@ -135,3 +138,22 @@ def forget_abandoned(session: Session) -> int:
         upload.state = "removed"
         spool_path(upload.id).unlink(missing_ok=True)
     return len(old)
+
+
+def forget_leftovers(session: Session) -> int:
+    """Delete what a cut between disk and database left: second names of received bytes, folders without a row.
+
+    Only what is older than a day, so nothing that is on its way. Called by the housekeeper; how many.
+    """
+    before = time.time() - LEFT_AFTER_S
+    spooled = [path for path in storage.uploads_dir().iterdir() if path.is_file() and path.stat().st_mtime < before]
+    folders = [path for path in storage.sources_root().iterdir() if path.stat().st_mtime < before]
+    open_ids = set(session.scalars(select(Upload.id).where(Upload.state == "receiving")))
+    known = set(session.scalars(select(SourceFile.id)))
+    spooled = [path for path in spooled if path.name not in open_ids]
+    folders = [path for path in folders if path.name not in known]
+    for path in spooled:
+        path.unlink(missing_ok=True)
+    for path in folders:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(spooled) + len(folders)
