@@ -1,5 +1,5 @@
 # Each target is one line; without make, call the script itself.
-.PHONY: setup run test check e2e kill-loop bench
+.PHONY: setup run test check e2e clients kill-loop bench
 
 setup:
 	@scripts/setup --dev
@@ -11,6 +11,8 @@ check:
 	@scripts/check
 e2e:
 	@scripts/e2e
+clients:
+	@scripts/clients
 kill-loop:
 	@scripts/kill-loop
 bench:

@@ -16,7 +16,7 @@ from app.core.templates import set_shell
 from app.datasets import routes as datasets
 from app.datasets.browsing.model_view import set_model_source
 from app.deployments import access as api_access
-from app.deployments import api, training_api
+from app.deployments import api, embeddings, files_api, training_api
 from app.deployments import routes as deployments
 from app.drafting import routes as drafting
 from app.evaluations import routes as evaluations
@@ -74,6 +74,8 @@ def create_app() -> FastAPI:
         app.include_router(router, dependencies=[Depends(access.signed_in), Depends(csrf_checked)])
     # Keys instead of cookies: no page can make a browser send one.
     app.include_router(api.router)
+    app.include_router(embeddings.router)
+    app.include_router(files_api.router)
     app.include_router(training_api.router)
     # Pages and JSON; event streams pass through as they are. Tokens in pages are masked, so their length tells nothing.
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)

@@ -44,14 +44,18 @@ class Sampling(Contract):
     stop: list[str] = Field(default_factory=list, max_length=16)
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1_000_000)]
+
+
 class GenerationRequest(Contract):
-    """A conversation (or a plain text to go on from) for one model."""
+    """A conversation, or a plain text (or its token ids) to go on from, for one model."""
 
     model_ref: str = Field(description="id of the model, for caches and statistics")
     workspace_id: str
     files: ModelFiles
     messages: list[Message] | None = None
     prompt: str | None = None
+    prompt_ids: TokenIds | None = Field(None, description="the plain text as ids of the model's own tokenizer")
     sampling: Sampling = Field(default_factory=Sampling)
 
 
@@ -85,6 +89,7 @@ class TokenEvent(Contract):
     """A piece of text, whole characters only; the last one carries the reason and the counts."""
 
     text: str = ""
+    is_loading: bool = Field(False, description="a sign of life while the model is read from disk")
     logprobs: list[TokenLogprob] | None = Field(None, description="of the tokens said since the last event")
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
     prompt_tokens: int | None = None

@@ -15,10 +15,16 @@ from app.core.config import get_settings
 
 log = logging.getLogger(__name__)
 RECHECK_S = 15.0
+# A revoked key ends its answers at once; the look-up is shared by all streams of a key.
+API_RECHECK_S = 1.0
 # A stream cut without a word looks like success to OpenAI's clients.
-_LAST_WORD = (
+_RESTARTING = (
     b'data: {"error": {"message": "The server is restarting. Send the request again.", "type": "server_error",'
     b' "param": null, "code": "restarting"}}\n\n'
+)
+_REVOKED = (
+    b'data: {"error": {"message": "The API key was revoked or has expired, so this answer ends here.", "type":'
+    b' "authentication_error", "param": null, "code": "invalid_api_key"}}\n\n'
 )
 
 
@@ -98,7 +104,8 @@ class Streams:
             except asyncio.CancelledError:
                 pass
         if not is_done:
-            body = _LAST_WORD if scope["path"].startswith("/v1/") else b""
+            last_word = _RESTARTING if self.shutdown.event.is_set() else _REVOKED
+            body = last_word if scope["path"].startswith("/v1/") else b""
             await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,17 +115,18 @@ class Streams:
         loop = asyncio.get_running_loop()
         is_api = request.url.path.startswith("/v1/")
         deadline = loop.time() + get_settings().stream_age_limit_s
-        look_up = self.api_rights if is_api else self.page_rights
+        look_up, wait_s = (self.api_rights, API_RECHECK_S) if is_api else (self.page_rights, RECHECK_S)
         rights = await look_up(request)
         stopping: asyncio.Task[Any] = asyncio.create_task(self.shutdown.event.wait())
         try:
             while True:
-                await asyncio.wait({answering, stopping}, timeout=RECHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({answering, stopping}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done() and is_api:
                     await asyncio.wait({answering}, timeout=max(0.0, get_settings().stop_grace_s - 5))
                 if answering.done() or stopping.done():
                     return
-                if (loop.time() > deadline and not is_api) or await look_up(request) != rights:
+                now = await look_up(request)
+                if now != rights or (is_api and now is None) or (not is_api and loop.time() > deadline):
                     return
         finally:
             stopping.cancel()

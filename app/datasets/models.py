@@ -163,6 +163,8 @@ class DatasetVersion(Base, LeasedWork):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     number: Mapped[int] = mapped_column(Integer)
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
+    # Where it holds one uploaded file alone: that file.
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("source_files.id", ondelete="SET NULL"), index=True)
     manifest_sha256: Mapped[str] = mapped_column(String(64), default="")
     content_hash: Mapped[str] = mapped_column(String(64), default="")
     # Files, mappings, steps, split, seed: everything that makes it again.

@@ -1,6 +1,7 @@
 """Frozen versions: begun from the plan, built by the worker, listed, opened and downloaded."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from app.core.errors import Conflict, NotFound, Unavailable
 from app.core.queue import ring
 from app.datasets import plans, service
 from app.datasets.freezing import is_intact, manifest_id
-from app.datasets.models import DatasetVersion
+from app.datasets.models import DatasetVersion, SourceFile
 from app.projects import service as projects
+
+# The origin of a file that came by the API, of which a version is frozen by itself.
+BY_API = "api"
 
 
 def freeze(session: Session, actor: Actor, project_id: str) -> DatasetVersion:
@@ -53,6 +57,47 @@ def freeze(session: Session, actor: Actor, project_id: str) -> DatasetVersion:
     session.flush()
     ring(session, "datasets.freeze", version.id)
     return version
+
+
+def freeze_uploaded(session: Session, project_id: str) -> None:
+    """Begin a version of each file that came by the API, is read and mapped, and has none yet: of that file alone, with
+    the project's mapping, steps and split. No gate: for those who passed it."""
+    query = select(SourceFile).where(
+        SourceFile.project_id == project_id,
+        SourceFile.origin == BY_API,
+        SourceFile.deleted_at.is_(None),
+        SourceFile.state == "succeeded",
+        SourceFile.is_mapping_confirmed,
+    )
+    files = list(session.scalars(query.order_by(SourceFile.created_at, SourceFile.id)))
+    if not files:
+        return
+    known = of_files(session, [file.id for file in files])
+    plan = plans.planned(session, project_id)
+    number = session.scalar(select(func.max(DatasetVersion.number)).where(DatasetVersion.project_id == project_id)) or 0
+    for file in files:
+        alone = [one for one in plan.files if one.file_id == file.id]
+        if file.id in known or not alone:
+            continue
+        number += 1
+        version = DatasetVersion(
+            id=new_id(), project_id=project_id, number=number, file_id=file.id, created_by=file.created_by,
+            plan=plan.model_copy(update={"files": alone, "edits": None}).model_dump(mode="json"),
+        )  # fmt: skip
+        session.add(version)
+        session.flush()
+        ring(session, "datasets.freeze", version.id)
+
+
+def of_file(session: Session, file_id: str) -> DatasetVersion | None:
+    """The newest version of an uploaded file alone. No gate."""
+    return of_files(session, [file_id]).get(file_id)
+
+
+def of_files(session: Session, ids: Sequence[str]) -> dict[str, DatasetVersion]:
+    """The newest version of each uploaded file alone, by the file's id. No gate."""
+    query = select(DatasetVersion).where(DatasetVersion.file_id.in_(ids)).order_by(DatasetVersion.number)
+    return {str(version.file_id): version for version in session.scalars(query)}
 
 
 def cancel(session: Session, actor: Actor, version_id: str) -> DatasetVersion:

@@ -1,15 +1,23 @@
 """Who asks at the API: the bearer key becomes a Caller, counted against its limit. Cookies count for nothing here."""
 
+import asyncio
+import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import limits
 from app.core.db import reading
 from app.core.errors import TooMany, Unauthenticated
+from app.core.security import token_sha256
 from app.deployments import calls, keys
 from app.deployments.keys import Caller
+
+SEEN_S = 0.9  # a little less than what streams wait between two looks
+SEEN_KEYS = 10_000
 
 
 def caller(request: Request, response: Response) -> Caller:
@@ -59,9 +67,20 @@ def require_tokens(found: Caller) -> None:
 CallerDep = Annotated[Caller, Depends(caller)]
 
 
+# When the holder of a key was last looked up for a running answer, and who it was.
+_seen: dict[bytes, tuple[float, Any]] = {}
+
+
 async def rights(request: Request) -> Any:
-    """What a stream of the API depends on: it ends when the key is revoked or expires."""
+    """What a running answer of the API depends on: it ends when the key is revoked or expires.
+
+    Answers of one key share a look-up a second.
+    """
     authorization = request.headers.get("authorization", "")
+    digest, now = token_sha256(authorization), time.monotonic()
+    at, known = _seen.get(digest, (-SEEN_S, None))
+    if now - at < SEEN_S:
+        return known
 
     def look_up() -> Any:
         try:
@@ -70,4 +89,23 @@ async def rights(request: Request) -> Any:
         except Unauthenticated:
             return None
 
-    return await run_in_threadpool(look_up)
+    try:
+        found = await run_in_threadpool(look_up)
+    except SQLAlchemyError:
+        if known is None:
+            raise
+        # The database is away for a moment: nobody lost a right by that.
+        return known
+    if len(_seen) >= SEEN_KEYS:
+        _seen.clear()
+    _seen[digest] = (now, found)
+    return found
+
+
+async def until_revoked(request: Request) -> None:
+    """Returns when the key that a request came with is no longer good."""
+    while True:
+        with suppress(SQLAlchemyError):
+            if await rights(request) is None:
+                return
+        await asyncio.sleep(SEEN_S)

@@ -11,9 +11,9 @@ from fastapi.responses import Response, StreamingResponse
 
 from app.contracts.generation import GenerationRequest
 from app.core.db import reading, transaction
-from app.core.errors import AppError
-from app.deployments import completions, idempotency, names, stream, wire
-from app.deployments.access import CallerDep, require_tokens
+from app.core.errors import AppError, Unauthenticated
+from app.deployments import asked, completions, idempotency, names, stream, wire
+from app.deployments.access import CallerDep, until_revoked
 from app.deployments.calls import Facts
 from app.deployments.idempotency import Slot
 from app.deployments.keys import Caller
@@ -28,18 +28,13 @@ class _Left(Exception):
     """The client went away before the answer was ready."""
 
 
-def _name_everything(workspace_id: str) -> None:
-    with reading() as session:
-        is_missing = bool(names.missing_names(session, workspace_id))
-    if is_missing:
-        with transaction() as session:
-            names.give_names(session, workspace_id)
+_REVOKED = "The API key was revoked or has expired while the answer was made."
 
 
 @router.get("/models")
 def models(caller: CallerDep) -> dict[str, Any]:
     caller.require("read")
-    _name_everything(caller.workspace_id)
+    asked.name_everything(caller.workspace_id)
     with reading() as session:
         return {
             "object": "list",
@@ -52,8 +47,8 @@ def models(caller: CallerDep) -> dict[str, Any]:
 @router.get("/models/{model_name:path}")
 def model(model_name: str, caller: CallerDep) -> dict[str, Any]:
     caller.require("read")
-    _name_everything(caller.workspace_id)
-    _require_model(caller, model_name)
+    asked.name_everything(caller.workspace_id)
+    asked.require_model(caller, model_name)
     with reading() as session:
         return wire.model_object(names.find(session, caller.actor, model_name))
 
@@ -85,7 +80,7 @@ async def _answered(
         body = await request.body()
         ask = await run_in_threadpool(parse, body)
         facts.model = ask.model
-        published, target = await run_in_threadpool(_target, caller, ask.model)
+        published, target = await run_in_threadpool(asked.target_of, caller, ask.model)
         facts.project_id = published.project_id
         header = request.headers.get("idempotency-key", "")
         if header and not ask.stream:
@@ -94,6 +89,7 @@ async def _answered(
                 return _json(request, slot.answer, {"idempotent-replayed": "true"})
         orders = [order(ask, target, index) for index in range(ask.choices)]
         completion = kind(caller, ask, facts, published.digest, stream.events_of(orders))
+        await completion.prepare(target)
         if ask.stream:
             await completion.begin()
             headers = stream.HEADERS | request.scope["state"]["limit_headers"]
@@ -116,35 +112,25 @@ async def _answered(
 
 
 async def _unless_left(request: Request, completion: stream.Completion) -> dict[str, Any]:
-    """The whole answer; a client that hangs up frees the model within a step."""
+    """The whole answer; a client that hangs up, or whose key is revoked, frees the model within a step."""
     answering = asyncio.create_task(completion.whole())
     leaving = asyncio.create_task(_hung_up(request))
+    revoked = asyncio.create_task(until_revoked(request))
     try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise _Left
-        return answering.result()
+        await asyncio.wait({answering, leaving, revoked}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        if revoked.done():
+            raise Unauthenticated(_REVOKED, code="invalid_api_key")
+        raise _Left
     finally:
-        leaving.cancel()
-        answering.cancel()
+        for task in (leaving, revoked, answering):
+            task.cancel()
 
 
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _require_model(caller: Caller, model_id: str) -> None:
-    if not caller.may_use(model_id):
-        raise names.not_found()
-
-
-def _target(caller: Caller, model_id: str) -> tuple[names.Published, Target]:
-    require_tokens(caller)
-    _require_model(caller, model_id)
-    _name_everything(caller.workspace_id)
-    with reading() as session:
-        return names.target_of(session, caller.actor, model_id)
 
 
 def _order(ask: wire.ChatRequest, target: Target, index: int) -> GenerationRequest:
@@ -156,7 +142,9 @@ def _order(ask: wire.ChatRequest, target: Target, index: int) -> GenerationReque
 
 def _text_order(ask: completions.TextRequest, target: Target, index: int) -> GenerationRequest:
     """Every model goes on from the text as it is: no template, no system prompt."""
-    return client.request_for(target, ask.sampling(index), prompt=ask.prompt_of(index))
+    prompt = ask.prompts[ask.prompt_at(index)]
+    read = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": prompt}
+    return client.request_for(target, ask.sampling(index), **read)
 
 
 def _reserve(caller: Caller, header: str, body: bytes) -> Slot:

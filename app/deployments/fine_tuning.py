@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning words for the project's real runs and frozen versions: what clients send and get back."""
+"""OpenAI's fine-tuning words for the project's real runs: what clients send and get back."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -8,12 +8,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
-from app.core import storage
 from app.core.db import new_id
-from app.core.errors import BadRequest, NotFound
-from app.datasets import versions
-from app.datasets.models import DatasetVersion
-from app.deployments import names, wire
+from app.core.errors import BadRequest
+from app.deployments import files, names, wire
 from app.deployments.models import ApiName
 from app.deployments.wire import Number, Whole
 from app.projects.models import Project
@@ -22,7 +19,7 @@ from app.recipes.models import BaseModelEntry
 from app.runs import service as runs
 from app.runs.models import Run, RunEvent
 
-FILE, JOB, CHECKPOINT, EVENT = "file-", "ftjob-", "ftckpt_", "ftevent-"
+JOB, CHECKPOINT, EVENT = "ftjob-", "ftckpt_", "ftevent-"
 # Our states in OpenAI's words; the others are called the same.
 _STATES = {
     "waiting": "queued",
@@ -77,11 +74,11 @@ def start(session: Session, actor: Actor, ask: JobRequest, request_id: str = "")
     """
     if ask.validation_file:
         raise BadRequest(
-            "A frozen version brings its own validation rows; leave validation_file out.",
+            "Validation rows are taken from the training file by the project's split; leave validation_file out.",
             code="unsupported_parameter",
             param="validation_file",
         )
-    version = file_of(session, actor, ask.training_file, need="editor")
+    version = files.ready(session, actor, ask.training_file)
     wanted = ask.chosen()
     overrides: dict[str, Any] = {}
     if wanted.n_epochs != "auto":
@@ -132,28 +129,6 @@ def _base(session: Session, workspace_id: str, name: str) -> dict[str, Any]:
     return {"source": "starter"} if entry.source == "starter" else {"source": entry.source, "entry_id": entry.id}
 
 
-def files(session: Session, actor: Actor) -> list[DatasetVersion]:
-    """Frozen versions of every project that the key opens, newest first."""
-    query = (
-        select(DatasetVersion)
-        .join(Project, Project.id == DatasetVersion.project_id)
-        .where(Project.workspace_id.in_(list(actor.roles)), Project.deleted_at.is_(None))
-        .where(DatasetVersion.state == "succeeded", DatasetVersion.train_rows > 0)
-        .order_by(DatasetVersion.created_at.desc(), DatasetVersion.id)
-    )
-    if actor.project_id is not None:
-        query = query.where(Project.id == actor.project_id)
-    return list(session.scalars(query))
-
-
-def file_of(session: Session, actor: Actor, file_id: str, *, need: str = "viewer") -> DatasetVersion:
-    """The version behind a file's id. Raises NotFound."""
-    version = versions.get(session, actor, file_id.removeprefix(FILE), need=need)
-    if version.state != "succeeded":
-        raise NotFound("There is no such file, or this key may not read it.", code="file_not_found")
-    return version
-
-
 def jobs(session: Session, actor: Actor) -> list[Run]:
     """Runs of every project that the key opens, newest first."""
     query = (
@@ -170,22 +145,6 @@ def jobs(session: Session, actor: Actor) -> list[Run]:
 def job_of(session: Session, actor: Actor, job_id: str, *, need: str = "viewer") -> Run:
     """The run behind a job's id. Raises NotFound."""
     return runs.get(session, actor, job_id.removeprefix(JOB), need=need)
-
-
-def file_object(version: DatasetVersion) -> dict[str, Any]:
-    """A frozen version as OpenAI's file. `bytes` are those of its stored columns."""
-    folder = storage.version_dir(version.id)
-    return {
-        "id": FILE + version.id,
-        "object": "file",
-        "bytes": sum(path.stat().st_size for path in folder.glob("data-*.parquet")),
-        "created_at": wire.seconds(version.created_at),
-        "filename": f"version-{version.number}.jsonl",
-        "purpose": "fine-tune",
-        "status": "processed",
-        "status_details": None,
-        "expires_at": None,
-    }
 
 
 def job_object(session: Session, run: Run) -> dict[str, Any]:
@@ -209,7 +168,7 @@ def job_object(session: Session, run: Run) -> dict[str, Any]:
         "status": _STATES.get(run.state, run.state),
         "hyperparameters": used,
         "method": {"type": "supervised", "supervised": {"hyperparameters": used}},
-        "training_file": FILE + str(run.version_id),
+        "training_file": files.id_of_version(session, run.version_id),
         "validation_file": None,
         "result_files": [],
         "trained_tokens": run.tokens_seen or None,

@@ -18,12 +18,14 @@ from app.deployments import calls, wire
 from app.deployments.calls import Facts
 from app.deployments.keys import Caller
 from app.inference import client
+from app.inference.targets import Target
 
 log = logging.getLogger(__name__)
 Events = AsyncGenerator[tuple[int, TokenEvent], None]
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 LOADING_PATIENCE_S = 20.0
 _BUFFERED_EVENTS = 64
+_LOADING = "The model is still being loaded. It goes on loading; ask again in a few seconds."
 
 
 async def events_of(requests: list[GenerationRequest]) -> Events:
@@ -65,9 +67,15 @@ def refusal(event: TokenEvent) -> AppError:
     if event.error_kind == "refused":
         if "form of the answer" in sentence or "answer of the form" in sentence:
             return BadRequest(sentence, code="invalid_response_format", param="response_format")
-        code = "context_length_exceeded" if "too long" in sentence else "invalid_prompt"
-        return BadRequest(sentence, code=code, param="messages")
+        return refused(sentence, "messages")
     return ModelFailed(sentence)
+
+
+def refused(sentence: str, param: str) -> BadRequest:
+    """A prompt that the model cannot read."""
+    return BadRequest(
+        sentence, code="context_length_exceeded" if "too long" in sentence else "invalid_prompt", param=param
+    )
 
 
 class Asked(Protocol):
@@ -93,34 +101,50 @@ class Completion:
         self.fingerprint = f"fp_{fingerprint[:12]}"
         self.started = time.monotonic()
         self.waiting: list[tuple[int, TokenEvent]] = []
+        self._read_tokens: dict[int, int] = {}
+
+    async def prepare(self, target: Target) -> None:
+        """What has to be known before the answer begins; of a chat nothing."""
+
+    def prompt_at(self, choice: int) -> int:
+        """Which prompt a choice answers; a chat has one."""
+        return 0
 
     async def begin(self) -> None:
         """Wait for the first sign of an answer, so that a refusal still has a status of its own.
 
-        Raises what the model server refused. A model that takes longer to load gets a stream with pings.
+        Raises what the model server refused, and Unavailable for a model that takes too long to load. An answer that
+        waits for its turn, or reads a long prompt, gets a stream with pings.
         """
-        deadline = time.monotonic() + LOADING_PATIENCE_S
-        async for index, event in self.events:
+        async for index, event in self._patiently():
             if event.finish_reason == "error":
                 raise refusal(event)
             self.waiting.append((index, event))
-            if event.text or event.finish_reason or time.monotonic() > deadline:
+            if event.text or event.finish_reason or time.monotonic() > self.started + LOADING_PATIENCE_S:
                 return
+
+    async def _patiently(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """The events; but nobody is kept waiting for ever while a model is loaded, which goes on without them."""
+        async for index, event in self.events:
+            if event.is_loading and time.monotonic() > self.started + LOADING_PATIENCE_S:
+                raise Unavailable(_LOADING, retry_after_s=10, code="model_loading")
+            yield index, event
 
     async def _all(self) -> AsyncIterator[tuple[int, TokenEvent]]:
         for index, event in self.waiting:
-            self._measure(event)
+            self._measure(index, event)
             yield index, event
-        async for index, event in self.events:
-            self._measure(event)
+        async for index, event in self._patiently():
+            self._measure(index, event)
             yield index, event
 
-    def _measure(self, event: TokenEvent) -> None:
+    def _measure(self, index: int, event: TokenEvent) -> None:
         if event.text and self.facts.first_token_s is None:
             self.facts.first_token_s = time.monotonic() - self.started
         if event.finish_reason:
-            # Every choice reads the same prompt, which counts once.
-            self.facts.prompt_tokens = max(self.facts.prompt_tokens, event.prompt_tokens or 0)
+            # Choices of one prompt read it together: it counts once.
+            self._read_tokens[self.prompt_at(index)] = event.prompt_tokens or 0
+            self.facts.prompt_tokens = sum(self._read_tokens.values())
             self.facts.completion_tokens += event.completion_tokens or 0
             self.facts.finish_reason = event.finish_reason
 

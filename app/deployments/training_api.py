@@ -1,18 +1,15 @@
-"""Files and fine-tuning jobs under /v1: the project's frozen versions and runs, as OpenAI's clients ask for them."""
+"""Fine-tuning jobs under /v1: the project's runs, as OpenAI's clients ask for them."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
 from app.core.db import reading, transaction
 from app.core.errors import BadRequest, Conflict, Invalid
-from app.datasets import versions
-from app.datasets.combining import downloads
 from app.deployments import fine_tuning, wire
 from app.deployments.access import CallerDep
 from app.runs import service as runs
@@ -23,31 +20,6 @@ BODY_LIMIT_BYTES = 2**20
 After = Annotated[str, Query(max_length=60)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Id = Annotated[str, Path(max_length=60)]
-
-
-@router.get("/files")
-def files(caller: CallerDep, after: After = "", limit: Limit = 100, purpose: After = "fine-tune") -> dict[str, Any]:
-    caller.require("read")
-    with reading() as session:
-        found = fine_tuning.files(session, caller.actor) if purpose == "fine-tune" else []
-        return fine_tuning.page([fine_tuning.file_object(one) for one in found], after, limit)
-
-
-@router.get("/files/{version_id}")
-def file(version_id: Id, caller: CallerDep) -> dict[str, Any]:
-    caller.require("read")
-    with reading() as session:
-        return fine_tuning.file_object(fine_tuning.file_of(session, caller.actor, version_id))
-
-
-@router.get("/files/{version_id}/content")
-def content(version_id: Id, caller: CallerDep) -> Response:
-    """Every row as a line of JSON. The files are immutable, so nothing of the session is needed while they stream."""
-    caller.require("train")
-    with reading() as session:
-        version = fine_tuning.file_of(session, caller.actor, version_id)
-        versions.folder(version)
-    return StreamingResponse(downloads.jsonl(version), media_type="application/x-ndjson")
 
 
 @router.post("/fine_tuning/jobs", max_body_size=BODY_LIMIT_BYTES)

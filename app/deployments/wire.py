@@ -213,9 +213,14 @@ def parsed(model: type[Request], body: bytes) -> Request:
         return model.model_validate(values)
     except ValidationError as error:
         item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or str(part).islower())[:100]
+        param = ".".join(str(part) for part in item["loc"] if _is_name(part))[:100]
         message = item["msg"].removeprefix("Value error, ")
         raise BadRequest(f"{param}: {message}", code="invalid_value", param=param) from error
+
+
+def _is_name(part: int | str) -> bool:
+    """Whether a part of an error's place is a field's name or a number; the others are pydantic's names of types."""
+    return isinstance(part, int) or (part.islower() and part not in ("str", "int", "float") and "[" not in part)
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:

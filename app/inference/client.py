@@ -107,12 +107,14 @@ def score(target: Target, answers: list[str], **prompt: object) -> list[dict[str
     return scores
 
 
-def foretell(target: Target, text: str, top_logprobs: int = 0) -> list[ReadToken]:
-    """Each token of a text with its log-probability behind what stands before it; of the first there is none.
+def foretell(target: Target, text: str | list[int], top_logprobs: int = 0) -> list[ReadToken]:
+    """Each token of a text (or of its ids) with its log-probability behind what stands before it; of the first there is
+    none.
 
     Raises Unavailable, or Invalid with the server's sentence.
     """
-    body = {"model_ref": target.ref, "files": target.files.model_dump(), "text": text, "top_logprobs": top_logprobs}
+    read = {"text": text} if isinstance(text, str) else {"ids": text}
+    body = {"model_ref": target.ref, "files": target.files.model_dump(), "top_logprobs": top_logprobs, **read}
     try:
         response = _sync().post("/foretell", content=orjson.dumps(body), headers=_JSON, timeout=120)
     except httpx.TransportError as error:
@@ -121,6 +123,22 @@ def foretell(target: Target, text: str, top_logprobs: int = 0) -> list[ReadToken
         raise Invalid(response.json()["error"])
     _check(response.status_code)
     return [ReadToken.model_validate(token) for token in response.json()["tokens"]]
+
+
+def embed(target: Target, texts: list[str]) -> list[tuple[list[float], int]]:
+    """For each text the mean of the model's last hidden states, scaled to length one, and how many tokens it has.
+
+    Raises Unavailable, or Invalid with the server's sentence.
+    """
+    body = {"model_ref": target.ref, "files": target.files.model_dump(), "texts": texts}
+    try:
+        response = _sync().post("/embed", content=orjson.dumps(body), headers=_JSON, timeout=120)
+    except httpx.TransportError as error:
+        raise Unavailable(_LATE) from error
+    if response.status_code == 422 and "error" in response.json():
+        raise Invalid(response.json()["error"])
+    _check(response.status_code)
+    return [(found["vector"], found["tokens"]) for found in response.json()["vectors"]]
 
 
 def is_ready() -> bool:

@@ -21,6 +21,7 @@ from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
 from app.text.check import check_template
 from app.text.template import TemplateFault, brought_template
+from app.text.tokenizer_check import TokenizerFault, check_tokenizer
 
 TASK = "recipes.bring"
 STARTER = ROOT / "starter" / "model"
@@ -213,7 +214,7 @@ def bring(lease: Lease, entry: BaseModelEntry) -> None:
     lease.progress(0, 0, phase="checking")
     names = vetting.vet_folder(arriving)
     facts = base_facts.from_folder(arriving)
-    _try_template(arriving)
+    _try_text(arriving)
     digests = {name: storage.file_sha256(arriving / name) for name in names}
     clean = storage.bases_dir() / f".clean-{entry.id}-{new_id()}"
     clean.mkdir(mode=0o700)
@@ -228,13 +229,15 @@ def bring(lease: Lease, entry: BaseModelEntry) -> None:
         _describe(row, target, facts, row.licence or _licence(target), digests)
 
 
-def _try_template(folder: Path) -> None:
-    """Render three sentences in a limited process, so that a template that does not end is refused here and now."""
+def _try_text(folder: Path) -> None:
+    """Read and render a few sentences in a limited process, so that a tokenizer or a template that does not end is
+    refused here and now."""
     try:
+        check_tokenizer(folder / "tokenizer.json")
         source, special = brought_template(folder)
         if source:
             check_template(source, special)
-    except (TemplateFault, UnicodeDecodeError) as fault:
+    except (TemplateFault, TokenizerFault, UnicodeDecodeError) as fault:
         raise Invalid(f"This model cannot be used. {fault}") from fault
 
 

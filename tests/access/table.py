@@ -165,7 +165,12 @@ TABLE: dict[str, Rule] = {
         json={"model": "{model_name}", "messages": [{"role": "user", "content": "?"}]}, body_ids=("model_name",)
     ),
     "POST /v1/completions": api_key(json={"model": "{model_name}", "prompt": "Soup is"}, body_ids=("model_name",)),
+    "POST /v1/embeddings": api_key(json={"model": "{model_name}", "input": "Soup"}, body_ids=("model_name",)),
     "GET /v1/files": api_key(),
+    "POST /v1/files": api_key(
+        form={"purpose": "fine-tune", "project_id": "{project_id}"}, files={"file": b"{}"}, body_ids=("project_id",)
+    ),
+    "DELETE /v1/files/{version_id}": api_key(),
     "GET /v1/files/{version_id}": api_key(),
     "GET /v1/files/{version_id}/content": api_key(),
     "POST /v1/fine_tuning/jobs": api_key(

@@ -4,23 +4,23 @@ import torch
 from transformers import DynamicCache
 
 from app.contracts.generation import Likely, ReadToken
-from app.text.tokens import encode_text
 from worker.engine.errors import BadData
-from worker.engine.generate import Loaded
+from worker.engine.generate import Loaded, plain_ids
 from worker.engine.vocabulary import vocabulary_of
 
 PIECE = 64  # tokens; answers of others wait for at most one piece
 
 
 class Foretelling:
-    """Reads one text piece by piece. `tokens` is whole once `step` has said so; the first token has no probability.
+    """Reads one text (or its token ids) piece by piece. `tokens` is whole once `step` has said so; the first token has
+    no probability.
 
-    Raises BadData for a text longer than the model reads.
+    Raises BadData for a text longer than the model reads, and for ids that it does not have.
     """
 
-    def __init__(self, loaded: Loaded, text: str, top: int) -> None:
+    def __init__(self, loaded: Loaded, text: str, top: int, ids: list[int] | None = None) -> None:
         self._loaded, self._top = loaded, top
-        self._ids = encode_text(loaded.tokenizer, text)
+        self._ids = plain_ids(loaded, text, ids)
         if len(self._ids) > loaded.context_length:
             raise BadData(
                 f"The text is too long: {len(self._ids)} tokens, and this model reads {loaded.context_length} in all. "

@@ -250,7 +250,7 @@ def fit_prompt(loaded: Loaded, request: GenerationRequest) -> tuple[list[int], i
     """
     room = loaded.context_length - min(request.sampling.max_tokens, max(16, loaded.context_length // 4))
     if request.messages is None:
-        ids = encode_text(loaded.tokenizer, request.prompt or "")
+        ids = plain_ids(loaded, request.prompt or "", request.prompt_ids)
         return (ids[-room:] or [min(loaded.end_ids, default=0)]), 0
     messages = list(request.messages)
     dropped = 0
@@ -268,6 +268,16 @@ def fit_prompt(loaded: Loaded, request: GenerationRequest) -> tuple[list[int], i
         following = next((i for i in range(first + 1, len(messages)) if messages[i].role == "user"), len(messages) - 1)
         dropped += following - first
         messages = messages[:first] + messages[following:]
+
+
+def plain_ids(loaded: Loaded, text: str, ids: list[int] | None) -> list[int]:
+    """The ids of a plain text, or `ids` themselves. Raises BadData for an id that the model does not have."""
+    if ids is None:
+        return encode_text(loaded.tokenizer, text)
+    size = loaded.model.config.get_text_config().vocab_size
+    if max(ids) >= size:
+        raise BadData(f"The prompt has the token id {max(ids)}, and this model knows ids up to {size - 1}.")
+    return ids
 
 
 @dataclass(frozen=True)

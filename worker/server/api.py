@@ -14,7 +14,7 @@ from pydantic import Field
 
 from app.contracts.base import Contract
 from app.contracts.conversation import Message
-from app.contracts.generation import GenerationRequest, TokenEvent
+from app.contracts.generation import GenerationRequest, TokenEvent, TokenIds
 from app.contracts.recipe import ModelFiles
 from app.text.limited import LimitedTemplate
 from app.text.template import TemplateFault
@@ -23,6 +23,7 @@ from worker.engine.foretelling import Foretelling
 from worker.engine.formats import guide
 from worker.engine.generate import Loaded, score
 from worker.engine.precision import Precision
+from worker.server import embedding
 from worker.server.residents import Residents
 from worker.server.turns import Answer, Busy, Turns
 
@@ -41,11 +42,12 @@ class ScoreRequest(Contract):
 
 
 class ForetellRequest(Contract):
-    """A text whose every token is to be given its probability."""
+    """A text, or its token ids, whose every token is to be given its probability."""
 
     model_ref: str
     files: ModelFiles
-    text: str
+    text: str = ""
+    ids: TokenIds | None = None
     top_logprobs: int = Field(0, ge=0, le=20)
 
 
@@ -70,6 +72,13 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
     async def loaded(files: ModelFiles, name: str) -> Loaded:
         return await asyncio.wrap_future(await asyncio.to_thread(residents.get, files, name))
 
+    async def on_model_thread(work: Callable[[], Any]) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        turns.call(_settling(asyncio.get_running_loop(), future, work))
+        return await future
+
+    embedding.install(app, loaded, on_model_thread)
+
     @app.get("/health")
     def health() -> dict[str, object]:
         return {"status": "ok", **turns.counts()}
@@ -89,7 +98,7 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
             try:
                 waiting = asyncio.ensure_future(loaded(request.files, request.model_ref))
                 while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
-                    yield _line(TokenEvent())
+                    yield _line(TokenEvent(is_loading=True))
                 await asyncio.to_thread(_tried, waiting.result(), request)
                 answer = Answer(request, waiting.result(), asyncio.get_running_loop())
                 turns.add(answer)
@@ -122,12 +131,10 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
     async def score_answers(order: ScoreRequest) -> JSONResponse:
         try:
             model = await loaded(order.files, order.model_ref)
-            loop = asyncio.get_running_loop()
             results: list[dict[str, Any]] = []
             for text in order.answers:
-                future: asyncio.Future[Any] = loop.create_future()
-                turns.call(_settling(loop, future, partial(score, model, order.messages, order.prompt, text)))
-                results.append(asdict(await future))
+                found = await on_model_thread(partial(score, model, order.messages, order.prompt, text))
+                results.append(asdict(found))
         except (EngineError, TemplateFault, OSError) as error:
             return JSONResponse({"error": _sentence(error)}, status_code=422)
         return JSONResponse({"scores": results})
@@ -136,12 +143,9 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
     async def foretell(order: ForetellRequest) -> JSONResponse:
         try:
             model = await loaded(order.files, order.model_ref)
-            reading = await asyncio.to_thread(Foretelling, model, order.text, order.top_logprobs)
-            loop, is_read = asyncio.get_running_loop(), False
-            while not is_read:
-                future: asyncio.Future[Any] = loop.create_future()
-                turns.call(_settling(loop, future, reading.step))
-                is_read = await future
+            reading = await asyncio.to_thread(Foretelling, model, order.text, order.top_logprobs, order.ids)
+            while not await on_model_thread(reading.step):
+                pass
         except (EngineError, TemplateFault, OSError) as error:
             return JSONResponse({"error": _sentence(error)}, status_code=422)
         return JSONResponse({"tokens": [token.model_dump() for token in reading.tokens]})

@@ -126,8 +126,8 @@ def prepare(plan_id: str) -> bool:
             "prepared_revision": revision,
             "prepared_edits": edits_revision,
         }
-        with lease.write(**changes):
-            pass
+        with lease.write(**changes) as session:
+            versions.freeze_uploaded(session, session.get_one(CleaningPlan, plan_id).project_id)
         _keep_only(folder, "set-", set_key)
     return True
 

@@ -48,6 +48,7 @@ async def ask(path: str, *, shutdown: Shutdown, rights: Any, after: Any = None, 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "RECHECK_S", 0.05)
+    monkeypatch.setattr(streams, "API_RECHECK_S", 0.05)
     monkeypatch.setenv("GPT_BUILDER_STOP_GRACE_S", "5")
     config.get_settings.cache_clear()
 

@@ -1,9 +1,11 @@
 """Tiny random base models in the shapes that people bring, each with our tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.text.template import CHATML
@@ -42,10 +44,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make(family: str, folder: Path, texts: list[str], **changes: Any) -> Path:
-    """Write a base model of this family into `folder` and return it. Seeded."""
+def make(
+    family: str, folder: Path, texts: list[str], *, template: str = CHATML, markers: Sequence[str] = (), **changes: Any
+) -> Path:
+    """Write a base model of this family into `folder` and return it. Seeded. `markers`: special tokens beside ours."""
     learned = tokenizer.train_bpe(texts, WORDS)
-    tokenizer.save(learned, folder / "tokenizer", chat_template=CHATML, context_length=64)
+    learned.add_special_tokens([AddedToken(text, special=True) for text in markers])
+    tokenizer.save(learned, folder / "tokenizer", chat_template=template, context_length=64)
     torch.manual_seed(7)
     config = AutoConfig.for_model(family, **{**FAMILIES[family], "vocab_size": learned.get_vocab_size(), **changes})
     model = AutoModelForCausalLM.from_config(config)

@@ -1,5 +1,7 @@
 """Many adapters beside one base: each answer is that of its merged model, whoever is in the batch."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,22 @@ def test_an_adapter_that_changes_more_is_merged_and_one_of_another_base_is_refus
     files = models[0].model_copy(update={"overlays": [Overlay(kind="lora", dir=str(foreign))]})
     with pytest.raises(BadData, match="does not fit this base model"):
         lay(base, files, "foreign")
+
+
+def test_what_an_adapter_says_of_its_base_and_its_layers_is_not_believed(
+    models: list[ModelFiles], tmp_path: Path
+) -> None:
+    """The base comes from our own records, the layers from the weights: no path is followed, no expression run."""
+    folder = Path(shutil.copytree(models[1].overlays[-1].dir, tmp_path / "hostile"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "/etc", "target_modules": "(([a-z._0-9])+)+!"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    hostile = models[1].model_copy(update={"overlays": [Overlay(kind="lora", dir=str(folder))]})
+    base = load(models[0])
+    honest, laid = lay(base, models[1], "honest"), lay(base, hostile, "hostile")
+    assert honest is not None
+    assert laid is not None
+    assert alone(asked(laid, QUESTIONS[1])) == alone(asked(honest, QUESTIONS[1]))
 
 
 def test_base_weights_are_never_touched(models: list[ModelFiles]) -> None:

@@ -4,11 +4,12 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from app.contracts.conversation import Message
-from app.contracts.generation import GenerationRequest, Sampling
+from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
 from app.contracts.recipe import ModelFiles
 from tests.worker.tiny import make_model
 from worker.engine.generate import Loaded, load
@@ -69,6 +70,24 @@ def test_a_workspace_that_asks_much_holds_up_nobody(
     monkeypatch.setattr(turns_module, "MAX_ACTIVE", 1)
     asked = [*(("many", f"a{number}") for number in range(5)), ("few", "b")]
     assert order_of_ends(turns, loaded, asked) == ["a0", "b", "a1", "a2", "a3", "a4"]
+
+
+def test_a_reader_who_takes_nothing_is_let_go(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(turns_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def run() -> None:
+        nonlocal now
+        answer = Answer(_request("one"), loaded, asyncio.get_running_loop())
+        for _ in range(turns_module.BUFFER_EVENTS + 200):
+            answer.tell(TokenEvent(text="x"))
+            await asyncio.sleep(0)
+        assert answer.events.qsize() == turns_module.BUFFER_EVENTS, "what comes later waits in one piece"
+        assert answer.is_wanted
+        now += turns_module.SLOW_READER_S + 1
+        assert not answer.is_wanted
+
+    asyncio.run(run())
 
 
 def test_who_would_not_fit_into_memory_waits(turns: Turns, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,67 @@
+"""The publish page against the real API: its programs run as they are, and its own question is answered."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.core import config
+from app.core.errors import Invalid
+from app.deployments.snippets import snippets
+from app.drafting import asking
+from tests.app.deployments.conftest import Stack
+from tests.visitors import Person
+
+
+@pytest.mark.parametrize("language", ["curl", "python", "javascript"])
+def test_the_programs_on_the_page_run_as_they_are(stack: Stack, tmp_path: Path, language: str) -> None:
+    question = 'I\'ve "read" it:\n$HOME \\ `ls` ${1} {0} – why?!'
+    program = next(one for one in snippets(f"{stack.url}/v1", stack.model, question) if one.key == language)
+    assert "I’ve ”read” it: $HOME / `ls` ${1} {0} – why?!" in program.text
+    path = tmp_path / {"curl": "ask.sh", "python": "ask.py", "javascript": "ask.mjs"}[language]
+    path.write_text(program.text)
+    runner = {"curl": "bash", "python": sys.executable, "javascript": "node"}[language]
+    try:
+        done = subprocess.run(
+            [runner, str(path)],
+            env={**os.environ, "GPT_BUILDER_API_KEY": stack.key},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip(f"{runner} is not installed here")
+    assert done.returncode == 0, done.stderr
+    if language == "curl":
+        assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
+    else:
+        assert done.stdout.strip()
+
+
+def test_the_page_asks_the_model_too(stack: Stack) -> None:
+    person: Person = stack.owner
+    with httpx.Client(base_url=stack.url, cookies={"sid": person.cookie}, headers={"accept": "text/html"}) as browser:
+        page = browser.get(f"/projects/{stack.project_id}/deploy").text
+        assert stack.model in page
+        token = page.split('name="csrf_token" value="')[1].split('"')[0]
+        form = {"model": stack.model, "question": "Where is my card?", "csrf_token": token}
+        answer = browser.post(f"/projects/{stack.project_id}/deploy/try", data=form, timeout=60)
+    assert answer.status_code == 200
+    assert 'id="answer"' in answer.text
+
+
+def test_drafts_are_written_by_this_products_own_api(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_BUILDER_FETCH_NETWORKS", '["127.0.0.0/8"]')
+    config.get_settings.cache_clear()
+    question = "Ask one thing about soup."  # the tiny model reads 128 tokens
+    said = asking.ask(asking.Endpoint(f"{stack.url}/v1", stack.model, stack.key), question)
+    assert isinstance(said, str)
+    with pytest.raises(Invalid, match=r"refused \(401\)"):
+        asking.ask(asking.Endpoint(f"{stack.url}/v1", stack.model, "wrong"), question)
+    with pytest.raises(Invalid, match="no such model"):
+        asking.ask(asking.Endpoint(f"{stack.url}/v1", "nobody-run-9", stack.key), question)

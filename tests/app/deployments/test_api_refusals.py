@@ -1,0 +1,136 @@
+"""Requests to the API that mean harm, cannot be honoured or lack the right: each is refused by name."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app.deployments.conftest import ASK, Stack, body, key_of
+
+
+@pytest.mark.parametrize("name", ["chat_template", "chat_template_kwargs"])
+@pytest.mark.parametrize("value", ["{{ 1 }}", None, {}])
+def test_templates_of_callers_are_refused(stack: Stack, name: str, value: Any) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json=body(stack) | {name: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}}, "response_format"),
+        ({"structured_outputs": {"regex": "(a"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"min_p": 2}, "min_p"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "http://x"}]}]}, "messages"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 10**300}, "temperature"),
+        ({"n": 1000}, "n"),
+        ({"stop": ["x"] * 100_000}, "stop"),
+        ({"seed": 10**30}, "seed"),
+        ({"model": 5}, "model"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(stack: Stack, more: dict[str, Any], param: str) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json=body(stack) | more)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model": "m", "temperature": NaN}',
+        b'{"model": "m", "temperature": 1e400}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b"[" * 100_000,
+        b"{",
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'"text"',
+    ],
+)
+def test_broken_bodies_are_refused_quickly(stack: Stack, raw: bytes) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_too_much_is_refused(stack: Stack) -> None:
+    with stack.client() as client:
+        long = client.post("/v1/chat/completions", content=b"x" * (9 * 2**20))
+        many = client.post("/v1/chat/completions", json=body(stack) | {"messages": ASK * 100_000})
+        words = client.post(
+            "/v1/chat/completions", json=body(stack) | {"messages": [{**ASK[0], "content": "a " * 900}]}
+        )
+    assert long.status_code == 413
+    assert long.json()["error"]["code"] == "too_large"
+    assert many.status_code == 400
+    assert words.status_code == 400
+    assert words.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["../../x", "C:\\x", "org/name/../..", "m" * 200, "support-sorter-run-1\n", "SUPPORT-SORTER-RUN-1", "' OR 1=1--"],
+)
+def test_odd_model_ids_are_simply_not_there(stack: Stack, model: str) -> None:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json=body(stack, model=model))
+        missing = client.post("/v1/chat/completions", json=body(stack, model="nothing-run-9"))
+    assert answer.status_code == 404
+    assert answer.json() == missing.json()
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Basic abc", "Bearer sk-x", "Bearer ' OR 1=1--", "Bearer \xff"])
+def test_without_a_good_key_nothing_opens(stack: Stack, header: str) -> None:
+    answers = []
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions")):
+        answer = httpx.request(method, stack.url + path, headers={"authorization": header.encode("latin-1")})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+        answers.append(answer.json())
+    assert answers[0] == answers[1]
+
+
+def test_a_key_without_the_scope_is_refused(stack: Stack) -> None:
+    with stack.client(stack.listing_key) as client:
+        assert client.get("/v1/models").status_code == 200
+        answer = client.post("/v1/chat/completions", json=body(stack))
+    assert answer.status_code == 403
+    assert "chat" in answer.json()["error"]["message"]
+
+
+def test_a_key_of_one_model_opens_no_other(stack: Stack) -> None:
+    with stack.client(key_of(stack, models=["another-run-1"])) as http:
+        assert http.get("/v1/models").json()["data"] == []
+        assert http.get(f"/v1/models/{stack.model}").status_code == 404
+        assert http.post("/v1/chat/completions", json=body(stack)).status_code == 404
+    with stack.client(key_of(stack, models=[stack.model])) as http:
+        listed = [one["id"] for one in http.get("/v1/models").json()["data"]]
+        assert listed == [stack.model, f"{stack.model}:step-120"]
+        assert http.post("/v1/chat/completions", json=body(stack, model=listed[1])).status_code == 200
