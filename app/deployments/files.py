@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
@@ -96,7 +96,7 @@ def receive(session: Session, actor: Actor, project: Project, *, filename: str, 
 
 def listing(session: Session, actor: Actor) -> list[ApiFile]:
     """Files of every project that the key opens, newest first."""
-    mine = [Project.workspace_id.in_(list(actor.roles)), Project.deleted_at.is_(None)]
+    mine: list[ColumnElement[bool]] = [Project.workspace_id.in_(list(actor.roles)), Project.deleted_at.is_(None)]
     if actor.project_id is not None:
         mine.append(Project.id == actor.project_id)
     made = (

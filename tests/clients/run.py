@@ -101,7 +101,7 @@ def _work(is_over: threading.Event) -> None:
     while not is_over.wait(0.3):
         for model, task in ((SourceFile, import_file), (CleaningPlan, prepare), (DatasetVersion, freeze)):
             with reading() as session:
-                waiting = list(session.scalars(select(model.id).where(model.state == "queued")))  # type: ignore[attr-defined]
+                waiting = list(session.scalars(select(model.id).where(model.state == "queued")))
             for key in waiting:
                 task(key)
 
