@@ -347,50 +347,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_cleaning_plans_state"), ["state"], unique=False)
 
     op.create_table(
-        "dataset_versions",
-        sa.Column("id", sa.String(length=20), nullable=False),
-        sa.Column("project_id", sa.String(length=20), nullable=False),
-        sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("parent_id", sa.String(length=20), nullable=True),
-        sa.Column("manifest_sha256", sa.String(length=64), nullable=False),
-        sa.Column("content_hash", sa.String(length=64), nullable=False),
-        sa.Column("plan", sa.JSON(), nullable=False),
-        sa.Column("combination", sa.JSON(), nullable=False),
-        sa.Column("statistics", sa.JSON(), nullable=False),
-        sa.Column("kind", sa.String(length=10), nullable=False),
-        sa.Column("train_rows", sa.BigInteger(), nullable=False),
-        sa.Column("validation_rows", sa.BigInteger(), nullable=False),
-        sa.Column("test_rows", sa.BigInteger(), nullable=False),
-        sa.Column("created_by", sa.String(length=20), nullable=True),
-        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
-        sa.Column("state", sa.String(length=20), nullable=False),
-        sa.Column("want", sa.String(length=10), nullable=False),
-        sa.Column("fence", sa.Integer(), nullable=False),
-        sa.Column("attempt_id", sa.String(length=20), nullable=True),
-        sa.Column("heartbeat", sa.Integer(), nullable=False),
-        sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("phase", sa.String(length=60), nullable=False),
-        sa.Column("done", sa.BigInteger(), nullable=False),
-        sa.Column("total", sa.BigInteger(), nullable=False),
-        sa.Column("error", sa.Text(), nullable=False),
-        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
-        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["created_by"], ["users.id"], name=op.f("fk_dataset_versions_created_by"), ondelete="SET NULL"
-        ),
-        sa.ForeignKeyConstraint(
-            ["parent_id"], ["dataset_versions.id"], name=op.f("fk_dataset_versions_parent_id"), ondelete="SET NULL"
-        ),
-        sa.ForeignKeyConstraint(
-            ["project_id"], ["projects.id"], name=op.f("fk_dataset_versions_project_id"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_dataset_versions")),
-        sa.UniqueConstraint("project_id", "number", name=op.f("uq_dataset_versions_project_id_number")),
-    )
-    with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_dataset_versions_state"), ["state"], unique=False)
-
-    op.create_table(
         "forgettings",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -636,6 +592,55 @@ def upgrade() -> None:
         batch_op.create_index("ix_chat_messages_chat", ["chat_id", "position"], unique=False)
 
     op.create_table(
+        "dataset_versions",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("parent_id", sa.String(length=20), nullable=True),
+        sa.Column("file_id", sa.String(length=20), nullable=True),
+        sa.Column("manifest_sha256", sa.String(length=64), nullable=False),
+        sa.Column("content_hash", sa.String(length=64), nullable=False),
+        sa.Column("plan", sa.JSON(), nullable=False),
+        sa.Column("combination", sa.JSON(), nullable=False),
+        sa.Column("statistics", sa.JSON(), nullable=False),
+        sa.Column("kind", sa.String(length=10), nullable=False),
+        sa.Column("train_rows", sa.BigInteger(), nullable=False),
+        sa.Column("validation_rows", sa.BigInteger(), nullable=False),
+        sa.Column("test_rows", sa.BigInteger(), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("want", sa.String(length=10), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.String(length=20), nullable=True),
+        sa.Column("heartbeat", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("phase", sa.String(length=60), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("work_started_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("work_ended_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_dataset_versions_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["file_id"], ["source_files.id"], name=op.f("fk_dataset_versions_file_id"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["parent_id"], ["dataset_versions.id"], name=op.f("fk_dataset_versions_parent_id"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_dataset_versions_project_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_dataset_versions")),
+        sa.UniqueConstraint("project_id", "number", name=op.f("uq_dataset_versions_project_id_number")),
+    )
+    with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_dataset_versions_file_id"), ["file_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_dataset_versions_state"), ["state"], unique=False)
+
+    op.create_table(
         "draftings",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -699,6 +704,63 @@ def upgrade() -> None:
     with op.batch_alter_table("findings", schema=None) as batch_op:
         batch_op.create_index("ix_findings_file_code", ["file_id", "code"], unique=False)
 
+    op.create_table(
+        "uploads",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("user_id", sa.String(length=20), nullable=False),
+        sa.Column("filename", sa.String(length=255), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("offset_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("file_id", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["file_id"], ["source_files.id"], name=op.f("fk_uploads_file_id"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_uploads_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
+    )
+    with op.batch_alter_table("uploads", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_uploads_project_id"), ["project_id"], unique=False)
+
+    op.create_table(
+        "drafts",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("drafting_id", sa.String(length=20), nullable=False),
+        sa.Column("chunk", sa.Integer(), nullable=False),
+        sa.Column("document", sa.String(length=255), nullable=False),
+        sa.Column("place", sa.String(length=200), nullable=False),
+        sa.Column("heading", sa.Text(), nullable=False),
+        sa.Column("passage", sa.Text(), nullable=False),
+        sa.Column("question", sa.Text(), nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.Column("state", sa.String(length=10), nullable=False),
+        sa.Column("is_edited", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["drafting_id"], ["draftings.id"], name=op.f("fk_drafts_drafting_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_drafts")),
+    )
+    with op.batch_alter_table("drafts", schema=None) as batch_op:
+        batch_op.create_index("ix_drafts_drafting_state", ["drafting_id", "state", "id"], unique=False)
+
+    op.create_table(
+        "feedback",
+        sa.Column("message_id", sa.String(length=20), nullable=False),
+        sa.Column("user_id", sa.String(length=20), nullable=False),
+        sa.Column("thumb", sa.Integer(), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("correction", sa.Text(), nullable=False),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["message_id"], ["chat_messages.id"], name=op.f("fk_feedback_message_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_feedback_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("message_id", "user_id", name=op.f("pk_feedback")),
+    )
     op.create_table(
         "recipe_drafts",
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -823,28 +885,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_searches_state"), ["state"], unique=False)
 
     op.create_table(
-        "uploads",
-        sa.Column("id", sa.String(length=20), nullable=False),
-        sa.Column("project_id", sa.String(length=20), nullable=False),
-        sa.Column("user_id", sa.String(length=20), nullable=False),
-        sa.Column("filename", sa.String(length=255), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("offset_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("state", sa.String(length=20), nullable=False),
-        sa.Column("file_id", sa.String(length=20), nullable=True),
-        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
-        sa.Column("updated_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(["file_id"], ["source_files.id"], name=op.f("fk_uploads_file_id"), ondelete="SET NULL"),
-        sa.ForeignKeyConstraint(
-            ["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id"), ondelete="CASCADE"
-        ),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_uploads_user_id"), ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
-    )
-    with op.batch_alter_table("uploads", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_uploads_project_id"), ["project_id"], unique=False)
-
-    op.create_table(
         "version_comparisons",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -932,27 +972,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("run_id", "step", name=op.f("uq_checkpoints_run_id_step")),
     )
     op.create_table(
-        "drafts",
-        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
-        sa.Column("drafting_id", sa.String(length=20), nullable=False),
-        sa.Column("chunk", sa.Integer(), nullable=False),
-        sa.Column("document", sa.String(length=255), nullable=False),
-        sa.Column("place", sa.String(length=200), nullable=False),
-        sa.Column("heading", sa.Text(), nullable=False),
-        sa.Column("passage", sa.Text(), nullable=False),
-        sa.Column("question", sa.Text(), nullable=False),
-        sa.Column("answer", sa.Text(), nullable=False),
-        sa.Column("state", sa.String(length=10), nullable=False),
-        sa.Column("is_edited", sa.Boolean(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["drafting_id"], ["draftings.id"], name=op.f("fk_drafts_drafting_id"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_drafts")),
-    )
-    with op.batch_alter_table("drafts", schema=None) as batch_op:
-        batch_op.create_index("ix_drafts_drafting_state", ["drafting_id", "state", "id"], unique=False)
-
-    op.create_table(
         "exports",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -993,20 +1012,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_exports_run_id"), ["run_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_exports_state"), ["state"], unique=False)
 
-    op.create_table(
-        "feedback",
-        sa.Column("message_id", sa.String(length=20), nullable=False),
-        sa.Column("user_id", sa.String(length=20), nullable=False),
-        sa.Column("thumb", sa.Integer(), nullable=False),
-        sa.Column("note", sa.Text(), nullable=False),
-        sa.Column("correction", sa.Text(), nullable=False),
-        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["message_id"], ["chat_messages.id"], name=op.f("fk_feedback_message_id"), ondelete="CASCADE"
-        ),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_feedback_user_id"), ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("message_id", "user_id", name=op.f("pk_feedback")),
-    )
     op.create_table(
         "metric_points",
         sa.Column("run_id", sa.String(length=20), nullable=False),
@@ -1196,17 +1201,12 @@ def downgrade() -> None:
 
     op.drop_table("models")
     op.drop_table("metric_points")
-    op.drop_table("feedback")
     with op.batch_alter_table("exports", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_exports_state"))
         batch_op.drop_index(batch_op.f("ix_exports_run_id"))
         batch_op.drop_index(batch_op.f("ix_exports_project_id"))
 
     op.drop_table("exports")
-    with op.batch_alter_table("drafts", schema=None) as batch_op:
-        batch_op.drop_index("ix_drafts_drafting_state")
-
-    op.drop_table("drafts")
     op.drop_table("checkpoints")
     with op.batch_alter_table("attempts", schema=None) as batch_op:
         batch_op.drop_index(
@@ -1227,10 +1227,6 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_version_comparisons_project_id"))
 
     op.drop_table("version_comparisons")
-    with op.batch_alter_table("uploads", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_uploads_project_id"))
-
-    op.drop_table("uploads")
     with op.batch_alter_table("searches", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_searches_state"))
         batch_op.drop_index(batch_op.f("ix_searches_project_id"))
@@ -1243,6 +1239,15 @@ def downgrade() -> None:
 
     op.drop_table("runs")
     op.drop_table("recipe_drafts")
+    op.drop_table("feedback")
+    with op.batch_alter_table("drafts", schema=None) as batch_op:
+        batch_op.drop_index("ix_drafts_drafting_state")
+
+    op.drop_table("drafts")
+    with op.batch_alter_table("uploads", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_uploads_project_id"))
+
+    op.drop_table("uploads")
     with op.batch_alter_table("findings", schema=None) as batch_op:
         batch_op.drop_index("ix_findings_file_code")
 
@@ -1253,6 +1258,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_draftings_file_id"))
 
     op.drop_table("draftings")
+    with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_dataset_versions_state"))
+        batch_op.drop_index(batch_op.f("ix_dataset_versions_file_id"))
+
+    op.drop_table("dataset_versions")
     with op.batch_alter_table("chat_messages", schema=None) as batch_op:
         batch_op.drop_index("ix_chat_messages_chat")
 
@@ -1289,10 +1299,6 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_forgettings_project_id"))
 
     op.drop_table("forgettings")
-    with op.batch_alter_table("dataset_versions", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_dataset_versions_state"))
-
-    op.drop_table("dataset_versions")
     with op.batch_alter_table("cleaning_plans", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_cleaning_plans_state"))
 

@@ -1,6 +1,9 @@
 """Exported files are loaded by those who will load them, and a file that is wrong is not called ready."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +182,48 @@ def test_a_modelfile_says_what_the_template_says(template: str) -> None:
     assert found is not None
     turns = [Message(role=role, content=text) for role, text in (("user", "a"), ("assistant", "b"), ("user", "{{c}}"))]
     assert found.text(turns) == chat.text(turns, add_generation_prompt=True)
+
+
+GO = """package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+func main() {
+	var in struct {
+		Template string
+		Messages []struct{ Role, Content string }
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&in); err != nil {
+		panic(err)
+	}
+	if err := template.Must(template.New("chat").Parse(in.Template)).Execute(os.Stdout, in); err != nil {
+		panic(err)
+	}
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed here, and Ollama's templates are Go's")
+@pytest.mark.parametrize("template", [CHATML, PLAIN, GEMMA])
+def test_go_writes_what_the_template_says(template: str, tmp_path: Path) -> None:
+    chat = ChatTemplate(template, {"eos_token": "<|endoftext|>"})
+    found = ollama.pieces(chat)
+    assert found is not None
+    turns = [Message(role=role, content=text) for role, text in (("user", "a"), ("assistant", "b"), ("user", "{{c}}"))]
+    (tmp_path / "main.go").write_text(GO)
+    order = {"Template": found.go(), "Messages": [{"Role": turn.role, "Content": turn.content} for turn in turns]}
+    done = subprocess.run(
+        ["go", "run", str(tmp_path / "main.go")],
+        input=json.dumps(order).encode(),
+        capture_output=True,
+        check=True,
+        env={**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"},
+    )
+    assert done.stdout.decode() == chat.text(turns, add_generation_prompt=True)
 
 
 def test_a_template_that_moves_contents_has_no_modelfile() -> None:
