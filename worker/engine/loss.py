@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, rounded
 
 CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MB in fp32
-_held = CHUNK_ELEMENTS
+HALVED_ELEMENTS = 2**23  # the same in bf16
+LEAST = 1.2e-38  # the smallest number that bf16 holds exactly
+_share = 1  # hold one part in so many of them
 
 
 def summed_loss(
@@ -47,13 +49,16 @@ def _one_by_one(
 
 def hold_fewer_logits(share: int) -> None:
     """Hold only the `share`-th part of the usual logits at once in this process; 1: all of them again."""
-    global _held
-    _held = CHUNK_ELEMENTS // share
+    global _share
+    _share = share
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits held at once: a round size (see `packing.rounded`), so that none of a product is filling."""
-    rows = max(16, _held // vocabulary)
+def chunk_rows(vocabulary: int, elements: int | None = None) -> int:
+    """Rows of logits held at once: a round size (see `packing.rounded`), so that none of a product is filling.
+
+    `elements` None: as many as fp32 holds.
+    """
+    rows = max(16, (elements or CHUNK_ELEMENTS) // (_share * vocabulary))
     step = max(8, 1 << max(0, rows.bit_length() - 4))
     return rows // step * step
 
@@ -77,12 +82,22 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning and weight.requires_grad else None
         loss = torch.zeros((), device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        step = chunk_rows(vocabulary)
+        is_halved = half is torch.bfloat16 and device == "cpu" and not smoothing
+        step = chunk_rows(vocabulary, HALVED_ELEMENTS if is_halved and learning else CHUNK_ELEMENTS)
         for start in range(0, len(targets), step):
             part, goal = states[start : start + step], targets[start : start + step]
             size = len(goal)
             part = F.pad(part, (0, 0, 0, rounded(size) - size))
-            logits = (part @ matrix.T)[:size].float()
+            logits = (part @ matrix.T)[:size]
+            if is_halved and grad_hidden is not None:
+                grad, part_loss = _halved(logits, goal)
+                loss += part_loss
+                grad = F.pad(grad, (0, 0, 0, len(part) - size))
+                grad_hidden[start : start + size] = (grad @ matrix)[:size]
+                if grad_weight is not None:
+                    grad_weight += grad.T @ part
+                continue
+            logits = logits.float()
             log_p = F.log_softmax(logits, dim=-1)
             loss -= (1 - smoothing) * log_p.gather(1, goal[:, None]).sum()
             if smoothing:
@@ -109,3 +124,18 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         to_hidden = (grad_hidden * grads[0]).to(ctx.types[0])
         to_weight = None if grad_weight is None else (grad_weight * grads[0]).to(ctx.types[1])
         return to_hidden, to_weight, None, None, None
+
+
+def _halved(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the logits (n, vocabulary) in bf16, where the next product needs it, and the summed loss.
+
+    Torch adds in fp32 within a row, so no copy of the logits in fp32 is needed. Where a target is likely, what is left
+    for all others tells its loss and its gradient exactly; bf16 has no room for that next to one.
+    """
+    shares = torch.softmax(logits, dim=-1)
+    own = shares.gather(1, goal[:, None]).float()
+    shares.scatter_(1, goal[:, None], 0.0)
+    others = shares.sum(-1, keepdim=True)
+    shares.scatter_(1, goal[:, None], -others)
+    loss = torch.where(own > 0.5, torch.log1p(-others.float()), own.clamp_min(LEAST).log())
+    return shares, -loss.sum()

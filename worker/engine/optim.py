@@ -8,6 +8,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from app.contracts.recipe import RecipeSpec
+from worker.engine.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -30,7 +31,7 @@ def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) ->
     if recipe.optimizer == "muon":
         matrices = [p for _, p in named if p.ndim == 2 and id(p) not in embeddings]
         if matrices:
-            optimizers["muon"] = torch.optim.Muon(
+            optimizers["muon"] = Muon(
                 matrices, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
             )
         named = [(name, p) for name, p in named if p.ndim != 2 or id(p) in embeddings]

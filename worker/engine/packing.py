@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from worker.engine.attention import is_short, short_attention
+
 NAME = "packed"
 NOT_LEARNED = -1
 # Families whose attention is plain softmax attention and whose head is one matrix; a test compares each with
@@ -128,9 +130,12 @@ def packed_attention(
         count = len(list(group))
         q, k, v = (_as_batch(part, start, length, count) for part in (query, key, value))
         mask = causal(length, length, sliding_window, query.device) if (sliding_window or length) < length else None
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, **shared
-        )
+        if mask is None and is_short(q, dropout):
+            out = short_attention(q, k, v, scaling)
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, **shared
+            )
         done.append(out.transpose(1, 2).reshape(1, count * length, query.shape[1], -1))
         start += count * length
     return (done[0] if len(done) == 1 else torch.cat(done, dim=1)), None

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.contracts.recipe import RecipeSpec
+from worker.engine.adapted import lighten
 from worker.engine.errors import BadData
 from worker.engine.methods import Kind
 from worker.engine.methods.four_bit import hold_in_four_bit
@@ -61,6 +62,8 @@ class Lora:
             for name, layer in _layers(model):
                 self.starts[name] = principal_part(_matrix(layer), spec.rank, layer.scaling[ADAPTER])
                 self._start(name, layer)
+        for _, layer in _layers(model):
+            lighten(layer, ADAPTER)
 
     def _start(self, name: str, layer: Any) -> None:
         """Set the adapter to its stored start and take that part out of the base weight."""

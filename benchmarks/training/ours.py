@@ -1,0 +1,58 @@
+"""Our engine as `training_throughput.py` measures it: `python -m benchmarks.training.ours '{"order": …}'`.
+
+One process a measurement. The last line of standard output is what it found, as JSON.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main() -> None:
+    """Train until `steps` are done, and tell of each step: seconds, processor seconds, tokens, loss."""
+    began = time.monotonic()
+    asked = json.loads(sys.argv[1])
+
+    from app.contracts.recipe import TrainOrder
+    from benchmarks.training import levers
+    from worker.engine.control import NoCommands
+    from worker.engine.train import train
+
+    order = TrainOrder.model_validate(asked["order"])
+    levers.switch_off(asked.get("without", []))
+    imported = time.monotonic()
+    steps, evaluated, first, wall, cpu = [], [], 0.0, time.monotonic(), time.process_time()
+    started = (wall, cpu)
+    for event in train(order, NoCommands()):
+        now, used = time.monotonic(), time.process_time()
+        if event.type == "started":
+            started = (now, used)
+        if event.type == "step":
+            first = first or now
+            steps.append({"s": now - wall, "cpu": used - cpu, "tokens": event.tokens, "loss": event.loss})
+        if event.type == "evaluated":
+            row = {"step": event.step, "loss": event.loss, "s": now - started[0], "cpu": used - started[1]}
+            evaluated.append(row)
+        wall, cpu = now, used
+        enough = len(steps) >= asked["steps"] or (evaluated and evaluated[-1]["loss"] <= asked.get("until", 0))
+        if enough or time.monotonic() - imported > asked.get("seconds", 1e9):
+            break
+    print(
+        json.dumps(
+            {
+                "steps": steps,
+                "evaluated": evaluated,
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "start_s": first - imported,
+                "import_s": imported - began,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""One measurement is one process: ours, TRL in its own environment, or nanoGPT; the last line is what it found."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.contracts.recipe import LoraSpec, ModelFiles, RecipeSpec, TrainOrder
+
+ROOT = Path(__file__).parent.parent.parent
+PEERS = ("transformers==5.23.0", "peft==0.21.2", "trl==1.16.0", "accelerate==1.15.0")
+TORCH = "torch==2.13.0"
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How everything is measured: on which threads, by the clock or by processor seconds, how long, where."""
+
+    home: Path
+    peers: Path
+    threads: int
+    unit: str  # "s" or "cpu"
+    warm: int
+    steps: int
+    rounds: int
+    quick: bool
+
+    def environment(self) -> dict[str, str]:
+        """The same waiting and threads for all."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
+        more = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        return {**kept, **more, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass
+class Found:
+    """What a process told: its steps, evaluations, peak memory and times."""
+
+    steps: list[dict[str, float]]
+    peak_bytes: int
+    start_s: float
+    import_s: float = 0.0
+    evaluated: list[dict[str, float]] = field(default_factory=list)
+
+    def rate(self, setting: Setting, first: int | None = None, last: int | None = None) -> float:
+        """Real tokens a second, warm-up left out."""
+        some = self.steps[setting.warm if first is None else first : last]
+        return sum(step["tokens"] for step in some) / sum(step[setting.unit] for step in some)
+
+    @property
+    def losses(self) -> list[float]:
+        return [step["loss"] for step in self.steps]
+
+
+def peers_python(setting: Setting) -> Path:
+    """The interpreter of the peers' environment, made on first use."""
+    python = setting.peers / "bin" / "python"
+    if not (setting.peers / "made").is_file():
+        print(f"making the peers' environment in {setting.peers}", flush=True)
+        venv.create(setting.peers, with_pip=True)
+        for packages in ((TORCH,), PEERS):  # torch first, so that nothing else pulls another build
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        (setting.peers / "made").touch()
+    return python
+
+
+def recipe_of(method: str, steps: int, threads: int, **more: Any) -> RecipeSpec:
+    """A run that only steps: no looks, no checkpoints before its end."""
+    plain: dict[str, Any] = {
+        "base_source": "folder", "base_ref": "base", "lora": LoraSpec(rank=16, alpha=32), "last_layers": 4,
+        "epochs": 1000, "max_steps": steps + 1, "batch_size": 8, "micro_batch_size": 8, "max_length_tokens": 1024,
+        "learning_rate": 2e-4, "schedule": "constant", "warmup_steps": 0, "evaluate_every_steps": 1_000_000,
+        "checkpoint_every_s": 86_400, "validation_rows": 0, "early_stopping": False, "seed": SEED,
+        "threads": threads,
+    }  # fmt: skip
+    return RecipeSpec(method=method, **{**plain, **more})
+
+
+def ours(setting: Setting, recipe: RecipeSpec, base: Path | None, version: Path, steps: int, **more: Any) -> Found:
+    """Our engine in a process of its own. `more`: see `benchmarks/training/ours.py`."""
+    out = Path(tempfile.mkdtemp(dir=setting.home))
+    try:
+        if tokenizer := more.pop("tokenizer", None):
+            shutil.copytree(tokenizer, out / "tokenizer")
+        order = TrainOrder(
+            run_id="bench", attempt_id="a", fence=0, recipe=recipe, resume=False,
+            base=ModelFiles(base_dir=str(base)) if base else None, data_dir=str(version), out_dir=str(out),
+            cache_dir=more.pop("cache", None),
+        )  # fmt: skip
+        asked = {"order": order.model_dump(mode="json"), "steps": steps, **more}
+        return told([sys.executable, "-m", "benchmarks.training.ours", json.dumps(asked)], setting)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def trl(setting: Setting, method: str, settings: str, base: Path, rows: Path, steps: int) -> Found:
+    """TRL with the same model and rows."""
+    asked = {
+        "method": method, "settings": settings, "base": str(base), "rows": str(rows), "steps": steps, "alpha": 32,
+        "threads": setting.threads, "learning_rate": 2e-4, "seed": SEED, "layers": 4, "out": str(setting.home / "trl"),
+    }  # fmt: skip
+    script = Path(__file__).parent / "peer_trl.py"
+    return told([str(peers_python(setting)), str(script), json.dumps(asked)], setting)
+
+
+def told(command: list[str], setting: Setting) -> Found:
+    """Run it and read its last line."""
+    done = subprocess.run(command, env=setting.environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[1:3]} ended with {done.returncode}: {done.stderr[-1500:]}")
+    return Found(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def nanogpt(
+    setting: Setting, folder: Path, data: Path, arguments: dict[str, Any], seconds: float = 1e9
+) -> list[dict[str, float]]:
+    """nanoGPT's own train.py on the data in `data` (train.bin, val.bin, meta.pkl); its evaluations, with the time since
+    the first. It ends by itself or after so many seconds."""
+    import psutil
+
+    place = Path(tempfile.mkdtemp(dir=setting.home))
+    for name in ("train.py", "model.py", "configurator.py"):
+        shutil.copyfile(folder / name, place / name)
+    (place / "config").mkdir()
+    shutil.copyfile(folder / "config" / "train_shakespeare_char.py", place / "config" / "train_shakespeare_char.py")
+    shutil.copytree(data, place / "data" / "bench")
+    given = {"dataset": "bench", "device": "cpu", "always_save_checkpoint": False, **arguments}
+    command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
+    command += [f"--{name}={value}" for name, value in given.items()]
+    found: list[dict[str, float]] = []
+    child = subprocess.Popen(
+        command, cwd=place, env=setting.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    process, began, last = psutil.Process(child.pid), None, ""
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            last = line
+            if line.startswith("step "):
+                used = process.cpu_times()
+                now = time.monotonic(), used.user + used.system
+                began = began or now
+                number, loss = line.split(":")[0].split()[1], line.rsplit(" ", 1)[1]
+                row = {"step": float(number), "loss": float(loss), "s": now[0] - began[0], "cpu": now[1] - began[1]}
+                found.append(row)
+                if row[setting.unit] > seconds:
+                    break
+    finally:
+        child.kill()
+        child.wait()
+        shutil.rmtree(place, ignore_errors=True)
+    if len(found) < 2:
+        raise RuntimeError(f"nanoGPT told nothing: {last}")
+    return found
