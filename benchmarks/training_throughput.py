@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.training import levers
 from benchmarks.training.peer_trl import SETTINGS
 from benchmarks.training.running import Setting, median, ours, recipe_of, trl
-from benchmarks.training.workloads import WORKLOADS, Row, _material
+from benchmarks.training.workloads import WORKLOADS, Row, inputs
 
 
 def main() -> int:
@@ -39,8 +39,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         setting = Setting(
             home=Path(home), peers=asked.peers, threads=1 if asked.cpu else min(2, os.cpu_count() or 1),
-            unit="cpu" if asked.cpu else "s", warm=2 if asked.quick else 3,
-            steps=asked.steps or (4 if asked.quick else 20), rounds=1 if asked.quick else 2, quick=asked.quick,
+            unit="cpu" if asked.cpu else "s", warm=1 if asked.quick else 3,
+            steps=asked.steps or (3 if asked.quick else 20), rounds=1 if asked.quick else 2, quick=asked.quick,
         )  # fmt: skip
         if asked.levers:
             return told_levers(setting, asked.shape)
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def told(setting: Setting, names: list[str]) -> int:
-    """Run the workloads, one line a row, and the missed ones once more at the end."""
+    """Run the workloads, one line a row, and count the missed."""
     rows: list[Row] = []
     failed: list[str] = []
     for name in names:
@@ -70,7 +70,7 @@ def told(setting: Setting, names: list[str]) -> int:
 
 def told_levers(setting: Setting, shape: str) -> int:
     """Our own tokens a second with each lever taken out, beside the whole, in turn."""
-    base, version, _ = _material(setting, shape)
+    base, version, _ = inputs(setting, shape)
     steps = setting.warm + setting.steps
     recipe = recipe_of("lora", steps, setting.threads)
     for name in levers.LEVERS:
@@ -85,7 +85,7 @@ def told_levers(setting: Setting, shape: str) -> int:
 
 def told_sweep(setting: Setting, shape: str) -> int:
     """TRL in each of its settings."""
-    base, _, rows = _material(setting, shape)
+    base, _, rows = inputs(setting, shape)
     for name in SETTINGS:
         found = trl(setting, "lora", name, base, rows, setting.warm + setting.steps)
         print(

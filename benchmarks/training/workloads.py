@@ -27,7 +27,7 @@ class Row:
         return self.bar is None or (self.value <= self.bar if self.most else self.value >= self.bar)
 
 
-def _material(setting: Setting, shape: str) -> tuple[Path, Path, Path]:
+def inputs(setting: Setting, shape: str) -> tuple[Path, Path, Path]:
     """(base, version, rows for the peers)."""
     base = material.base_model(setting.home / shape, shape)
     version = material.version_of(setting.home / "rows", 400)
@@ -37,7 +37,7 @@ def _material(setting: Setting, shape: str) -> tuple[Path, Path, Path]:
 
 def _against_trl(setting: Setting, method: str, shape: str, bars: dict[str, float]) -> Iterator[Row]:
     """Ours, TRL at its best, and once TRL as it comes; in turn."""
-    base, version, rows = _material(setting, shape)
+    base, version, rows = inputs(setting, shape)
     steps = setting.warm + setting.steps
     found: dict[str, list[Found]] = {}
     for number in range(setting.rounds):
@@ -74,7 +74,7 @@ def full_135m(setting: Setting) -> Iterator[Row]:
 
 def last_layers(setting: Setting) -> Iterator[Row]:
     """The last 4 of 30 layers: the first pass, later ones, and TRL with the same layers frozen."""
-    base, _, rows = _material(setting, "135M")
+    base, _, rows = inputs(setting, "135M")
     epoch = 4 if setting.quick else 10
     few = material.write_version(
         setting.home / "few", [{"messages": turns} for turns in material.conversations(8 * epoch)]
@@ -94,7 +94,7 @@ def last_layers(setting: Setting) -> Iterator[Row]:
 
 def equal_losses(setting: Setting) -> Iterator[Row]:
     """Loss of each step against TRL with the same rows a step."""
-    base, version, rows = _material(setting, "15M")
+    base, version, rows = inputs(setting, "15M")
     for precision, settings, bar in (("bf16", "same steps", 1e-2), ("fp32", "same steps, fp32", 1e-4)):
         steps = 8 if setting.quick else 40
         recipe = recipe_of("lora", steps, setting.threads, precision=precision)
@@ -116,7 +116,7 @@ def shakespeare(setting: Setting) -> Iterator[Row]:
     steps = {"max_iters": 2000, "lr_decay_iters": 2000, "eval_iters": 20, "compile": False}
     peer = nanogpt(setting, Path(folder), data, {**shape, **steps})[-1]
     scratch = ScratchSpec(layers=4, heads=4, width=128, context_length=64, tokenizer="characters")
-    recipe = _from_scratch(setting, scratch, batch=12, length=65, rate=1.5e-2, steps=1200, every=50, rows=240)
+    recipe = _from_scratch(setting, scratch, batch=12, length=65, rate=1.5e-2, steps=700, every=50, rows=240)
     found = ours(setting, recipe, None, version, 10**9, until=1.88, tokenizer=str(tokenizer))
     yield _sooner("Shakespeare by characters to 1.88, share of nanoGPT's time", found, peer, 1.88, 0.25, setting)
 
@@ -128,7 +128,7 @@ def corpus_8m(setting: Setting) -> Iterator[Row]:
         print("corpus_8m: not run, NANOGPT and STARTER_CORPUS name its folder and the corpus")
         return
     data, version, tokenizer = corpora.corpus(setting.home / "corpus", Path(corpus))
-    seconds = 60.0 if setting.quick else 600.0
+    seconds = 40.0 if setting.quick else 600.0
     shape = {"block_size": 256, "batch_size": 16, "n_layer": 6, "n_head": 5, "n_embd": 320, "dropout": 0.0}
     trial = {"eval_iters": 10, "eval_interval": 20, "compile": not setting.quick, **shape}
     best: dict[str, float] | None = None
@@ -175,7 +175,7 @@ def busy(setting: Setting) -> Iterator[Row]:
     if setting.unit == "cpu":
         print("busy: not run, it needs the clock and two idle cores")
         return
-    base, version, _ = _material(setting, "6M")
+    base, version, _ = inputs(setting, "6M")
     recipe, steps = recipe_of("lora", 60, setting.threads), setting.warm + setting.steps
     rates: dict[bool, list[float]] = {True: [], False: []}
     for is_busy in (False, True) * setting.rounds:
