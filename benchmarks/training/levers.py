@@ -17,8 +17,8 @@ def _without_light_adapters() -> None:
 def _without_packing() -> None:
     """Row after row, each through the layers alone."""
     train = importlib.import_module("worker.engine.train")
-    packed = train._backward
-    train._backward = lambda material, chosen, device, recipe, _: packed(material, chosen, device, recipe, 1)
+    packed = train.backward
+    train.backward = lambda material, chosen, device, recipe, _: packed(material, chosen, device, recipe, 1)
 
 
 def _without_half() -> None:
