@@ -147,6 +147,8 @@ def main() -> int:
     growth = statistics.median(warm[half:]) - statistics.median(warm[:half])
     faults = [name for name in counts if name.startswith("failed")]
     is_well = not faults and not left["active"] and not left["waiting"] and growth < GROWTH_BYTES
+    tenths = [[rss for at, rss in seen if n <= at / (arguments.minutes * 6) < n + 1] for n in range(10)]
+    print("memory by tenths of the time, MB: " + " ".join(f"{max(t) / 2**20:.0f}" if t else "-" for t in tenths))
     print(f"{dict(counts)}")
     print(
         f"soak {'ok' if is_well else 'FAILED'}: {arguments.minutes:g} minutes; "

@@ -8,12 +8,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import DynamicCache, PreTrainedModel
 
-from app.contracts.conversation import Example, Message
 from app.contracts.generation import GenerationRequest, Likely, TokenEvent, TokenLogprob
 from app.contracts.recipe import ModelFiles
 from app.text.limited import limited
-from app.text.template import ChatTemplate, TemplateFault, load_template
-from app.text.tokens import encode_example, encode_prompt, encode_text
+from app.text.template import ChatTemplate, load_template
+from app.text.tokens import encode_prompt, encode_text
 from worker.engine import adapters, loading
 from worker.engine.adapters import Adapter, Mixer
 from worker.engine.detokenise import TextOut
@@ -278,39 +277,3 @@ def plain_ids(loaded: Loaded, text: str, ids: list[int] | None) -> list[int]:
     if max(ids) >= size:
         raise BadData(f"The prompt has the token id {max(ids)}, and this model knows ids up to {size - 1}.")
     return ids
-
-
-@dataclass(frozen=True)
-class Score:
-    """Summed log-probability in nats of an answer's `tokens`; `is_greedy`: each was the likeliest."""
-
-    log_probability: float
-    tokens: int
-    is_greedy: bool
-
-
-@torch.inference_mode()
-def score(loaded: Loaded, messages: list[Message] | None, prompt: str, answer: str) -> Score:
-    """Score `answer` (with its end token in a conversation) after `messages`, or after the plain text `prompt`."""
-    if messages is None:
-        before = encode_text(loaded.tokenizer, prompt) or [min(loaded.end_ids, default=0)]
-        after = encode_text(loaded.tokenizer, answer)
-    else:
-        before = encode_prompt(loaded.tokenizer, loaded.template, messages)
-        whole = [*messages, Message(role="assistant", content=answer)]
-        ids, learn = encode_example(loaded.tokenizer, loaded.template, Example(rid=0, kind="chat", messages=whole))
-        last = max((i for i, learned in enumerate(learn) if learned), default=-1)
-        if ids[: len(before)] != before or last < len(before):
-            raise TemplateFault("The chat template does not let this answer be scored.")
-        after = ids[len(before) : last + 1]
-    ids_in = (before + after)[-loaded.context_length :]
-    count = min(len(after), len(ids_in) - 1)
-    if count < 1:
-        return Score(0.0, 0, True)
-    model = loaded.model
-    loaded.use(len(ids_in))
-    out = model(input_ids=torch.tensor([ids_in], device=model.device), logits_to_keep=count + 1)
-    logits = out.logits[0, -count - 1 : -1].float().log_softmax(-1)
-    targets = torch.tensor(ids_in[-count:], device=logits.device)
-    chosen = logits.gather(1, targets[:, None])
-    return Score(float(chosen.sum()), count, bool((logits.argmax(-1) == targets).all()))

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -21,8 +20,9 @@ from app.text.template import TemplateFault
 from worker.engine.errors import EngineError
 from worker.engine.foretelling import Foretelling
 from worker.engine.formats import guide
-from worker.engine.generate import Loaded, score
+from worker.engine.generate import Loaded
 from worker.engine.precision import Precision
+from worker.engine.scoring import Scoring
 from worker.server import embedding
 from worker.server.residents import Residents
 from worker.server.turns import Answer, Busy, Turns
@@ -79,6 +79,11 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
 
     embedding.install(app, loaded, on_model_thread)
 
+    async def read(step: Callable[[], bool]) -> None:
+        """Let the model thread take step after step, one in each of its rounds, until one says that it was the last."""
+        while not await on_model_thread(step):
+            pass
+
     @app.get("/health")
     def health() -> dict[str, object]:
         return {"status": "ok", **turns.counts()}
@@ -133,8 +138,9 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
             model = await loaded(order.files, order.model_ref)
             results: list[dict[str, Any]] = []
             for text in order.answers:
-                found = await on_model_thread(partial(score, model, order.messages, order.prompt, text))
-                results.append(asdict(found))
+                scoring = await asyncio.to_thread(Scoring, model, order.messages, order.prompt, text)
+                await read(scoring.step)
+                results.append(asdict(scoring.score))
         except (EngineError, TemplateFault, OSError) as error:
             return JSONResponse({"error": _sentence(error)}, status_code=422)
         return JSONResponse({"scores": results})
@@ -144,8 +150,7 @@ def create_server(budget_bytes: int | None = None, device: str = "cpu", precisio
         try:
             model = await loaded(order.files, order.model_ref)
             reading = await asyncio.to_thread(Foretelling, model, order.text, order.top_logprobs, order.ids)
-            while not await on_model_thread(reading.step):
-                pass
+            await read(reading.step)
         except (EngineError, TemplateFault, OSError) as error:
             return JSONResponse({"error": _sentence(error)}, status_code=422)
         return JSONResponse({"tokens": [token.model_dump() for token in reading.tokens]})

@@ -112,15 +112,16 @@ class Turns:
                     leaving = [*self._active.values(), *(answer for _, answer in self._parked)]
                     leaving += [answer for queue in self._waiting.values() for answer in queue]
                     break
-                calls, self._calls = self._calls, deque()
+                # One in a round: those who speak wait for no more than one piece of what others have read.
+                call = self._calls.popleft() if self._calls else None
                 late = self._taken_late()
                 joining: list[Answer] = []
                 while self._waiting and not self._parked and len(self._active) + len(joining) < MAX_ACTIVE:
                     joining.append(self._next())
             for answer in late:
                 answer.tell(_busy("Other answers took too long. Ask again in a moment."))
-            for function in calls:
-                function()
+            if call is not None:
+                call()
             self._round(joining)
         for answer in leaving:
             answer.tell(_busy("The model server is restarting. Ask again in a moment."))

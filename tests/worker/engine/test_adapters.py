@@ -13,8 +13,9 @@ from app.contracts.recipe import ModelFiles, Overlay
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
 from worker.engine.errors import BadData
-from worker.engine.generate import Generation, Loaded, lay, load, score
+from worker.engine.generate import Generation, Loaded, lay, load
 from worker.engine.products import Layer, matrix
+from worker.engine.scoring import score
 from worker.engine.slots import Slots
 
 KINDS = {

@@ -7,8 +7,9 @@ from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
 from app.contracts.recipe import ModelFiles
 from tests.worker.tiny import make_model
+from worker.engine import scoring
 from worker.engine.errors import BadData
-from worker.engine.generate import Generation, Loaded, fit_prompt, load, score
+from worker.engine.generate import Generation, Loaded, fit_prompt, load
 
 ASK = [Message(role="user", content="How do I reset my password?")]
 
@@ -106,9 +107,10 @@ def test_a_message_that_can_never_fit_is_refused_with_numbers(loaded: Loaded) ->
         Generation(loaded, _request(loaded, [Message(role="user", content="word " * 500)]))
 
 
-def test_score_is_the_models_own_probability(loaded: Loaded) -> None:
+def test_score_is_the_models_own_probability(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "PIECE", 3)  # so that the answer and what stands before it are read in pieces
     answer = "Open the settings"
-    result = score(loaded, ASK, "", answer)
+    result = scoring.score(loaded, ASK, "", answer)
     whole = loaded.template.text([*ASK, Message(role="assistant", content=answer)])
     loaded.tokenizer.encode_special_tokens = False
     ids = loaded.tokenizer.encode(whole.rstrip("\n"), add_special_tokens=False).ids

@@ -104,3 +104,29 @@ def test_who_would_not_fit_into_memory_waits(turns: Turns, loaded: Loaded, monke
     names = ["first", "second", "third"]
     assert order_of_ends(turns, loaded, [("w", name) for name in names]) == names
     assert most == 1
+
+
+def test_between_two_calls_everybody_speaks(turns: Turns, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, seen = 0, []
+
+    class Counted(Slots):
+        def step(self, most: int | None = None):  # type: ignore[no-untyped-def]
+            nonlocal steps
+            steps += 1
+            return super().step(most)
+
+    monkeypatch.setattr(turns_module, "Slots", Counted)
+    gate = threading.Event()
+    turns.call(lambda: gate.wait(30) and None)
+    for _ in range(4):
+        turns.call(lambda: seen.append(steps))
+
+    async def run() -> None:
+        answer = Answer(_request("w"), loaded, asyncio.get_running_loop())
+        turns.add(answer)
+        gate.set()
+        while (await answer.events.get()).finish_reason is None:
+            pass
+
+    asyncio.run(run())
+    assert len(set(seen)) == 4, "a step of the answer between any two calls"
