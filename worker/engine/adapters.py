@@ -104,15 +104,17 @@ def _site(
 
 @dataclass(frozen=True)
 class _Mixed:
-    """The sites of several adapters at one product, end to end; of a product that joins layers, layer after layer.
+    """The sites of several adapters at one layer, end to end: A (sum of ranks, in) and B (out, sum of ranks).
 
-    `a` (sum of ranks, in); each part: its outputs, its columns of x A^T, B^T and the layer's gains (adapters + 1, out),
-    the last row for rows without an adapter, None where nobody has any. `owners`: which adapter each row of A is of.
+    `owners`: which adapter each rank is of. `gains` (adapters + 1, out), the last row for rows without an adapter; None
+    where nobody has any. `outputs`: where the layer's outputs lie in its product's.
     """
 
+    outputs: slice
     a: Tensor
-    parts: tuple[tuple[slice, slice, Tensor, Tensor | None], ...]
+    b: Tensor
     owners: tuple[int, ...]
+    gains: Tensor | None
 
 
 Parts = tuple[tuple[str, int, int], ...]
@@ -129,33 +131,43 @@ class Mixer:
         self._model = model
         self._hooked: set[str] = set()
         self._adapters: list[Adapter] = []
-        self._sites: dict[Parts, _Mixed | None] = {}
+        self._sites: dict[Parts, list[_Mixed]] = {}
+        self._is_hooked, self._is_mixed, self._count = True, False, 0
+        self._spans: list[tuple[Adapter, int, int]] = []
         self._owners: Tensor | None = None
         self._masks: dict[tuple[int, ...], Tensor] = {}
         self.is_used = False
         """Whether an adapter has anything to add in this pass."""
 
     @torch.inference_mode()
-    def use(self, rows: Sequence[tuple[Adapter | None, int]], is_hooked: bool = True) -> None:
+    def use(self, rows: Sequence[tuple[Adapter | None, int]], single: int | None = None) -> None:
         """The adapters of the next pass: for each answer its adapter and how many rows it has, in the pass's order.
 
-        `is_hooked`: the model's own forward comes; else whoever runs the pass calls `add`.
+        With `single` whoever runs the pass calls `add`; so many answers come first that have one row each, and go
+        through one product, while the others go each through their own. Without it the model's own forward asks.
         """
-        wanted = list(dict.fromkeys(adapter for adapter, _ in rows if adapter is not None))
-        self.is_used = bool(wanted)
-        self._is_hooked = is_hooked
+        self._is_hooked = single is None
+        mixed = rows[:single]
+        self._count = sum(count for _, count in mixed)
+        self._spans, start = [], self._count
+        for adapter, count in rows[len(mixed) :]:
+            if adapter is not None:
+                self._spans.append((adapter, start, start + count))
+            start += count
+        wanted = list(dict.fromkeys(adapter for adapter, _ in mixed if adapter is not None))
+        self._is_mixed, self.is_used = bool(wanted), bool(wanted or self._spans)
         if not wanted:
             return
         is_known = all(adapter in self._adapters for adapter in wanted)
         if not is_known or len(self._adapters) > len(wanted) + (LINGERING if len(wanted) > 1 else 0):
             self._adapters, self._sites = wanted, {}
-        if is_hooked:
+        if self._is_hooked:
             self._hook()
         self._masks.clear()
         self._owners = None
-        if len(self._adapters) > 1 or any(adapter is None for adapter, _ in rows):
+        if len(self._adapters) > 1 or any(adapter is None for adapter, _ in mixed):
             place = {adapter: number for number, adapter in enumerate(self._adapters)}
-            owners = [place[adapter] if adapter else len(place) for adapter, count in rows for _ in range(count)]
+            owners = [place[adapter] if adapter else len(place) for adapter, count in mixed for _ in range(count)]
             self._owners = torch.tensor(owners, device=self._model.device)
 
     def _hook(self) -> None:
@@ -170,15 +182,18 @@ class Mixer:
     def _asked(self, parts: Parts, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         if not self.is_used or not self._is_hooked:
             return None
+        out = output.flatten(0, -2)
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
-        self.add(parts, inputs[0].flatten(0, -2), out := output.flatten(0, -2), bias)
-        return out.view(output.shape) if out.is_contiguous() else out.unflatten(0, output.shape[:-1])
+        self.add(parts, inputs[0].flatten(0, -2), out, bias)
+        return out.view(output.shape)
 
-    def _laid(self, parts: Parts) -> _Mixed | None:
-        """Lay the matrices of the adapters end to end; None where nobody has any."""
-        a: list[Tensor] = []
-        done: list[tuple[slice, slice, Tensor, Tensor | None]] = []
-        owners: list[int] = []
+    def _laid(self, parts: Parts) -> list[_Mixed]:
+        """The matrices of the adapters end to end, for each layer of a product where anybody has some.
+
+        One product over all of a layer's adapters: small ones of few rows cost less than their number suggests, and
+        blocks of zeros between layers would have to be read from memory with every token.
+        """
+        done = []
         for name, start, end in parts:
             sites = [adapter.sites.get(name) for adapter in self._adapters]
             there = [site for site in sites if site is not None]
@@ -189,34 +204,32 @@ class Mixer:
                 one = torch.ones_like(there[0].b[:, 0])
                 rows = [site.gain if site is not None and site.gain is not None else one for site in sites]
                 gains = torch.stack([*rows, one])
-            first = len(owners)
-            for number, site in enumerate(sites):
-                owners += [number] * (site.a.shape[0] if site is not None else 0)
-            a += [site.a for site in there]
-            b = there[0].b if len(there) == 1 else torch.cat([site.b for site in there], dim=1)
-            done.append((slice(start, end), slice(first, len(owners)), b.T, gains))
-        return _Mixed(a[0] if len(a) == 1 else torch.cat(a), tuple(done), tuple(owners)) if done else None
+            owners = tuple(n for n, site in enumerate(sites) if site is not None for _ in site.a)
+            is_alone = len(there) == 1
+            a = there[0].a if is_alone else torch.cat([site.a for site in there])
+            b = there[0].b if is_alone else torch.cat([site.b for site in there], dim=1)
+            done.append(_Mixed(slice(start, end), a, b, owners, gains))
+        return done
 
     def add(self, parts: Parts, rows: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-        """Add in place to `out` (rows, outputs) of a product of `rows` (rows, in) what the adapters say; `bias`: the
-        one that is in it."""
-        if parts not in self._sites:
-            self._sites[parts] = self._laid(parts)
-        mixed = self._sites[parts]
-        if mixed is None:
-            return
-        narrow = F.linear(rows, mixed.a)
-        if self._owners is not None:
-            narrow = narrow.mul_(self._mask(mixed.owners, narrow.dtype))
-        for outputs, columns, b, gains in mixed.parts:
-            part = out[:, outputs]
-            if gains is not None:
-                gain = gains[0] if self._owners is None else gains[self._owners]
-                if bias is None:
-                    part.mul_(gain)
-                else:
-                    part.sub_(bias[outputs]).mul_(gain).add_(bias[outputs])
-            part.addmm_(narrow[:, columns], b)
+        """Add in place to `out` (rows, outputs), a product of `rows` (rows, in), what the adapters say; `bias`: the one
+        that is in it."""
+        if self._is_mixed:
+            if parts not in self._sites:
+                self._sites[parts] = self._laid(parts)
+            first = rows[: self._count]
+            for mixed in self._sites[parts]:
+                narrow = F.linear(first, mixed.a)
+                gain = None if mixed.gains is None else mixed.gains[0]
+                if self._owners is not None:
+                    narrow.mul_(self._mask(mixed.owners, narrow.dtype))
+                    gain = None if mixed.gains is None else mixed.gains[self._owners]
+                _add(out[: self._count, mixed.outputs], narrow, mixed.b, gain, bias, mixed.outputs)
+        for adapter, start, end in self._spans:
+            for name, first_output, last_output in parts:
+                if (site := adapter.sites.get(name)) is not None:
+                    outputs = slice(first_output, last_output)
+                    _add(out[start:end, outputs], F.linear(rows[start:end], site.a), site.b, site.gain, bias, outputs)
 
     def _mask(self, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """(rows, sum of ranks): one where the column is the row's own adapter's."""
@@ -225,3 +238,11 @@ class Mixer:
             columns = torch.tensor(owners, device=self._owners.device)
             self._masks[owners] = (self._owners[:, None] == columns).to(dtype)
         return self._masks[owners]
+
+
+def _add(out: Tensor, narrow: Tensor, b: Tensor, gain: Tensor | None, bias: Tensor | None, outputs: slice) -> None:
+    """What the base gives (without its bias) times the gain, and the adapter's part, in place."""
+    if gain is not None:
+        own = 0 if bias is None else bias[outputs]
+        out.sub_(own).mul_(gain).add_(own)
+    out.addmm_(narrow, b.T)

@@ -64,7 +64,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = matrix(layer).contiguous()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
-        self.bias = layer.bias
+        self.bias: Tensor | None = layer.bias  # type: ignore[assignment]
         self.sizes = (weight.shape[0], weight.shape[1])
         self.nbytes = weight.nbytes
 

@@ -25,7 +25,8 @@ LEAST_CHUNK = 16
 SHORT_PROMPT = 160  # tokens; read in one pass whoever waits: a newcomer's first word is worth one pause
 FULL_PASS = 96  # tokens; more of other prompts would not make each token of the pass cheaper
 PAUSE = 1.2  # how many times the length of a step without a piece a piece may take
-LINE = 16
+FINE_ROWS = 256  # up to which passes come in numbers of rows that are multiples of 8
+LINE = 16  # keys
 LEAST_SLOTS = 8
 RESERVED_BYTES = 2**30  # of addresses, not of memory
 LEAST_REUSED = 16  # a shorter common beginning is read again sooner than copied
@@ -236,12 +237,12 @@ class Slots:
         read = sum(len(piece.ids) for piece in pieces)
         self._rows = speaking + read
         # Rows that nobody looks at, so that the products meet few different numbers of rows.
-        filling = rounded(self._rows) - self._rows if read else 0
+        filling = (-self._rows % 8 if self._rows < FINE_ROWS else rounded(self._rows) - self._rows) if read else 0
         if self._mixer is not None:
             rows = [(answer.loaded.adapter, 1) for answer in self.answers[:speaking]]
             rows += [(self.answers[piece.place].loaded.adapter, len(piece.ids)) for piece in pieces]
             rows[-1] = (rows[-1][0], rows[-1][1] + filling)
-            self._mixer.use(rows, is_hooked=False)
+            self._mixer.use(rows, single=speaking)
         places = [place for piece in pieces for place in range(piece.begin, piece.end)]
         self._positions = torch.tensor(lengths + places + [0] * filling, device=device)
         # Keys in whole lines of 16, the rest hidden: the sums of the attention, in vectors of 16, are then in one order
