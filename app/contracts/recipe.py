@@ -106,7 +106,7 @@ class RecipeSpec(Contract):
     clip_norm: float = Field(1.0, gt=0, le=1000)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neftune_alpha: float = Field(0.0, ge=0, le=100)
-    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adafactor", "adamw_8bit"] = Field("adamw", description="8 bit: CUDA only")
     adamw_learning_rate: float | None = Field(None, gt=0, le=10, description="Muon: rate of embeddings and norms")
     packing: bool = True
     chats_last_share: float = Field(

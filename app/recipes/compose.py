@@ -119,6 +119,11 @@ def compose(
             "QLoRA needs an NVIDIA graphics card, and this machine has none. Switch “Hold the base in 4 bit” off; "
             "where memory is short, choose a smaller base model."
         )
+    if values.get("optimizer") == "adamw_8bit" and machine.device != "cuda":
+        wrong["optimizer"] = (
+            "AdamW in 8 bit needs an NVIDIA graphics card, and this machine has none. Choose AdamW; where memory is "
+            "short, Adafactor."
+        )
     try:
         recipe = build(proposal.method, base, values)
     except Invalid as error:

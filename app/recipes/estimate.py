@@ -100,7 +100,9 @@ def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machin
     share = 1.0 if recipe.method != "last_layers" else min(1.0, recipe.last_layers / base.layers) + 0.1
     activations = tokens * base.layers * per_layer * share
     head = min(tokens, _HEAD_CHUNK_TOKENS) * base.vocabulary * 8
-    return int(frozen + 16 * learned + activations + head + _FLOOR_BYTES[machine.device])
+    # Weight and gradient in fp32, beside them two moments in fp32 or in 8 bit.
+    kept = 10 if recipe.optimizer == "adamw_8bit" else 16
+    return int(frozen + kept * learned + activations + head + _FLOOR_BYTES[machine.device])
 
 
 def estimate(

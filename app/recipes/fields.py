@@ -1,6 +1,6 @@
 """Every parameter of a recipe as a form field: label, unit, bounds, help, and for which methods it matters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.contracts.recipe import LoraSpec, Method, RecipeSpec, ScratchSpec
@@ -107,7 +107,8 @@ FIELDS: tuple[Field, ...] = (
           "share"),
     Field("optimizer", "Optimiser", "Learning", "choice", "How corrections are computed from gradients.",
           options=(("adamw", "AdamW"), ("muon", "Muon, with AdamW for embeddings"),
-                   ("adafactor", "Adafactor: needs less memory, learns a little slower"))),
+                   ("adafactor", "Adafactor: needs less memory, learns a little slower"),
+                   ("adamw_8bit", "AdamW in 8 bit: a quarter of its memory; only with an NVIDIA graphics card"))),
     Field("adamw_learning_rate", "Learning rate of embeddings", "Learning", "number",
           "With Muon: AdamW's rate; empty: the same.", is_optional=True),
     Field("weight_decay", "Weight decay", "Learning", "number", "Pulls weights towards zero a little at each step."),
@@ -177,6 +178,7 @@ FIELDS: tuple[Field, ...] = (
     Field("seed", "Seed", "Machine", "integer", "The same seed gives the same run on the same machine."),
 )  # fmt: skip
 
+ONLY_CUDA = frozenset({"adamw_8bit"})
 BY_NAME = {field.name: field for field in FIELDS}
 
 
@@ -185,7 +187,8 @@ def groups(method: Method, device: str = "cpu") -> dict[str, list[Field]]:
     found: dict[str, list[Field]] = {}
     for field in FIELDS:
         if field.is_for(method) and (device == "cuda" or not field.needs_cuda):
-            found.setdefault(field.group, []).append(field)
+            offered = tuple(one for one in field.options if device == "cuda" or one[0] not in ONLY_CUDA)
+            found.setdefault(field.group, []).append(replace(field, options=offered))
     return found
 
 

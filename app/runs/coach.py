@@ -239,11 +239,15 @@ def starved(computer: Mapping[str, Any]) -> Verdict | None:
     return Verdict("starved", "warn", "The graphics card waits", sentence, evidence, ("change_recipe",))
 
 
-def smaller_batch(step: int | None) -> Verdict:
-    """Memory ran out and the run went on with fewer rows at once."""
-    sentence = "Memory ran out, so fewer rows are read at once. Same result, about 20 % slower. Nothing to do."
+def less_memory(step: int | None, said: str) -> Verdict:
+    """Memory ran out and the run went on in less of it; `said` is the diary's sentence about how."""
+    is_same = "changes the loss" not in said
+    sentence = f"{said} " + (
+        "The result is the same, about 20 % slower. Nothing to do." if is_same else "Nothing to do."
+    )
     where = f" at step {step:,}" if step else ""
-    return Verdict("memory", "warn", "Made the batch smaller", sentence, [f"The change is in the log{where}."])
+    title = "Made the batch smaller" if "at a time" in said else "Going on in less memory"
+    return Verdict("memory", "warn", title, sentence, [f"The change is in the log{where}."])
 
 
 def of_preferences(verdict: Verdict, accuracy: float | None, margin: float | None) -> Verdict:

@@ -79,7 +79,7 @@ def of(
 def _training(run: Run, curves: Curves, log: Sequence[RunEvent], kept: int | None) -> Verdict:
     shrunk = [event for event in log if event.kind == "out_of_memory"]
     if shrunk and len(curves.val) < coach.MIN_EVALUATIONS:
-        return coach.smaller_batch(shrunk[-1].step)
+        return coach.less_memory(shrunk[-1].step, shrunk[-1].sentence)
     if log and run.step:
         # The diary and the steps are written together; a silent row for long means no steps.
         silent = (utcnow() - log[-1].at).total_seconds() - _evaluation_gap(run)

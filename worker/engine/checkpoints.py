@@ -173,8 +173,11 @@ def restore_optimizers(
             continue
         slot, _, name = rest.partition("/")
         parameter = parameters[name]
-        place = tensor if slot == "step" else tensor.to(parameter.device)
-        optimizers[kind].state[parameter][slot] = place.clone()
+        if slot == "step":
+            # bitsandbytes counts in a plain number.
+            optimizers[kind].state[parameter][slot] = int(tensor) if kind == "adamw_8bit" else tensor.clone()
+        else:
+            optimizers[kind].state[parameter][slot] = tensor.to(parameter.device).clone()
 
 
 def optimizer_tensors(

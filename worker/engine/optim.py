@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.optimization import Adafactor
 
 from app.contracts.recipe import RecipeSpec
+from worker.engine.errors import BadData
 from worker.engine.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
@@ -47,6 +49,8 @@ def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) ->
     if groups and recipe.optimizer == "adafactor":
         # Without its own schedule and scaling: the learning rate means what it means for AdamW.
         optimizers["adafactor"] = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+    elif groups and recipe.optimizer == "adamw_8bit":
+        optimizers["adamw_8bit"] = _in_eight_bits()(groups, lr=rate, betas=(0.9, 0.95))
     elif groups:
         # 0.95 keeps the second moment short: runs here have hundreds of steps, not hundreds of thousands.
         optimizers["adamw"] = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
@@ -54,6 +58,27 @@ def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) ->
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _in_eight_bits() -> Any:
+    """AdamW whose two numbers a weight are held in 8 bit, block by block (Dettmers et al. 2022), of bitsandbytes."""
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise BadData(
+            "AdamW in 8 bit needs the package bitsandbytes, which is not installed here. Install it for the trainer "
+            "(pip install “gpt-builder[gpu]”), or choose AdamW."
+        ) from error
+    return bnb.optim.AdamW8bit
+
+
+def refuse_elsewhere(recipe: RecipeSpec, device: torch.device) -> None:
+    """Raise BadData where the recipe's optimiser is of no use."""
+    if recipe.optimizer == "adamw_8bit" and device.type != "cuda":
+        raise BadData(
+            "AdamW in 8 bit needs an NVIDIA graphics card (CUDA), and this machine has none to use. Choose AdamW in "
+            "the recipe; where memory is short, Adafactor."
+        )
 
 
 def rate_factor(step: int, total_steps: int, recipe: RecipeSpec) -> float:

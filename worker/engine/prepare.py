@@ -17,7 +17,7 @@ from app.contracts.conversation import Example, Message
 from app.contracts.recipe import RecipeSpec, TrainOrder
 from app.text.accelerated import SAMPLED_ROWS
 from app.text.template import CHATML
-from worker.engine import loading, methods, scratch
+from worker.engine import loading, methods, optim, scratch
 from worker.engine import tokenizer as tokenizers_of_ours
 from worker.engine.answers import LONGEST_ANSWER, Prompt, fits
 from worker.engine.data import Encode, TokenRows, count_rows, read_examples, tokenised
@@ -70,6 +70,7 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
     recipe, run_dir, data_dir = order.recipe, Path(order.out_dir), Path(order.data_dir)
     if recipe.method == "lora" and recipe.lora.four_bit:
         refuse_elsewhere(device)
+    optim.refuse_elsewhere(recipe, device.device)
     if recipe.method == "scratch":
         tokenizer_dir = yield from _scratch_tokenizer(order)
     elif order.base is None:
