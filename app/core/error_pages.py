@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -181,6 +181,8 @@ def _page(request: Request, error: AppError, request_id: str, headers: dict[str,
     if error.status == 422 and "hx-request" in request.headers and "hx-boosted" not in request.headers:
         notice = {"show-toast": {"title": "That did not work.", "text": error.sentence, "tone": "bad"}}
         return Response(status_code=422, headers=headers | {"HX-Reswap": "none", "HX-Trigger": json.dumps(notice)})
+    # The address of a form's answer is no page: a reload of it would be refused.
+    headers["HX-Push-Url"] = "false"
     page = error.status if error.status in PAGES else (400 if error.status < 500 else 500)
     return render(
         request,
@@ -190,5 +192,14 @@ def _page(request: Request, error: AppError, request_id: str, headers: dict[str,
         status_number=error.status,
         sentence=error.sentence,
         reference=request_id,
-        here=request.url.path,
+        here=_way_back(request),
     )
+
+
+def _way_back(request: Request) -> str:
+    """The page that was asked for, or, for a form, the page of ours that it stood on."""
+    if request.method in SAFE_METHODS:
+        return request.url.path
+    before = urlsplit(request.headers.get("referer", ""))
+    is_ours = before.netloc == request.headers.get("host") and before.path[:1] == "/" and before.path[1:2] not in "/\\"
+    return before.path + (f"?{before.query}" if before.query else "") if is_ours else "/projects"

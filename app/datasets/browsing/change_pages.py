@@ -160,9 +160,9 @@ def _edited_again(
 ) -> Response:  # fmt: skip
     context = row_pages.working_context(request, session, actor, project_id, number, "conversation")
     context |= {"is_editing": True, "typed": SimpleNamespace(**typed), "errors": errors, "theirs": theirs}
-    status = 422 if errors else 409
+    # 422 also where somebody was faster: of all errors it is the one whose page is put in the place of the form.
     headers = {"HX-Push-Url": f"/projects/{project_id}/rows/{number}?edit=1"}
-    return render(request, "datasets/rows/row.html", status=status, headers=headers, **context)
+    return render(request, "datasets/rows/row.html", status=422, headers=headers, **context)
 
 
 @router.get("/projects/{project_id}/rows/changes")

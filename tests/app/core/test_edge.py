@@ -278,6 +278,16 @@ def test_errors_come_as_page_toast_or_json(wide: FastAPI) -> None:
     assert browser.get("/probe/conflict", headers={"accept": "*/*"}).json()["error"]["code"] == "conflict"
     assert browser.get("/probe/many").headers["retry-after"] == "7"
     assert browser.put("/sign-in").status_code == 405
+    for before, back in (
+        ("http://localhost/versions/x?page=2", "/versions/x?page=2"),
+        ("http://elsewhere.example/versions/x", "/projects"),
+        ("http://localhost//elsewhere.example", "/projects"),
+        ("", "/projects"),
+    ):
+        refused = browser.post("/probe/form", data={"name": "too long"}, headers={"referer": before})
+        assert refused.status_code == 422
+        assert f'href="{back}"' in refused.text, "not the address that only takes the form"
+        assert refused.headers["hx-push-url"] == "false"
     assert browser.get("/probe/conflict", headers={"hx-request": "true"}).headers["x-error"].startswith("Somebody%20")
 
 
