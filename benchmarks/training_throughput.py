@@ -60,7 +60,7 @@ def told(setting: Setting, names: list[str]) -> int:
                 shown = "" if row.bar is None else f"{'≤' if row.most else '≥'} {row.bar:g}"
                 mark = "ok" if row.is_good else "MISSED"
                 print(f"{row.name:58} {row.value:9.4g}  {shown:>8}  {mark:6}  {row.about}", flush=True)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ValueError, LookupError) as error:
             failed.append(name)
             print(f"{name}: FAILED: {error}", flush=True)
     missed = [row.name for row in rows if not row.is_good]
