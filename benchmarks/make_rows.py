@@ -16,7 +16,7 @@ import orjson
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "app" / "datasets" / "samples"
-SETS = {"k10": 10_000, "k100": 100_000, "m1": 1_000_000, "m2": 2_000_000, "m5": 5_000_000}
+SETS = {"k10": 10_000, "k20": 20_000, "k100": 100_000, "m1": 1_000_000, "m2": 2_000_000, "m5": 5_000_000}
 EXACT, NEAR, EDITED_WORDS, DIRTY = 0.05, 0.05, 0.04, 0.10
 # Earlier rows that a copy may repeat: some thousand, so that memory stays small.
 REMEMBERED = 20_000

@@ -94,7 +94,7 @@ class _Cells:
             return pl.Series([""], dtype=pl.String).new_from_index(0, self.rows)
         if self._is_json[name]:
             return pl.Series([text_of(value) for value in self.values(name)], dtype=pl.String)
-        return series(self._table.column(f"c_{name}").combine_chunks()).fill_null("")
+        return series(self._table.column(f"c_{name}")).fill_null("")
 
     def rendered(self, template: str) -> pl.Series:
         """`mapping.render` for every row."""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-import psutil
-
 MEMORY_LIMIT_BYTES = 2 * 2**30
 # A process that has grown past this is replaced after its shard: its allocator gives little back.
 RENEW_BYTES = 1200 * 2**20
@@ -62,6 +60,9 @@ class _Hand:
 
     def is_large(self) -> bool:
         """Whether it holds much memory. Raises MemoryError past the limit."""
+        # One process alone, the usual case, never asks.
+        import psutil
+
         try:
             held = psutil.Process(self._process.pid).memory_info().rss
         except psutil.Error:

@@ -40,8 +40,6 @@ class Statistics(Contract):
 # Lengths above this are counted in bins of one sixteenth of a doubling.
 EXACT_BELOW = 4096
 LABELS_COUNTED = 65_536
-_SPACES = np.zeros(256, np.bool_)
-_SPACES[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
 _OTHER_SPACES = r"[\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 
 
@@ -51,16 +49,17 @@ def word_counts(texts: pl.Series) -> npt.NDArray[np.int64]:
     offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
     if not len(array) or offsets[-1] == offsets[0]:
         return np.zeros(len(array), np.int64)
-    is_space = _SPACES[np.frombuffer(array.buffers()[2], np.uint8, offsets[-1] - offsets[0], int(offsets[0]))]
+    values = np.frombuffer(array.buffers()[2], np.uint8, offsets[-1] - offsets[0], int(offsets[0]))
+    # 9 to 13 and 28 to 32: below them the difference wraps to a large number.
+    is_space = ((values - np.uint8(9)) < 5) | ((values - np.uint8(28)) < 5)
     begins = offsets[:-1] - offsets[0]
+    # A word begins behind each space, unless another one follows, and with each text.
     is_start = ~is_space
     is_start[1:] &= is_space[:-1]
-    # The first letter of a text begins a word, whatever the text before it ended with.
-    firsts = begins[(offsets[1:] > offsets[:-1])]
+    firsts = begins[offsets[1:] > offsets[:-1]]
     is_start[firsts] = ~is_space[firsts]
-    sums = np.zeros(len(is_start) + 1, np.int32)
-    np.cumsum(is_start, dtype=np.int32, out=sums[1:])
-    counts = np.diff(sums[offsets - offsets[0]]).astype(np.int64)
+    # Counting whole texts by where the words lie is several times cheaper than a sum over all bytes.
+    counts = np.diff(np.flatnonzero(is_start).searchsorted(offsets - offsets[0])).astype(np.int64)
     others = np.flatnonzero((texts.str.len_bytes() != texts.str.len_chars()).to_numpy())
     some = texts.gather(others)
     for place in some.str.contains(_OTHER_SPACES).arg_true().to_list():

@@ -30,6 +30,8 @@ SUGGESTED_LINES = 40
 
 def trials(plan: Plan, folder: Path, rows: int, names: list[str]) -> list[StepReport]:
     """The steps `names`, each alone on the rows that the plan's steps left in the working set `folder`."""
+    if not names:
+        return []
     is_whole = rows <= WHOLE_ROWS
     batch = _whole(folder) if is_whole else _sample(plan, folder)
     first = batch if is_whole else _whole(folder, WHOLE_ROWS)

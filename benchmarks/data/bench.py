@@ -72,6 +72,11 @@ class Bench:
         python = self.python()[0]
         return Path(python) if python else None
 
+    @property
+    def few(self) -> str:
+        """The set for peers that would take many minutes with the whole one."""
+        return self.set_name if self.is_quick else "k20"
+
     def python(self, name: str = "main") -> tuple[str, str]:
         """The Python of an environment of peers, made when it is not there; or "" and why there is none."""
         if name in self.left_out:

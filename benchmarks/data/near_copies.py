@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data.bench import ROOT, Bench, Cost, Row, measured
+from benchmarks.make_rows import SETS
 
 PART = "near copies"
 BAR_RECALL, BAR_MB = 0.99, 2048.0
@@ -216,7 +217,7 @@ def measure(bench: Bench, rows: int, seed: int = 1) -> list[Row]:
 
 def run(bench: Bench) -> list[Row]:
     """The lines of this part for `benchmarks/data_throughput.py`."""
-    return measure(bench, 5_000 if bench.is_quick else 100_000)
+    return measure(bench, 5_000 if bench.is_quick else SETS[bench.few])
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from app.datasets.steps.contract import MAIN, ROLES, SIDES, TEXT, Batch, Changes, Example, Indexes
 from app.datasets.tables import MESSAGES
 
+_ROLE_NAMES = pa.array(ROLES, pa.string())
 _ROLE_INDEX = {name: index for index, name in enumerate(ROLES)}
 EXTRAS = pa.schema([field for field in MESSAGES.value_type if field.name not in ("role", "content", "train")])
 
@@ -105,13 +106,11 @@ def of_table(table: pa.Table) -> Batch:
     places: list[tuple[Any, ...]] = []
     extras: list[pa.Table] = []
     for side, name in enumerate(SIDES):
-        turns = _whole(table, name)
-        lengths = pc.fill_null(pc.list_value_length(turns), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        if not lengths.any():
+        begins, flat = _turns(_whole(table, name))
+        if not len(flat):
             continue
-        flat: pa.StructArray = turns.flatten()
-        owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        roles = series(flat.field("role")).cast(pl.Enum(ROLES)).to_physical().to_numpy().astype(np.uint8)
+        owners = np.repeat(np.arange(len(begins) - 1, dtype=np.int32), np.diff(begins))
+        roles = pc.index_in(flat.field("role"), _ROLE_NAMES).to_numpy(zero_copy_only=False).astype(np.uint8)
         learned = np.asarray(flat.field("train").to_numpy(zero_copy_only=False), np.bool_)
         texts.append(series(flat.field("content")))
         places.append((owners, roles, np.full(len(owners), side, np.uint8), learned))
@@ -140,9 +139,20 @@ def of_table(table: pa.Table) -> Batch:
     )  # fmt: skip
 
 
+def _turns(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], pa.StructArray]:
+    """Where the turns of each row begin (one more at the end), and the turns of all rows."""
+    if column.null_count:
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), column.flatten()
+    # Not `flatten`, which copies: the turns are looked at where they lie.
+    offsets = column.offsets.to_numpy()
+    return offsets - offsets[0], column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+
+
 def _whole(table: pa.Table, name: str) -> pa.Array:
-    found = table.column(name).combine_chunks()
-    return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
+    column = table.column(name)
+    # Combining copies, even one chunk alone.
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
 
 
 def _nothing(rows: int) -> pa.Table:

@@ -47,6 +47,8 @@ _BLOCKS = (
     " p div li tr h1 h2 h3 h4 h5 h6 ul ol dl dt dd table section article header footer main aside nav"
     " blockquote pre form figure hr option address center"
 )
+_SPACED, _UNREAD = " p h1 h2 h3 h4 h5 h6", " script style noscript iframe svg head title"
+_NAME = re.compile(r"\A</?\s*([a-z0-9]+)")
 _ENTITY = re.compile(r"&(?:#(?:\d{1,7}|[xX][0-9a-fA-F]{1,6})|[A-Za-z][A-Za-z0-9]{1,31});")
 _ESCAPED = re.compile(r"&(?=(?:amp|lt|gt|AMP|LT|GT);|#0*(?:60|62|38);|#[xX]0*(?:3[cCeE]|26);)")
 
@@ -75,25 +77,37 @@ def _stripped(text: str, is_link_kept: bool) -> str:
     # What is no known element is text, and so is what was escaped: neither may come to life here.
     text = _ESCAPED.sub("&amp;", text)
     parts, place = [], 0
+    names: set[str] = set()
     for match in TAG.finditer(text):
         parts += [text[place : match.start()].replace("<", "&lt;"), match.group()]
         place = match.end()
+        names.update(_NAME.findall(match.group().lower()))
+    if names & {"td", "th"}:
+        # The parser adds the row that they stand in.
+        names.add("tr")
     tree = LexborHTMLParser("<html><body>\u2060" + "".join([*parts, text[place:].replace("<", "&lt;")]))
     body = tree.body
     if body is None:
         return text
-    body.strip_tags(["script", "style", "noscript", "iframe", "svg", "head", "title"])
-    for node in body.css("br"):
-        node.replace_with("\n")
-    for node in body.css(", ".join(_BLOCKS.split())):
-        node.insert_before("\n")
-        node.insert_after("\n")
-    for node in body.css("p, h1, h2, h3, h4, h5, h6"):
-        node.insert_after("\n")
-    for node in body.css("li"):
-        node.insert_before("- ")
-    for node in body.css("td, th"):
-        node.insert_after(" ")
+    # Each search walks the whole tree: only for what is there.
+    if unread := names.intersection(_UNREAD.split()):
+        body.strip_tags(sorted(unread))
+    if "br" in names:
+        for node in body.css("br"):
+            node.replace_with("\n")
+    if blocks := names.intersection(_BLOCKS.split()):
+        for node in body.css(", ".join(sorted(blocks))):
+            node.insert_before("\n")
+            node.insert_after("\n")
+    if spaced := names.intersection(_SPACED.split()):
+        for node in body.css(", ".join(sorted(spaced))):
+            node.insert_after("\n")
+    if "li" in names:
+        for node in body.css("li"):
+            node.insert_before("- ")
+    if cells := {"td", "th"} & names:
+        for node in body.css(", ".join(sorted(cells))):
+            node.insert_after(" ")
     if is_link_kept:
         for node in body.css("a[href]"):
             node.insert_after(f" ({node.attributes['href']})")

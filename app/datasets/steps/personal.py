@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -28,11 +29,15 @@ ACTIONS: dict[str, str] = {
 
 
 class Finder(NamedTuple):
-    """`gate`: a Rust pattern that every text with a find of `find` has. `run`: one of the two that many gates share."""
+    """`gate`: a Rust pattern that every text with a find of `find` has. `run`: what many gates share, see RUNS.
+
+    In the run "words" the gate looks at long words alone, and the word must have all of the `signs`, too.
+    """
 
     gate: str
     find: Callable[[str], Iterator[Span]]
-    run: Literal["", "numbers", "long"] = ""
+    run: Literal["", "numbers", "long", "words"] = ""
+    signs: tuple[str, ...] = ()
 
 
 class Kind(NamedTuple):
@@ -63,16 +68,15 @@ KINDS: dict[str, Kind] = {
                 Finder(
                     r"sk-|AKIA|ASIA|AROA|AIDA|gh[pousr]_|github_pat_|glpat-|xox|xapp-|AIza|ya29|GOCSPX|_live_|_test_"
                     r"|whsec_|hf_|npm_|pypi-|dop_v1|shp|SG\.|key-|SK[0-9a-f]{32}|sq0|eyJ|AGE-SECRET|:AA",
-                    secrets.prefixed_keys, "long",
+                    secrets.prefixed_keys, "words",
                 ),
-                Finder(r"hooks\.slack", secrets.hooks, "long"),
+                Finder(r"hooks\.slack", secrets.hooks, "words"),
                 Finder(
                     r"(?i:key|token|secret|passw|pwd|bearer|authorization)[^\n]{1,24}[A-Za-z0-9_+/=.~!@$%^&*-]{12}",
                     secrets.assigned_keys, "long",
                 ),
                 Finder(
-                    r"(?:\A|[^A-Za-z0-9_/.=@:#&+%-])[A-Za-z0-9+/_-]{24,128}={0,2}(?:\z|[^A-Za-z0-9_/.@:+%-])",
-                    secrets.keys_alone, "long",
+                    r"[A-Za-z0-9+/_-]{24}", secrets.keys_alone, "words", ("[A-Z]", "[a-z]", "[0-9]"),
                 ),
             ),
         ),
@@ -104,9 +108,10 @@ KINDS: dict[str, Kind] = {
         ),
     )
 }  # fmt: skip
+_LONG = r"[A-Za-z0-9_+/.=~!@$%^&*:-]{12"
 # Every gate that names a run lies within it: one look at all texts stands for many.
 RUNS = {
-    "long": r"[A-Za-z0-9_+/.=~!@$%^&*:-]{12}",
+    "long": _LONG + "}",
     "numbers": "|".join(f.gate for kind in KINDS.values() for f in kind.finders if f.run == "numbers"),
 }
 NAMES = {"url": "LOGIN"} | {name: name.upper() for name in KINDS if name != "url"}
@@ -178,6 +183,35 @@ def found_in(text: str, kinds: Iterable[str] = KINDS) -> list[Span]:
     return _resolved(span for name in KINDS if name in set(kinds) for span in KINDS[name].find(text))
 
 
+class _Runs:
+    """The texts that each run of gates lets through, with their places in the column."""
+
+    def __init__(self, column: pl.Series) -> None:
+        places = pl.Series(np.arange(len(column), dtype=np.uint32))
+        self._found: dict[str, tuple[pl.Series, pl.Series]] = {"": (column, places)}
+
+    def _of(self, run: str) -> tuple[pl.Series, pl.Series]:
+        if run not in self._found:
+            if run == "words":
+                texts, places = self._of("long")
+                words = texts.str.extract_all(_LONG + ",}")
+                owners = np.repeat(places.to_numpy(), words.list.len().to_numpy())
+                self._found[run] = words.explode(), pl.Series(owners)
+            else:
+                texts, places = self._found[""]
+                hits = texts.str.contains(RUNS[run]).arg_true()
+                self._found[run] = texts.gather(hits), hits
+        return self._found[run]
+
+    def hits(self, finder: Finder) -> pl.Series:
+        """Places of the texts that a finder must look at, ascending."""
+        texts, places = self._of(finder.run)
+        for pattern in (finder.gate, *finder.signs):
+            hits = texts.str.contains(pattern).arg_true()
+            texts, places = texts.gather(hits), places.gather(hits)
+        return places.unique(maintain_order=True) if finder.run == "words" else places
+
+
 def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dict[int, list[Span]]:
     """Place of a text to its finds; texts without any are not in it."""
     if len(texts) < FEW_TEXTS:
@@ -186,16 +220,10 @@ def found(texts: Sequence[str] | pl.Series, kinds: Iterable[str] = KINDS) -> dic
     if (column.str.len_bytes() < LEAST_BYTES).all():
         return {}
     finds: dict[int, list[Span]] = {}
-    within: dict[str, tuple[pl.Series, pl.Series | None]] = {"": (column, None)}
+    runs = _Runs(column)
     for name, kind in KINDS.items():
         for finder in kind.finders if name in wanted else ():
-            if finder.run not in within:
-                places = column.str.contains(RUNS[finder.run]).arg_true()
-                within[finder.run] = column.gather(places), places
-            some, where = within[finder.run]
-            hits = some.str.contains(finder.gate).arg_true()
-            if where is not None:
-                hits = where.gather(hits)
+            hits = runs.hits(finder)
             gated = texts.gather(hits) if isinstance(texts, pl.Series) else [texts[place] for place in hits]
             for place, text in zip(hits.to_list(), gated, strict=True):
                 if spans := list(finder.find(text)):

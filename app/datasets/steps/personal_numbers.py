@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import phonenumbers
-
 
 class Span(NamedTuple):
     """A find: kind, and where it begins and ends in the text."""
@@ -27,18 +25,30 @@ _SPELLED = re.compile(
 )
 
 
+# Of an address, what stands before its sign, with a blank.
+LONGEST_NAME = 65
 _AT = re.compile(r"[\[(] ?at ?[\])]", re.IGNORECASE)
 
 
 def emails(text: str) -> Iterator[Span]:
     """E-mail addresses, also written as `name [at] host [dot] org`."""
-    patterns = [_EMAIL] if "@" in text else []
-    # Looked for at every word, it takes long: only where its sign is there.
-    patterns += [_SPELLED] if _AT.search(text) else []
-    for pattern in patterns:
-        for match in pattern.finditer(text):
+    # Looked for at every word, they take long: only where their sign is there, and from the word before it on.
+    first, spelled = text.find("@"), _AT.search(text)
+    patterns = [(_EMAIL, first)] if first >= 0 else []
+    patterns += [(_SPELLED, spelled.start())] if spelled else []
+    for pattern, sign in patterns:
+        for match in pattern.finditer(text, max(0, sign - LONGEST_NAME)):
             lead = len(match.group()) - len(match.group().lstrip(".'-"))
             yield Span("email", match.start() + lead, match.end())
+
+
+_DIGIT = re.compile(r"\d")
+
+
+def _first_digit(text: str) -> int:
+    """Where numbers can begin: what stands before it is not searched. The length of the text when there is none."""
+    match = _DIGIT.search(text)
+    return match.start() if match else len(text)
 
 
 _DIGITS = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){11,22}(?![\w-]|\.\d)")
@@ -57,7 +67,7 @@ def luhn(digits: str) -> bool:
 
 def cards(text: str) -> Iterator[Span]:
     """Payment cards: the number range of an issuer, and a right check digit."""
-    for match in _DIGITS.finditer(text):
+    for match in _DIGITS.finditer(text, _first_digit(text)):
         digits = re.sub(r"\D", "", match.group())
         if len(set(digits)) > 1 and _BRANDS.fullmatch(digits) and luhn(digits):
             yield Span("card", *match.span())
@@ -103,7 +113,7 @@ _ADDRESSED = re.compile(
 
 def addresses(text: str) -> Iterator[Span]:
     """IP addresses of a machine. Versions, netmasks, loopback and slices such as `[::2]` are none."""
-    for match in _V4.finditer(text):
+    for match in _V4.finditer(text, _first_digit(text)):
         try:
             address = ipaddress.IPv4Address(match.group())
         except ValueError:
@@ -118,7 +128,7 @@ def addresses(text: str) -> Iterator[Span]:
         yield Span("ip", *match.span())
     if text.count(":") < 2:
         return
-    for match in _V6.finditer(text):
+    for match in _V6.finditer(text, max(0, text.index(":") - 4)):
         groups = [group for group in match.group().split(":") if group]
         if len(groups) < 3 or not any(len(group) >= 3 for group in groups):
             continue
@@ -138,7 +148,7 @@ _SSN_PLAIN = re.compile(
 
 def social_numbers(text: str) -> Iterator[Span]:
     """US social security numbers; nine digits in a row only where the text says what they are."""
-    for match in _SSN.finditer(text):
+    for match in _SSN.finditer(text, _first_digit(text)):
         yield Span("ssn", *match.span())
     for match in _SSN_PLAIN.finditer(text):
         yield Span("ssn", *match.span(1))
@@ -175,7 +185,8 @@ REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "IN", "BR", "PL", "AU", "AT
 
 def phones(text: str, regions: tuple[str, ...] = REGIONS) -> Iterator[Span]:
     """Telephone numbers. What looks like one is checked with the number plans of the world (phonenumbers)."""
-    for match in _PHONE.finditer(text):
+    # Before the first digit there is at most a sign or two.
+    for match in _PHONE.finditer(text, max(0, _first_digit(text) - 4)):
         before = text[max(0, match.start() - 48) : match.start()]
         length = _phone_length(match.group(), before, regions)
         if length:
@@ -226,6 +237,9 @@ def _is_phone(found: str, is_called: bool, is_other: bool, regions: tuple[str, .
 
 
 def _is_number(digits: str, region: str | None) -> bool:
+    # Loaded where it is needed: most sets have no number that comes this far.
+    import phonenumbers
+
     try:
         number = phonenumbers.parse(digits, region)
     except phonenumbers.NumberParseException:

@@ -96,6 +96,30 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff
 _OTHER = matching(r"[^\n\r\t\x20-\x7e]")
 # Longer ones are cut, as ftfy does: its time grows with the square of a line.
 _LINES = re.compile(r"[^\n]{0,999999}\n|[^\n]{1,1000000}")
+# What ftfy decides of a letter depends on a few characters beside it, and on no plain ones farther away: of a long
+# plain stretch only both ends are shown to it, and a sign between them that says where the rest was.
+_BESIDE, _SEAM = 24, "\x02"
+_STRETCH = re.compile(rf"[\n\x20-\x7e]{{{4 * _BESIDE},}}")
+
+
+def _encoding_fixed(line: str) -> str:
+    """`ftfy.fix_encoding`, whose time grows with the whole line, on what matters of the line."""
+    stretches = [] if _SEAM in line else [m.span() for m in _STRETCH.finditer(line)]
+    if not stretches:
+        return ftfy.fix_encoding(line)
+    parts, left_out, place = [], [], 0
+    for begin, end in stretches:
+        parts.append(line[place : begin + _BESIDE])
+        left_out.append(line[begin + _BESIDE : end - _BESIDE])
+        place = end - _BESIDE
+    short = _SEAM.join([*parts, line[place:]])
+    fixed = ftfy.fix_encoding(short)
+    if fixed == short:
+        return line
+    parts = fixed.split(_SEAM)
+    if len(parts) != len(stretches) + 1:
+        return ftfy.fix_encoding(line)
+    return parts[0] + "".join(out + part for out, part in zip(left_out, parts[1:], strict=True))
 
 
 def repaired(text: str) -> str:
@@ -104,7 +128,7 @@ def repaired(text: str) -> str:
     lines = []
     for line in _LINES.findall(text):
         while not line.isascii():
-            fixed = ftfy.fix_encoding(line)
+            fixed = _encoding_fixed(line)
             line = ftfy.fixes.fix_surrogates(ftfy.fixes.fix_c1_controls(fixed))
             if line == fixed:
                 break

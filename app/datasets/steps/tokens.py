@@ -17,7 +17,6 @@ from app.datasets.findings import Refused
 from app.datasets.steps.batches import examples_of, keep
 from app.datasets.steps.contract import MAIN, SIDES, TEXT, Batch, Changes, RowRunner, Step, Words
 from app.datasets.tables import MOST_PARTS
-from app.text.template import TemplateFault
 
 if TYPE_CHECKING:
     from app.datasets.browsing.model_view import Reader, ReadingModel
@@ -125,6 +124,8 @@ class Measure:
 
     def _overhead(self) -> tuple[int, int]:
         """(tokens of the template round a conversation, round a turn): more than it can take, for the gate."""
+        from app.text.template import TemplateFault
+
         if self.reader.template is None:
             return 0, 0
         turns = [{"role": role, "content": "x", "train": True} for role in ("user", "assistant")]
@@ -213,6 +214,9 @@ class Measure:
 def _tokens(params: TokensParams) -> RowRunner:
     if params.reading is None:  # tried where no model is known
         return lambda _batch: Changes()
+    # The sandbox of templates: only where tokens are counted.
+    from app.text.template import TemplateFault
+
     measure = Measure(params.reading, params.limit)
 
     def run(batch: Batch) -> Changes:
