@@ -78,6 +78,12 @@ def test_broken_text_is_repaired_as_ftfy_does():
     texts += [
         t.encode().decode(name, "replace") for t in ("Größe – “été”\nè\x85", "日本語", "naïve\n") for name in names
     ]
+    # Of a long line only what stands near the broken letters is looked at.
+    plain = " it keeps plain words, 12 of them, as they are;" * 4
+    texts += [
+        "".join((plain, one, plain, other, plain)) for one, other in zip(texts[:400], texts[400:800], strict=True)
+    ]
+    texts += [f"{plain}\x02{plain}Ã©{plain}", f"{plain}\x1a{plain}voilÃ {plain}Ã©{plain}", f"Ã quela{plain}\nÂ {plain}"]
     fixed = [ftfy.fix_text(text, normalization=None, **options) for text in texts]
     assert [repaired(text) for text in texts] == fixed
     assert sum(new != old for new, old in zip(fixed, texts, strict=True)) > 200
