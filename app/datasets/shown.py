@@ -155,7 +155,7 @@ def fix_cards(report: PrepareReport | None) -> list[FixCard]:
         if not touched and not step.is_applied:
             continue
         known = STEPS[step.name]
-        words, example = known.words, step.examples[0] if step.examples else None
+        words, example = known.words, next((e for e in step.examples if e.before.strip()), None)
         cards.append(
             FixCard(
                 step.name, _title(known, touched), words.why, touched, step.is_applied, words.icon, words.verb, example,

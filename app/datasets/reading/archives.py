@@ -26,7 +26,7 @@ def read_archive(path: Path, context: Context, read_member: ReadMember) -> Itera
             raise Refused("There is no file in this ZIP archive.")
         if any(member.flag_bits & 1 for member in members) and not context.password:
             raise Refused(
-                "This archive is locked with a password. Write the password below, then read it again.",
+                "This archive is locked with a password. Write the password on its page, then read it again.",
                 "file.password",
             )
         for index, member in enumerate(members):

@@ -10,7 +10,7 @@ from app.datasets.reading.context import Context
 PAGE_LIMIT = 20_000
 SCANNED_BELOW_CHARACTERS = 20
 DAMAGED = "This PDF is damaged and cannot be opened. Save it again, or save its text as TXT."
-LOCKED = "This PDF is locked with a password. Write the password below, then read it again."
+LOCKED = "This PDF is locked with a password. Write the password on its page, then read it again."
 WRONG = "The password does not open this PDF. Write it again."
 
 

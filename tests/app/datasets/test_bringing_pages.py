@@ -82,10 +82,12 @@ def test_a_locked_document_asks_for_its_password_and_keeps_it_sealed(ana):
     page = ana.get(f"/files/{file.id}").text
     assert "locked with a password" in page
     assert 'name="password"' in page
+    assert f'action="/files/{file.id}/retry"' not in page, "reading it again without the password is of no use"
     assert ana.post(f"/files/{file.id}/reading", data={"password": "sesame"}).status_code == 303
     tasks.import_file(file.id)
     (file,) = rows(SourceFile)
     assert (file.state, file.rows) == ("succeeded", 2)
+    assert 'name="encoding"' not in ana.get(f"/files/{file.id}").text, "a PDF has none to choose"
     assert "sesame" not in file.sealed_password
     assert "sesame" not in str(file.options)
 
@@ -102,7 +104,9 @@ def test_a_chat_offers_its_speakers_and_an_archive_names_its_members(ana):
 
 def test_findings_of_an_archive_name_the_member(ana):
     file = upload(ana, "mixed.zip")
-    assert "First at photo.png, line 1:" in ana.get(f"/files/{file.id}").text
+    page = ana.get(f"/files/{file.id}").text
+    assert "First at photo.png, line 1:" in page
+    assert "unpack it and bring them one by one" in page
     findings = ana.get(f"/files/{file.id}/findings?code=member.refused").text
     assert "photo.png, line 1" in findings
     assert "This is a picture." in findings

@@ -5,8 +5,10 @@ import re
 import signal
 
 from app.core.db import reading, transaction
-from app.datasets import clean_shown
+from app.datasets import clean_shown, shown
 from app.datasets.models import CleaningPlan, DatasetVersion
+from app.datasets.reports import PrepareReport, Shown, StepReport
+from app.datasets.statistics import Statistics
 from app.datasets.steps.catalogue import STEPS
 from tests.app.datasets.test_pages import ana, bring, get, post, work  # noqa: F401
 from worker.tasks.datasets import _crash_sentence
@@ -131,6 +133,16 @@ def test_what_goes_is_shown_beside_its_twin_and_long_texts_by_the_models_tokens(
     assert "?edit=1" not in row
     refused = ana.post(f"{clean}/preview", data={**form, "limit": "3"})
     assert (refused.status_code, "Write 0, or at least 16." in refused.text) == (422, True)
+
+
+def test_a_fix_shows_a_row_in_which_something_can_be_seen():
+    seen = [
+        Shown(rid=1, code="fix.space", before=" \n", after=""),
+        Shown(rid=2, code="fix.space", before="a  b", after="a b"),
+    ]
+    step = StepReport(name="whitespace", is_applied=False, changed=2, examples=seen)
+    report = PrepareReport(rows_in=2, rows=2, out=0, unmapped=0, steps=[step], statistics=Statistics())
+    assert shown.fix_cards(report)[0].example == seen[1]
 
 
 def test_rows_that_were_not_prepared_to_the_end_are_prepared_again_before_they_are_frozen(ana, tmp_path):  # noqa: F811
