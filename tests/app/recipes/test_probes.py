@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import select
 
+from app.contracts.probe import Costs, Probed
 from app.core import config
 from app.core.db import reading, transaction
 from app.recipes import calibration, probes
@@ -11,6 +12,13 @@ from app.recipes.models import Probe, SpeedRecord
 from app.runs.models import Run
 from tests.app.recipes.test_pages import form_of, page  # noqa: F401
 from worker.tasks.probes import make
+
+COSTS = Costs(start_s=6, step_s=0.02, token_s=5e-5, later_step_s=0.02, later_token_s=5e-5, save_s=0.2, finish_s=1.5)
+FOUND = Probed(
+    device="cpu", precision="fp32", peak_memory_bytes=812_000_000, parameters=9_000, trainable_parameters=9_000,
+    train_rows=56, tokens_per_epoch=1720, look_tokens_each=30, validation_rows=8, sample_prompts=3, answer_tokens=0,
+    test_tokens=64, checkpoint_bytes=90_000, steps_measured=9, watts=30.0, wall=COSTS, processor=COSTS,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -61,9 +69,9 @@ def test_a_measured_recipe_has_its_own_estimate_until_something_matters_is_chang
 
 def test_a_run_that_was_measured_tells_the_next_how_good_that_was(asked):
     browser, probe_id = asked
-    make(probe_id)
     with transaction() as session:
-        session.get_one(Probe, probe_id).result = {**row(probe_id).result, "watts": 30.0}
+        probe = session.get_one(Probe, probe_id)
+        probe.state, probe.result = "succeeded", FOUND.model_dump()
     answer = browser.post(f"/projects/{browser.project_id}/runs", data=form_of(browser.get(
         f"/projects/{browser.project_id}/recipe").text))  # fmt: skip
     assert answer.status_code == 303
