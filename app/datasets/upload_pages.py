@@ -31,6 +31,7 @@ VERSION = "1.0.0"
 BODY_LIMIT_BYTES = 1 << 40
 # Names and boundaries around the files of a form.
 FORM_OVERHEAD_BYTES = 1 << 20
+FINGERPRINT = "upload-fingerprint"
 BODY_TYPE = "application/offset+octet-stream"
 
 
@@ -79,6 +80,7 @@ def create(request: Request, session: SessionDep, actor: ActorDep, _version: Tus
         actor,
         project_id=project_id or metadata.get("project_id", ""),
         filename=metadata.get("filename", ""),
+        fingerprint=metadata.get("fingerprint", ""),
         size_bytes=_number(request, "upload-length"),
     )
     if upload.size_bytes == 0:
@@ -87,9 +89,11 @@ def create(request: Request, session: SessionDep, actor: ActorDep, _version: Tus
 
 
 @router.head("/uploads/{upload_id}")
-def offset(actor: ActorDep, upload_id: str, _version: Tus) -> Response:
+def offset(request: Request, actor: ActorDep, upload_id: str, _version: Tus) -> Response:
     with reading() as session:
         upload = uploads.get(session, actor, upload_id)
+    # A client that is told so here begins anew (tus 1.0: an upload that cannot be resumed).
+    uploads.require_same(upload, request.headers.get(FINGERPRINT, ""))
     if upload.state == "receiving" and upload.offset_bytes == upload.size_bytes:
         # The last byte was saved and the server died before it said so: the client will not send anything more.
         _complete(actor, upload_id, upload.size_bytes)
@@ -101,7 +105,7 @@ def offset(actor: ActorDep, upload_id: str, _version: Tus) -> Response:
 async def append(request: Request, actor: ActorDep, upload_id: str, _version: Tus) -> Response:
     if request.headers.get("content-type") != BODY_TYPE:
         raise WrongType
-    at, size_bytes = await run_in_threadpool(_place, actor, upload_id)
+    at, size_bytes = await run_in_threadpool(_place, actor, upload_id, request.headers.get(FINGERPRINT, ""))
     if _number(request, "upload-offset") != at:
         raise Conflict("The upload goes on from another place. Ask for the offset again.", code="offset")
     reached = await spool.receive(upload_id, at, size_bytes, request.stream(), lambda n: _save(upload_id, n))
@@ -193,9 +197,10 @@ def _create(actor: Actor, project_id: str, filename: str, size_bytes: int) -> st
         return uploads.create(session, actor, project_id=project_id, filename=filename, size_bytes=size_bytes).id
 
 
-def _place(actor: Actor, upload_id: str) -> tuple[int, int]:
+def _place(actor: Actor, upload_id: str, fingerprint: str) -> tuple[int, int]:
     with reading() as session:
         upload = uploads.get(session, actor, upload_id)
+        uploads.require_same(upload, fingerprint)
         if upload.state != "receiving":
             raise Conflict("This upload is complete already.", code="complete")
         return upload.offset_bytes, upload.size_bytes

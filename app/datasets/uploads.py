@@ -15,7 +15,7 @@ from app.accounts.service import Actor
 from app.core import storage
 from app.core.config import get_settings
 from app.core.db import new_id, utcnow
-from app.core.errors import BadRequest, Conflict, NotFound, TooLarge
+from app.core.errors import AppError, BadRequest, Conflict, NotFound, TooLarge
 from app.datasets import service
 from app.datasets.models import SourceFile, Upload
 from app.projects import service as projects
@@ -53,7 +53,16 @@ def spool_path(upload_id: str) -> Path:
     return storage.uploads_dir() / upload_id
 
 
-def create(session: Session, actor: Actor, *, project_id: str, filename: str, size_bytes: int) -> Upload:
+class FileChanged(AppError):
+    """Other bytes than those whose first part was sent."""
+
+    status, code = 422, "changed"
+    default = "This file has changed since its first part was sent. Send it from its start."
+
+
+def create(
+    session: Session, actor: Actor, *, project_id: str, filename: str, size_bytes: int, fingerprint: str = ""
+) -> Upload:
     """A new upload. Raises TooLarge, DiskFull, Conflict (200 unfinished ones in the project), and the gate's errors."""
     projects.get(session, actor, project_id, need="editor")
     limit = get_settings().upload_limit_bytes
@@ -69,6 +78,7 @@ def create(session: Session, actor: Actor, *, project_id: str, filename: str, si
         user_id=actor.user_id,
         filename=clean_filename(filename),
         size_bytes=size_bytes,
+        fingerprint=fingerprint[:100],
     )
     spool_path(upload.id).touch(mode=0o600)
     session.add(upload)
@@ -85,6 +95,12 @@ def get(session: Session, actor: Actor, upload_id: str) -> Upload:
     if upload.user_id != actor.user_id or upload.state == "removed":
         raise NotFound
     return upload
+
+
+def require_same(upload: Upload, fingerprint: str) -> None:
+    """Raises FileChanged where both sides know what the file was, and it is another now."""
+    if fingerprint and upload.fingerprint and fingerprint[:100] != upload.fingerprint:
+        raise FileChanged
 
 
 def unfinished(session: Session, actor: Actor, project_id: str) -> list[Upload]:

@@ -1,13 +1,17 @@
 """Data in a real browser on the whole stack: drop, map, clean, split, freeze; an upload that survives a reload."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from app.core import config, db
+from app.core.db import reading
+from app.datasets.models import SourceFile
 from tests.conftest import LiveServer
 from tests.visitors import Person, make_person, make_project
 
@@ -113,3 +117,35 @@ def test_an_upload_survives_a_reload(page: Any, ana: tuple[Person, str], tmp_pat
     half.locator("input[type=file]").set_input_files(str(big))
     page.locator("#files").get_by_role("link", name="big.txt").wait_for(timeout=60_000)
     assert sent[before] > 0, "it went on from where it was"
+
+
+def test_a_changed_file_of_the_same_name_and_size_begins_anew(
+    page: Any, ana: tuple[Person, str], tmp_path: Path
+) -> None:
+    page.get_by_role("heading", name="Data", exact=True).wait_for()
+    changing = tmp_path / "changing.txt"
+    content = b"A line that goes on and on.\n" * (20 * 2**20 // 28)
+    changing.write_bytes(content)
+    sent: list[int] = []
+    page.on("request", lambda r: sent.append(int(r.headers["upload-offset"])) if r.method == "PATCH" else None)
+    page.route("**/uploads/*", lambda route: route.abort() if len(sent) > 1 else route.continue_())
+    page.set_input_files("up-load input[type=file]", str(changing))
+    while len(sent) < 2:
+        page.wait_for_timeout(100)
+    page.unroute("**/uploads/*")
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    half = page.locator("#unfinished .data-file")
+    half.get_by_text("arrived").wait_for()
+    # In the middle, where no piece is looked at: its age tells.
+    changed = content[: 10 * 2**20] + b"CHANGED" + content[10 * 2**20 + 7 :]
+    changing.write_bytes(changed)
+    os.utime(changing, (1_700_000_000, 1_700_000_000))
+    before = len(sent)
+    half.locator("input[type=file]").set_input_files(str(changing))
+    half.get_by_text("has changed since").wait_for(timeout=60_000)
+    page.locator("#files").get_by_role("link", name="changing.txt").wait_for(timeout=60_000)
+    assert sent[before] == 0, "it was joined to the old half"
+    with reading() as session:
+        file = session.scalars(select(SourceFile).where(SourceFile.filename == "changing.txt")).one()
+    assert file.sha256 == hashlib.sha256(changed).hexdigest()

@@ -1,5 +1,5 @@
 // Uploads that began in another tab or browser: the same file, chosen again, goes on where it stopped.
-import { uploads, start } from "./uploads.js";
+import { fingerprint, uploads, start } from "./uploads.js";
 
 customElements.define("unfinished-uploads", class extends HTMLElement {
   connectedCallback() {
@@ -20,14 +20,16 @@ customElements.define("unfinished-uploads", class extends HTMLElement {
   disconnectedCallback() {
     removeEventListener("uploads-changed", this.show);
   }
-  take(input) {
-    const { name, size, url } = input.closest("[data-url]").dataset;
+  async take(input) {
+    const { name, size, url, fingerprint: known } = input.closest("[data-url]").dataset;
     const [file] = input.files;
     input.value = "";
     if (!file) return;
-    const isSame = file.name === name && file.size === Number(size);
-    input.closest("[data-url]").querySelector(".tone-bad").hidden = isSame;
+    const isMeant = file.name === name && file.size === Number(size);
+    const isChanged = isMeant && Boolean(known) && known !== (await fingerprint(file));
+    input.closest("[data-url]").querySelector(".tone-bad").hidden = isMeant;
+    input.closest("[data-url]").querySelector(".tone-warn").hidden = !isChanged;
     const { endpoint, metadata, csrf, library } = this.dataset;
-    if (isSame) start(file, { endpoint, csrf, library, url, metadata: JSON.parse(metadata) });
+    if (isMeant) start(file, { endpoint, csrf, library, isChanged, url: isChanged ? null : url, metadata: JSON.parse(metadata) });
   }
 });

@@ -147,6 +147,26 @@ def test_died_between_last_byte_and_file(ana):
     assert row(Upload, upload_id).file_id is not None
 
 
+def test_a_changed_file_is_not_joined_to_the_old_half(ana):
+    metadata = ",".join(
+        f"{key} {base64.b64encode(value.encode()).decode()}"
+        for key, value in {"filename": "rows.csv", "fingerprint": "1-abc"}.items()
+    )
+    headers = {**TUS, "Upload-Length": "6", "Upload-Metadata": metadata}
+    url = ana.post(f"/uploads?project_id={ana.project}", headers=headers).headers["location"]
+    same, other = {"Upload-Fingerprint": "1-abc"}, {"Upload-Fingerprint": "2-abc"}
+    first = {**BODY, **same, "Upload-Offset": "0"}
+    assert ana.patch(url, headers=first, content=b"a,b").status_code == 204
+    assert ana.head(url, headers={**TUS, **other}).status_code == 422
+    refused = ana.patch(url, headers={**BODY, **other, "Upload-Offset": "3"}, content=b"\n3,")
+    assert refused.status_code == 422
+    assert "has changed" in refused.text
+    assert offset_of(ana, url) == 3, "a client that says nothing is not stopped"
+    assert ana.patch(url, headers={**BODY, **same, "Upload-Offset": "3"}, content=b"\n1,").status_code == 204
+    file = row(SourceFile, row(Upload, url.rsplit("/", 1)[1]).file_id)
+    assert file.sha256 == hashlib.sha256(b"a,b\n1,").hexdigest()
+
+
 def test_abandoned_uploads_are_swept(ana):
     url = begin(ana, 10)
     upload_id = url.rsplit("/", 1)[1]
