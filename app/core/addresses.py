@@ -6,6 +6,8 @@ that changes its answer between two look-ups (DNS rebinding) gains nothing. Rang
 
 import ipaddress
 import socket
+import ssl
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +29,9 @@ _OPEN_6 = ipaddress.IPv6Network("2000::/3")
 # Documentation, Teredo and ORCHID, and 6to4, which can carry a private IPv4 address inside.
 _CLOSED_6 = [ipaddress.IPv6Network(n) for n in ("2001:db8::/32", "2001::/23", "2002::/16", "3fff::/20")]
 CONNECT_S, READ_S = 10.0, 30.0
+# An answer that trickles in slower than this, once the first minute of waiting is over, is given up.
+PATIENCE_S, LEAST_BYTES_PER_S = 60.0, 2000
+_CLOSED = "which is not a public address"
 
 
 class Forbidden(httpcore.ConnectError):
@@ -53,8 +58,63 @@ def resolved(host: str, port: int) -> list[str]:
     found = list(dict.fromkeys(str(answer[4][0]).split("%")[0] for answer in answers))
     for text in found:
         if not is_allowed(ipaddress.ip_address(text)):
-            raise Forbidden(f"{host} is at {text}, which is not a public address")
+            raise Forbidden(f"{host} is at {text}, {_CLOSED}")
     return found
+
+
+def checked_socket(place: tuple[Any, ...]) -> socket.socket:
+    """A socket for an entry of `socket.getaddrinfo`, for clients that resolve and connect by themselves.
+
+    The last check before connecting: it also holds for redirects and for hosts that are written as numbers. Raises
+    PermissionError.
+    """
+    family, kind, protocol, _name, (host, *_rest) = place
+    if not is_allowed(ipaddress.ip_address(str(host).split("%")[0])):
+        raise PermissionError(f"{host}, {_CLOSED}")
+    found = socket.socket(family, kind, protocol)
+    found.setblocking(False)
+    return found
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether an error comes from these rules, whatever the libraries between have made of it."""
+    while error is not None:
+        if isinstance(error, Forbidden) or _CLOSED in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Patient(httpcore.NetworkStream):
+    """A stream that gives a server up which sends its answer, head or body, byte by byte."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+        self._waited_s, self._seen = 0.0, 0
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        began = time.monotonic()
+        found = self._stream.read(max_bytes, timeout)
+        self._waited_s += time.monotonic() - began
+        self._seen += len(found)
+        if found and self._waited_s > PATIENCE_S and self._seen < LEAST_BYTES_PER_S * self._waited_s:
+            raise httpcore.ReadTimeout("it arrives too slowly")
+        return found
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._waited_s, self._seen = 0.0, 0  # another question, another answer
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Patient(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class _Backend(httpcore.SyncBackend):
@@ -67,7 +127,7 @@ class _Backend(httpcore.SyncBackend):
         last: Exception | None = None
         for address in resolved(host, port):
             try:
-                return super().connect_tcp(address, port, timeout, local_address, socket_options)
+                return _Patient(super().connect_tcp(address, port, timeout, local_address, socket_options))
             except httpcore.ConnectError as error:
                 last = error
         raise last or httpcore.ConnectError(host)

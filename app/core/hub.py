@@ -4,14 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from huggingface_hub import hf_hub_url
+import httpcore
+from huggingface_hub import hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._http import default_client_factory
 from tqdm import tqdm
 
-from app.core import storage
+from app.core import addresses, storage
 from app.core.config import get_settings
 from app.core.errors import Unavailable
 from app.core.work import Lease
@@ -23,6 +27,33 @@ HubFile = tuple[str, int, str]
 def endpoint() -> str | None:
     """The server to ask; None for the Hugging Face hub."""
     return get_settings().hub_endpoint or None
+
+
+def _client() -> Any:
+    """The library's own client, which follows redirects: but never from the hub into a private network."""
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "request": [*hooks.get("request", []), _require_public]}
+    return client
+
+
+def _require_public(request: Any) -> None:
+    """Raises Unavailable. The server that the operator named may be anywhere; behind a proxy the proxy decides."""
+    host = request.url.host
+    if host == urlsplit(endpoint() or "https://huggingface.co").hostname or getproxies():
+        return
+    try:
+        addresses.resolved(host, request.url.port or 443)
+    except addresses.Forbidden as error:
+        raise Unavailable(
+            f"The hub sent us to {host}, which is inside a private network, so we do not fetch from it. Whoever runs "
+            "this server can open the network with GPT_BUILDER_FETCH_NETWORKS."
+        ) from error
+    except httpcore.ConnectError as error:
+        raise OSError(str(error)) from error
+
+
+set_client_factory(_client)
 
 
 def licence_of(info: Any) -> str:

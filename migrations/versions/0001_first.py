@@ -711,6 +711,7 @@ def upgrade() -> None:
         sa.Column("user_id", sa.String(length=20), nullable=False),
         sa.Column("filename", sa.String(length=255), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=100), nullable=False),
         sa.Column("offset_bytes", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("file_id", sa.String(length=20), nullable=True),

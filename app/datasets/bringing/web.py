@@ -15,9 +15,11 @@ from app.core.errors import Invalid, TooLarge, Unavailable
 
 REDIRECT_LIMIT = 5
 TOTAL_S = 6 * 3600.0
-# A body that trickles in slower than this after the first minute is given up.
-PATIENCE_S, LEAST_BYTES_PER_S = 60.0, 2000
+# Packed answers, which were not asked for: one packing that is known, and not much more inside than arrived.
+_PACKINGS = ("", "identity", "gzip", "x-gzip", "deflate")
+RATIO_LIMIT, RATIO_FROM_BYTES = 100, 64 << 20
 _CHUNK = 1 << 18
+_TOO_SLOW = "It arrives too slowly. What came is kept; try it again later."
 _NO_TEXT = ("image/", "video/", "audio/", "font/")
 Tell = Callable[[int, int], None]
 
@@ -65,14 +67,11 @@ def opened(client: httpx.Client, address: str, headers: dict[str, str] | None = 
 
 def _out_of_reach(error: Exception, address: str) -> Invalid | Unavailable:
     host = urlsplit(address).hostname
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, addresses.Forbidden) or "not a public address" in str(cause):
-            return Invalid(
-                f"{host} is inside a private network, so we do not fetch from it. Whoever runs this server can open "
-                "the network with GPT_BUILDER_FETCH_NETWORKS."
-            )
-        cause = cause.__cause__ or cause.__context__
+    if addresses.is_refusal(error):
+        return Invalid(
+            f"{host} is inside a private network, so we do not fetch from it. Whoever runs this server can open "
+            "the network with GPT_BUILDER_FETCH_NETWORKS."
+        )
     return Unavailable(f"{host} cannot be reached. Check the address and the connection.")
 
 
@@ -121,15 +120,20 @@ def page(client: httpx.Client, address: str, limit: int) -> tuple[int, str, byte
 
 def _patiently(response: httpx.Response, limit: int) -> Iterator[bytes]:
     began, seen = time.monotonic(), 0
+    if response.headers.get("content-encoding", "").strip().lower() not in _PACKINGS:
+        raise Unavailable("What is at this address is packed in a way that we did not ask for. Fetch it yourself.")
     try:
         for chunk in response.iter_bytes(_CHUNK):
             seen += len(chunk)
-            elapsed = time.monotonic() - began
             if seen > limit:
                 raise TooLarge("What is at this address is over the limit.")
-            if elapsed > TOTAL_S or (elapsed > PATIENCE_S and seen < LEAST_BYTES_PER_S * elapsed):
-                raise Unavailable("It arrives too slowly. What came is kept; try it again later.")
+            if seen > RATIO_FROM_BYTES and seen > RATIO_LIMIT * response.num_bytes_downloaded:
+                raise TooLarge("What is at this address unpacks to more than a hundred times its size.")
+            if time.monotonic() - began > TOTAL_S:
+                raise Unavailable(_TOO_SLOW)
             yield chunk
+    except httpx.ReadTimeout as error:
+        raise Unavailable(_TOO_SLOW) from error
     except httpx.HTTPError as error:
         raise Unavailable("The connection broke. What arrived is kept; try it again.") from error
 
