@@ -15,6 +15,7 @@ from app.datasets.cleaning import STEPS
 from app.datasets.findings import REASONS, Reason
 from app.datasets.mapping import Mapping, column
 from app.datasets.models import CleaningPlan, SourceFile
+from app.datasets.options import ReadOptions
 from app.datasets.plan import Plan
 from app.datasets.reports import PrepareReport, Shown, StepReport
 from app.datasets.shapes import Histogram
@@ -215,6 +216,20 @@ def finding_cards(findings: list[Any], file: SourceFile) -> list[dict[str, Any]]
     return cards
 
 
+def settled(cards: list[dict[str, Any]], file: SourceFile) -> list[dict[str, str]]:
+    """Choices in force whose problem they made vanish, so that no finding has their buttons; `usual` takes one back."""
+    at_hand = {fix["name"] for card in cards for fix in card["fixes"]}
+    usual = ReadOptions().model_dump(include=set(_SETTLED))
+    return [
+        {"title": REASONS[code].title, "label": fix.label, "name": name, "usual": usual[name]}
+        for name, code in _SETTLED.items()
+        for fix in REASONS[code].fixes
+        if name not in at_hand and fix.name == name and file.options.get(name, usual[name]) == fix.value != usual[name]
+    ]
+
+
+# The options that can leave nothing to find, each with the problem that it settles.
+_SETTLED = {"open_quotes": "quote.unclosed", "mistyped_columns": "key.unknown"}
 REPAIR_WORDS = {
     "context": "Keep the first turn, not learned",
     "drop": "Leave the turn out",

@@ -335,3 +335,18 @@ def test_open_fixes_are_said_before_it_is_ready(ana):
     badge = page.split('id="data-state"')[1].split("</span>")[0]
     assert "Look at the mapping" in badge or "open" in badge
     assert 'href="/' in badge
+
+
+def test_a_fix_that_leaves_nothing_to_find_can_be_taken_back(ana):
+    file_id = bring(ana, FIXTURES / "messy_made" / "ragged.csv")
+    assert "A quote that is never closed (1)" in get(ana, f"/files/{file_id}")
+    post(ana, f"/files/{file_id}/reading", open_quotes="repair")
+    work()
+    page = get(ana, f"/files/{file_id}")
+    assert "A quote that is never closed (1)" not in page
+    assert "Take it back" in page
+    post(ana, f"/files/{file_id}/reading", open_quotes=re.search(r'name="open_quotes" value="(\w+)"', page)[1])
+    work()
+    page = get(ana, f"/files/{file_id}")
+    assert "A quote that is never closed (1)" in page
+    assert "Take it back" not in page
