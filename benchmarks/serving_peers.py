@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 Ids = list[list[int]]
 
@@ -44,10 +43,12 @@ class Transformers:
 
     def continuous(self, prompts: Ids, tokens: int) -> int:
         """transformers' continuous batching."""
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
+        # Without a bound it takes most of the machine's free memory for its cache.
+        size = ContinuousBatchingConfig(block_size=32, num_blocks=256, max_batch_tokens=512)
         config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        found = self.plain.generate_batch(prompts, generation_config=config)
+        found = self.plain.generate_batch(prompts, generation_config=config, continuous_batching_config=size)
         said = sum(len(one.generated_tokens) for one in found.values())
         if not said:
             raise RuntimeError("it made no token")
@@ -85,6 +86,7 @@ class LlamaCpp:
     """llama.cpp's own HTTP server from the xllamacpp wheel, on a q8_0 file that our export wrote."""
 
     def __init__(self, folder: Path, home: Path, slots: int, threads: int, context: int) -> None:
+        import httpx
         import xllamacpp
 
         settings: Any = xllamacpp.CommonParams()
@@ -92,17 +94,17 @@ class LlamaCpp:
         settings.n_ctx, settings.n_parallel = context * slots, slots
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(settings)
+        self._client = httpx.Client(base_url=self._server.listening_address, timeout=600)
 
     def answer(self, ids: list[int], tokens: int) -> int:
-        """One answer over HTTP, of exactly so many tokens."""
-        asked = {"prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-        request = Request(
-            self._server.listening_address + "/completion",
-            json.dumps(asked).encode(),
-            {"content-type": "application/json"},
-        )
-        with urlopen(request, timeout=600) as response:
-            return int(json.load(response)["tokens_predicted"])
+        """One answer over HTTP, of exactly so many tokens, streamed as ours is."""
+        asked = {
+            "prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
+            "stream": True,
+        }  # fmt: skip
+        with self._client.stream("POST", "/completion", json=asked) as response:
+            last = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")][-1]
+        return int(last["tokens_predicted"])
 
 
 def _gguf(folder: Path, home: Path) -> Path:

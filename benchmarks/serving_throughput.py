@@ -2,8 +2,9 @@
 
 Random weights, prompts of 128 tokens, 128 new ones, greedy; contenders take turns and medians are compared. HTTP on
 neither side, but against llama.cpp on both. `--cpu` counts processor seconds of this process instead of the clock, for
-a machine that is busy with other work, and leaves out llama.cpp, which works in threads of its own. `--quick` takes the
-small model and a third of the tokens, and leaves out llama.cpp. Ends with 1 when a bar is missed.
+a machine that is busy with other work; of the rows over HTTP it counts the server's process too. `--quick` takes the
+small model and a third of the tokens, and leaves out llama.cpp; `--http` runs nothing but the rows against it.
+Ends with 1 when a bar is missed.
 """
 
 import argparse
@@ -114,7 +115,9 @@ def together(models: list[Any], prompts: list[list[int]], tokens: int) -> int:
     return said
 
 
-def compare(row: str, contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+def compare(
+    row: str, contenders: dict[str, Callable[[], int]], rounds: int, clock: Callable[[], float] = clock
+) -> dict[str, float]:
     """Tokens a second of each, medians of rounds in which they take turns; who cannot run is told and left out."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -247,6 +250,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--http", action="store_true", help="nothing but the rows against llama.cpp")
     parser.add_argument("--only", choices=SHAPES, help="one model")
     parser.add_argument("--tokens", type=int, help="new tokens of each answer")
     parser.add_argument("--rounds", type=int, default=3)
@@ -276,7 +280,7 @@ def main() -> int:
 def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -> list[str]:
     """Every row of one model; the bars that were missed."""
     from app.contracts.recipe import ModelFiles, Overlay
-    from benchmarks.serving_peers import LlamaCpp, Transformers, at_once
+    from benchmarks.serving_peers import Transformers
     from worker.engine.generate import lay, load
     from worker.engine.precision import quantise
 
@@ -286,8 +290,12 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     files = ModelFiles(base_dir=str(folder))
     models = {wanted: load(files, precision=wanted) for wanted in ("fp32", "bf16")} | {"int8": load(files)}
     quantise(models["int8"].model)  # random weights would not pass the comparison that `load` makes
-    ids = models["fp32"].tokenizer.encode(_text()[:60_000]).ids
+    tokenizer = models["fp32"].tokenizer
+    ids = tokenizer.encode(_text()[:60_000]).ids
     prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]
+    texts = [tokenizer.decode(prompt) for prompt in prompts]
+    if arguments.http:
+        return judged(name, over_http(folder, home, prompts, texts, tokens, arguments))
     beside = {
         precision: [
             lay(base, ModelFiles(base_dir=str(folder), overlays=[Overlay(kind="lora", dir=str(a))]), str(a))
@@ -341,26 +349,55 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     )
     missed += [f"{name} adapter {adapter_s:.2f} s"] if adapter_s > 0.3 else []
     missed += [f"{name} model {whole_s:.2f} s"] if whole_s > 2 else []
-    if not (arguments.quick or IS_CPU):
-        served = Served(folder, home, arguments.threads, "int8")
-        texts = {tuple(p): models["fp32"].tokenizer.decode(p) for p in prompts}
-        try:
-            llama: Any = LlamaCpp(folder, home, 8, arguments.threads, 512)
-        except Exception as error:
-            print(f"  llama.cpp not run: {type(error).__name__}: {str(error)[:160]}")
-            llama = None
-        # Random weights may fail the comparison that the server makes; the row says what they got.
-        served.answer("Who is there?", 1)
-        contenders = {f"ours {served.precision}": lambda ids, count: served.answer(texts[tuple(ids)], count)}
-        if llama is not None:
-            contenders["llama.cpp q8_0"] = llama.answer
-        try:
-            for row, some in (("http", prompts), ("http, one stream", prompts[:1])):
-                work = {n: (lambda f=f, some=some: at_once(f, some, tokens)) for n, f in contenders.items()}
-                rows[row] = compare(row, work, rounds)
-        finally:
-            served.process.terminate()
-            served.process.wait(20)
+    if not arguments.quick:
+        rows |= over_http(folder, home, prompts, texts, tokens, arguments)
+    return missed + judged(name, rows)
+
+
+def over_http(
+    folder: Path, home: Path, prompts: list[list[int]], texts: list[str], tokens: int, arguments: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """The rows against llama.cpp, each with its own HTTP server."""
+    import psutil
+
+    from benchmarks.serving_peers import LlamaCpp, at_once
+
+    served = Served(folder, home, arguments.threads, "int8")
+    try:
+        llama: Any = LlamaCpp(folder, home, 8, arguments.threads, 512)
+    except Exception as error:
+        print(f"  llama.cpp not run: {type(error).__name__}: {str(error)[:160]}")
+        llama = None
+    # Random weights may fail the comparison that the server makes; the row says what they got.
+    served.answer("Who is there?", 1)
+    by_ids = {tuple(ids): text for ids, text in zip(prompts, texts, strict=True)}
+    contenders = {f"ours {served.precision}": lambda ids, count: served.answer(by_ids[tuple(ids)], count)}
+    if llama is not None:
+        contenders["llama.cpp q8_0"] = llama.answer
+    child = psutil.Process(served.process.pid)
+
+    def both() -> float:
+        """Seconds of this process, where llama.cpp and the clients are, and of our server."""
+        return clock() + (sum(child.cpu_times()[:2]) if IS_CPU else 0)
+
+    try:
+        return {
+            row: compare(
+                row,
+                {n: (lambda f=f, some=some: at_once(f, some, tokens)) for n, f in contenders.items()},
+                arguments.rounds,
+                both,
+            )
+            for row, some in (("http", prompts), ("http, one stream", prompts[:1]))
+        }
+    finally:
+        served.process.terminate()
+        served.process.wait(20)
+
+
+def judged(name: str, rows: dict[str, dict[str, float]]) -> list[str]:
+    """The bars that were missed."""
+    missed = []
     for (row, contender, other), bar in BARS.items():
         found = rows.get(row, {})
         if contender in found and other in found:

@@ -33,7 +33,7 @@ from app.evaluations.baselines import Nearest, majority
 from app.evaluations.statistics import wilson
 from starter.build import SCHEMA
 from worker.engine.control import NoCommands
-from worker.engine.generate import Generation, load
+from worker.engine.generate import Generation, Loaded, load
 from worker.engine.slots import Slots
 from worker.engine.train import train
 
@@ -108,9 +108,9 @@ def tune(spec: RecipeSpec, base: Path, data: Path, out: Path) -> tuple[ModelFile
     return ModelFiles(base_dir=str(base), overlays=[Overlay(kind="lora", dir=str(out / "model"))]), *spent, steps
 
 
-def answers(files: ModelFiles, questions: list[str]) -> list[str]:
-    """Greedy answers, made together."""
-    loaded = load(files)
+def answers(files: ModelFiles, questions: list[str], loaded: Loaded | None = None) -> list[str]:
+    """Greedy answers, made together; `loaded`: the model, where it is in memory."""
+    loaded = loaded or load(files)
     slots, waiting, said = Slots(loaded), list(enumerate(questions)), [""] * len(questions)
     places: dict[int, int] = {}
     while waiting or slots.answers:
