@@ -195,16 +195,18 @@ def _parsed(line: int, raw: bytes, options: ReadOptions) -> Iterator[Record | Pr
         yield Problem(line, "json.repaired", head, is_kept=True)
         found = json_values.exact(value, doubled)
     else:
-        found = json_values.kept(raw, value, options) if isinstance(value, dict) else json_values.Kept(value)
+        if not isinstance(value, dict):
+            yield Problem(line, "json.not_object", head)
+            return
+        if json_values.is_whole(raw, value):
+            yield Record(line, value)
+            return
+        found = json_values.kept(raw, options)
     notes = json_values.problem_notes(found, options)
     for code, note, is_kept in notes:
         yield Problem(line, code, head, note, is_kept=is_kept)
-    if not all(is_kept for _code, _note, is_kept in notes):
-        return
-    if isinstance(found.value, dict):
+    if all(is_kept for _code, _note, is_kept in notes):
         yield Record(line, found.value)
-    else:
-        yield Problem(line, "json.not_object", head)
 
 
 def repaired(raw: bytes, paired: json_values.Pairing) -> dict[str, Any] | None:

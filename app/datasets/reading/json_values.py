@@ -30,10 +30,8 @@ class Kept:
     doubled: list[str] = field(default_factory=list)
 
 
-def kept(raw: bytes, value: Any, options: ReadOptions) -> Kept:
-    """`value`, as the quick parser read it from `raw`, or the same with everything that it dropped."""
-    if _is_whole(raw, _keys(value)):
-        return Kept(value)
+def kept(raw: bytes, options: ReadOptions) -> Kept:
+    """The value in `raw` with everything that the quick parser drops."""
     doubled: list[str] = []
     return exact(json.loads(raw, object_pairs_hook=pairing(options, doubled), parse_int=_whole), doubled)
 
@@ -49,8 +47,12 @@ def pairing(options: ReadOptions, doubled: list[str]) -> Pairing:
     return lambda pairs: _paired(pairs, options, doubled)
 
 
-def _is_whole(raw: bytes, keys: int) -> bool:
-    """Whether `raw` proves to have no more keys than were read: no more colons, or no more quotes before one."""
+def is_whole(raw: bytes, value: dict[str, Any]) -> bool:
+    """Whether `value`, as the quick parser read it from `raw`, is proved to have lost nothing.
+
+    The proof: no more colons than keys that were read, or no more quotes before one.
+    """
+    keys = _keys(value)
     if raw.count(b":") == keys:
         return True
     if b"\\" in raw and b'\\\\"' in raw:
