@@ -45,7 +45,7 @@ def write_version(texts: Iterator[str], folder: Path) -> None:
     from app.datasets.freezing import FROZEN
 
     folder.mkdir(parents=True)
-    rows = [
+    rows: list[dict[str, object]] = [
         {"_rid": i, "split": "train" if i % 20 else "validation", "kind": "text", "messages": [], "text": text,
          "meta": "{}"}
         for i, text in enumerate(texts)
