@@ -100,11 +100,11 @@ def _fitted(
         problems.append((line.code, ""))
         keep = options.wrong_encoding == "repair"
     if len(cells) < len(header):
-        problems.append(("row.short", f"{len(cells)} of {len(header)}"))
+        problems.append(("row.short", f"{len(cells)} cells, {len(header)} columns"))
         keep = keep and options.short_rows == "pad"
         cells = cells + [""] * (len(header) - len(cells))
     elif len(cells) > len(header):
-        problems.append(("row.long", f"{len(cells)} of {len(header)}"))
+        problems.append(("row.long", f"{len(cells)} cells, {len(header)} columns"))
         keep = keep and options.long_rows != "skip"
         if options.long_rows == "join":
             last = len(header) - 1
