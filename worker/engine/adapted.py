@@ -16,7 +16,7 @@ class AdaptedLinear(Linear):
         base, active = self.get_base_layer(), self.active_adapters
         is_other = self.disable_adapters or self.merged or len(active) != 1 or base.weight.requires_grad
         if args or kwargs or is_other:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **kwargs)
         adapter = active[0]
         a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         out: Tensor = _Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[adapter])
