@@ -130,7 +130,14 @@ def make_engine(url: str) -> Engine:
     def _configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        # What is deleted is overwritten with zeros: a forgotten source must not be found in the file.
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=30000",
+            "secure_delete=ON",
+        ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -162,6 +169,20 @@ def forget_engine() -> None:
         get_engine().dispose()
     _sessions.cache_clear()
     get_engine.cache_clear()
+
+
+def empty_log() -> None:
+    """On SQLite, bring the write-ahead log into the database and empty it: old pages in it hold what was deleted.
+
+    Whoever still reads keeps it from being emptied now; the next checkpoint does it then.
+    """
+    if get_engine().dialect.name != "sqlite":
+        return
+    connection = get_engine().raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import threading
 
-from app.core.db import reading
+from app.core.db import empty_log, reading
 from app.core.work import claim, working
 from app.drafting import service as drafting
 from app.sources import erasing, service
@@ -28,4 +28,5 @@ def forget(forgetting_id: str) -> bool:
         with lease.write() as session:
             drafting.forget(session, row.report["files"])
         erasing.erase(lease, row)
+        empty_log()
     return True

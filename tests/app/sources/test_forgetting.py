@@ -167,7 +167,9 @@ def test_what_came_of_a_source_is_followed_through_versions_and_models(ana):
     assert erasing.is_erased(row)
     assert not (get_settings().home_dir / "browsing" / first.id).exists()
     left = [p for p in get_settings().home_dir.rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
-    left = [p for p in left if not p.name.startswith("gpt-builder.db")]
+    database = [p for p in left if p.name.startswith("gpt-builder.db")]
+    assert not [p for p in database if b"a passage of the secret" in p.read_bytes()], "deleted rows are overwritten"
+    left = [p for p in left if p not in database]
     assert {p.relative_to(get_settings().home_dir).parts[1] for p in left} <= {other, "models"}, left
     assert storage.version_dir(clean.id).exists()
     prepare()
