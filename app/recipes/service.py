@@ -1,40 +1,22 @@
 """The recipe of a project: what is chosen, what the page shows, and the frozen values that a run starts with."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
-from app.contracts.recipe import Method, Overlay, RecipeSpec
+from app.contracts.recipe import Method, RecipeSpec
 from app.core.errors import Conflict, Invalid, NotFound
 from app.datasets.models import DatasetVersion
 from app.projects import service as projects
-from app.projects.models import Objective, Project
-from app.recipes import bases, calibration, charts, compose, fields, files, new_model, probes
-from app.recipes.base_facts import BaseFacts
+from app.projects.models import Project
+from app.recipes import bases, charts, drafts, fields, files, new_model, probes
 from app.recipes.bases import BaseModel
-from app.recipes.compose import Composed, Version
+from app.recipes.compose import Composed
 from app.recipes.machine import Machine, this_machine
 from app.recipes.models import BaseModelEntry, Probe, RecipeDraft
-from app.recipes.presets import PRESETS, Preset
-
-TUNING: tuple[Method, ...] = ("full", "lora", "last_layers")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The draft, completed with what we would choose."""
-
-    version: Version
-    base: BaseModel | None
-    method: Method
-    preset: Preset
-    overrides: dict[str, Any]
-    method_reason: str = ""
-    needs: dict[str, int] = field(default_factory=dict)
-    recommended_method: str = ""
+from app.recipes.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -47,7 +29,7 @@ class RecipePage:
     machine: Machine
     starter: BaseModel | None
     entries: list[BaseModelEntry]
-    chosen: Chosen | None = None
+    chosen: drafts.Chosen | None = None
     presets: dict[str, Composed] = field(default_factory=dict)
     composed: Composed | None = None
     schedule: dict[str, Any] = field(default_factory=dict)
@@ -68,25 +50,19 @@ class Ready:
     name: str
 
 
-def draft_of(session: Session, project: Project) -> RecipeDraft:
-    """The project's draft; an unsaved one with our choices where there is none yet."""
-    known = session.get(RecipeDraft, project.id)
-    return known or RecipeDraft(project_id=project.id, preset="balanced", choices={}, version_id=None)
-
-
 def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
     """The recipe page of a project."""
     project = projects.get(session, actor, project_id)
-    draft = draft_of(session, project)
-    versions = _versions(session, project)
+    draft = drafts.draft_of(session, project)
+    versions = drafts.versions_of(session, project)
     entries = bases.entries(session, project.workspace_id)
     shown = RecipePage(project, draft, versions, this_machine(), bases.starter(), entries)
-    chosen = _chosen(session, project, draft, versions)
+    chosen = drafts.chosen_of(session, project, draft, versions)
     if chosen is None:
         return shown
-    built: dict[str, Composed] = {preset: _composed(session, project, chosen, preset) for preset in PRESETS}
-    keys = _probe_keys(session, project, chosen, built)
-    built, made = _by_probes(session, project, keys, built)
+    built: dict[str, Composed] = {preset: drafts.composed_of(session, project, chosen, preset) for preset in PRESETS}
+    keys = drafts.probe_keys(session, project, chosen, built)
+    built, made = drafts.by_probes(session, project, keys, built)
     composed = built[chosen.preset]
     return RecipePage(
         project,
@@ -99,7 +75,7 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
         presets=built,
         composed=composed,
         schedule=charts.schedule_path(composed.recipe, composed.estimate.steps),
-        instruction=_instruction(session, project) if composed.recipe.use_instruction else "",
+        instruction=drafts.instruction_of(session, project) if composed.recipe.use_instruction else "",
         probe=made.get(chosen.preset),
         rates=probes.found(session, project.id, "rates", [keys[chosen.preset]]).get(keys[chosen.preset]),
     )
@@ -108,10 +84,10 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
 def try_out(session: Session, actor: Actor, project_id: str, kind: probes.Kind) -> Probe:
     """Ask for a probe of the draft on this machine. Raises Conflict or Invalid with what is missing."""
     project = projects.get(session, actor, project_id, need="editor")
-    chosen = _chosen(session, project, draft_of(session, project), _versions(session, project))
+    chosen = drafts.chosen_of(session, project, drafts.draft_of(session, project), drafts.versions_of(session, project))
     if chosen is None:
         raise Conflict("Freeze a dataset version first: a probe needs the rows that will be learned from.")
-    recipe = _composed(session, project, chosen, chosen.preset).recipe
+    recipe = drafts.composed_of(session, project, chosen, chosen.preset).recipe
     return probes.ask(
         session,
         project_id=project.id,
@@ -119,14 +95,14 @@ def try_out(session: Session, actor: Actor, project_id: str, kind: probes.Kind) 
         recipe=recipe,
         version_id=chosen.version.id,
         base=chosen.base.files if chosen.base else None,
-        instruction=_instruction(session, project) if recipe.use_instruction else "",
+        instruction=drafts.instruction_of(session, project) if recipe.use_instruction else "",
     )
 
 
 def use_rate(session: Session, actor: Actor, project_id: str, probe_id: str) -> RecipeDraft:
     """Take over the learning rate that a range test proposes; Muon's second rate keeps its ratio."""
     project = projects.get(session, actor, project_id, need="editor")
-    draft = _stored(session, project)
+    draft = drafts.stored(session, project)
     probe = session.get(Probe, probe_id)
     if probe is None or probe.project_id != project.id or probe.kind != "rates":
         raise NotFound
@@ -139,29 +115,6 @@ def use_rate(session: Session, actor: Actor, project_id: str, probe_id: str) -> 
     session.flush()
     _drop_idle_overrides(session, actor, project, draft)
     return draft
-
-
-def _probe_keys(session: Session, project: Project, chosen: Chosen, built: dict[str, Composed]) -> dict[str, str]:
-    instruction, base = _instruction(session, project), chosen.base.files if chosen.base else None
-    return {
-        preset: probes.key_of(one.recipe, chosen.version.id, base, instruction if one.recipe.use_instruction else "")
-        for preset, one in built.items()
-    }
-
-
-def _by_probes(
-    session: Session, project: Project, keys: dict[str, str], built: dict[str, Composed]
-) -> tuple[dict[str, Composed], dict[str, Probe]]:
-    """The recipes, each with the estimate of its probe where there is one, and those probes."""
-    made = probes.found(session, project.id, "cost", list(keys.values()))
-    errors: list[float] = []
-    if any(probes.measured(probe) for probe in made.values()):
-        size = next(iter(built.values())).facts.parameters
-        errors = calibration.measured(session, this_machine(), size).probed_errors
-    refined = {
-        preset: probes.refined(one, probes.measured(made.get(keys[preset])), errors) for preset, one in built.items()
-    }
-    return refined, {preset: made[key] for preset, key in keys.items() if key in made}
 
 
 def save(
@@ -183,7 +136,7 @@ def save(
     Raises Invalid with the fields that do not fit; then nothing is kept.
     """
     project = projects.get(session, actor, project_id, need="editor")
-    draft = _stored(session, project)
+    draft = drafts.stored(session, project)
     before = page(session, actor, project_id)
     choices = dict(draft.choices)
     overrides: dict[str, Any] = {} if reset else dict(choices.get("overrides", {}))
@@ -203,10 +156,10 @@ def save(
             raise Invalid(fields={"preset": "Choose quick, balanced or thorough."})
         draft.preset = preset
     if version_id is not None:
-        if version_id not in {version.id for version in _versions(session, project)}:
+        if version_id not in {version.id for version in drafts.versions_of(session, project)}:
             raise Invalid(fields={"version_id": "Choose a frozen version of this project."})
         draft.version_id = version_id
-    if method is not None and method in TUNING:
+    if method is not None and method in drafts.TUNING:
         choices["method"] = method
     if name is not None:
         choices["name"] = name.strip()[:100]
@@ -236,7 +189,7 @@ def choose_base(
     `model` describes a model of this project (keys ref, name, facts, tokenizer_file), given by the runs slice.
     """
     project = projects.get(session, actor, project_id, need="editor")
-    draft = _stored(session, project)
+    draft = drafts.stored(session, project)
     base: dict[str, Any] = {"source": source}
     if source in ("folder", "hub"):
         entry = bases.get_entry(session, project.workspace_id, entry_id or "")
@@ -274,11 +227,11 @@ def adopt(
     Raises Conflict without a frozen version, or without a base that the recipe could tune.
     """
     project = projects.get(session, actor, project_id, need="editor")
-    draft = _stored(session, project)
-    versions = _versions(session, project)
+    draft = drafts.stored(session, project)
+    versions = drafts.versions_of(session, project)
     if version_id in {version.id for version in versions}:
         draft.version_id = version_id
-    chosen = _chosen(session, project, draft, versions)
+    chosen = drafts.chosen_of(session, project, draft, versions)
     if chosen is None:
         raise Conflict("Freeze a dataset version first; then the recipe has something to fit.")
     is_scratch = recipe.method == "scratch"
@@ -302,7 +255,7 @@ def adopt(
 def ready(session: Session, actor: Actor, project_id: str) -> Ready:
     """The draft as a run starts with it. Raises Conflict or Invalid with what is missing."""
     project = projects.get(session, actor, project_id, need="editor")
-    return _ready(session, project, draft_of(session, project), _versions(session, project))
+    return _ready(session, project, drafts.draft_of(session, project), drafts.versions_of(session, project))
 
 
 def proposed(session: Session, actor: Actor, version: DatasetVersion, *, base: dict[str, Any]) -> Ready:
@@ -313,11 +266,11 @@ def proposed(session: Session, actor: Actor, version: DatasetVersion, *, base: d
 
 
 def _ready(session: Session, project: Project, draft: RecipeDraft, versions: list[DatasetVersion]) -> Ready:
-    chosen = _chosen(session, project, draft, versions)
+    chosen = drafts.chosen_of(session, project, draft, versions)
     if chosen is None:
         raise Conflict("Freeze a dataset version first: training needs rows that no longer change.")
-    alone: dict[str, Composed] = {chosen.preset: _composed(session, project, chosen, chosen.preset)}
-    built, _ = _by_probes(session, project, _probe_keys(session, project, chosen, alone), alone)
+    alone: dict[str, Composed] = {chosen.preset: drafts.composed_of(session, project, chosen, chosen.preset)}
+    built, _ = drafts.by_probes(session, project, drafts.probe_keys(session, project, chosen, alone), alone)
     composed = built[chosen.preset]
     base_id = chosen.base.entry_id if chosen.base else None
     if chosen.base is not None and chosen.base.source == "starter":
@@ -330,89 +283,6 @@ def _ready(session: Session, project: Project, draft: RecipeDraft, versions: lis
         estimate=composed.estimate.model_dump(mode="json"),
         name=str(draft.choices.get("name", "")),
     )
-
-
-def _stored(session: Session, project: Project) -> RecipeDraft:
-    draft = draft_of(session, project)
-    session.add(draft)
-    session.flush()
-    return draft
-
-
-def _instruction(session: Session, project: Project) -> str:
-    objective = session.get(Objective, project.id)
-    return objective.system_prompt if objective else ""
-
-
-def _versions(session: Session, project: Project) -> list[DatasetVersion]:
-    query = select(DatasetVersion).where(DatasetVersion.project_id == project.id, DatasetVersion.state == "succeeded")
-    return list(session.scalars(query.where(DatasetVersion.train_rows > 0).order_by(DatasetVersion.number.desc())))
-
-
-def _chosen(session: Session, project: Project, draft: RecipeDraft, versions: list[DatasetVersion]) -> Chosen | None:
-    if not versions:
-        return None
-    row = next((version for version in versions if version.id == draft.version_id), versions[0])
-    objective = session.get(Objective, project.id)
-    instruction = len(objective.system_prompt) if objective else 0
-    version = Version(row.id, row.number, row.kind, row.train_rows, row.validation_rows, row.test_rows, instruction)
-    base = _base(session, project, draft, version)
-    preset = cast(Preset, draft.preset if draft.preset in PRESETS else "balanced")
-    overrides = dict(draft.choices.get("overrides", {}))
-    if base is None:
-        return Chosen(version, None, "scratch", preset, overrides)
-    best, reason, needs = compose.fit_of(base, version, this_machine())
-    asked = draft.choices.get("method")
-    method = cast(Method, asked if asked in TUNING else best)
-    return Chosen(version, base, method, preset, overrides, reason, needs, best)
-
-
-def _base(session: Session, project: Project, draft: RecipeDraft, version: Version) -> BaseModel | None:
-    """The chosen base; by default the starter model for conversations and a new GPT for plain text."""
-    asked = draft.choices.get("base") or {}
-    source = asked.get("source") or ("starter" if version.kind == "chat" else "scratch")
-    if source in ("folder", "hub"):
-        entry = session.get(BaseModelEntry, asked.get("entry_id", ""))
-        if (
-            entry is not None
-            and entry.workspace_id == project.workspace_id
-            and entry.state == "succeeded"
-            and entry.folder
-        ):
-            return bases.of_entry(entry)
-        source = "starter"
-    if source == "model":
-        return BaseModel(
-            source="model",
-            ref=asked["ref"],
-            name=asked["name"],
-            facts=BaseFacts.model_validate(asked["facts"]),
-            tokenizer_file=asked["tokenizer_file"],
-            overlays=[Overlay.model_validate(one) for one in asked.get("overlays", [])],
-        )
-    return bases.starter() if source == "starter" else None
-
-
-def _composed(session: Session, project: Project, chosen: Chosen, preset: Preset) -> Composed:
-    machine = this_machine()
-    proposal = compose.propose(preset, chosen.method, chosen.base, chosen.version, machine)
-    objective = session.get(Objective, project.id)
-    prompts = [str(s.get("question", "")) for s in (objective.samples if objective else [])]
-    size = chosen.base.facts.parameters if chosen.base else _scratch_size(proposal.values)
-    return compose.compose(
-        proposal,
-        chosen.base,
-        chosen.version,
-        machine,
-        overrides=chosen.overrides,
-        sample_prompts=[prompt for prompt in prompts if prompt.strip()][:8],
-        measured=calibration.measured(session, machine, size),
-    )
-
-
-def _scratch_size(values: dict[str, Any]) -> int:
-    shape = values["scratch"]
-    return int(12 * shape["layers"] * shape["width"] ** 2 + shape["vocabulary_size"] * shape["width"])
 
 
 def _changed(composed: Composed, method: Method, values: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -440,10 +310,10 @@ def _changed(composed: Composed, method: Method, values: dict[str, str]) -> tupl
 
 def _drop_idle_overrides(session: Session, actor: Actor, project: Project, draft: RecipeDraft) -> None:
     """Forget changes that equal the proposal, so that the page marks only real ones. Raises Invalid for a bad set."""
-    chosen = _chosen(session, project, draft, _versions(session, project))
+    chosen = drafts.chosen_of(session, project, draft, drafts.versions_of(session, project))
     if chosen is None:
         return
-    composed = _composed(session, project, chosen, chosen.preset)
+    composed = drafts.composed_of(session, project, chosen, chosen.preset)
     kept = {}
     for name, value in chosen.overrides.items():
         if fields.BY_NAME[name].is_for(chosen.method) and value != composed.recommended(name):

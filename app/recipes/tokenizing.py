@@ -8,7 +8,7 @@ from app.accounts.service import Actor
 from app.datasets.browsing.model_view import ReadingModel
 from app.projects import service as projects
 from app.projects.models import Project
-from app.recipes import bases, service
+from app.recipes import bases, drafts
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
 
@@ -20,7 +20,7 @@ def chosen(session: Session, actor: Actor, project_id: str) -> ReadingModel | No
 
 def of_project(session: Session, project: Project) -> ReadingModel | None:
     """The same, for a caller that passed the gate or works for the project."""
-    draft = service.draft_of(session, project)
+    draft = drafts.draft_of(session, project)
     asked = draft.choices.get("base") or {}
     limit = draft.choices.get("overrides", {}).get("max_length_tokens")
     entry = session.get(BaseModelEntry, asked.get("entry_id", ""))

@@ -147,7 +147,8 @@ def test_qlora_is_offered_only_with_a_card_and_refused_without(tuning, monkeypat
     assert answer.status_code == 422
     assert "needs an NVIDIA graphics card" in answer.text
     with_card = this_machine().model_copy(update={"gpu_name": "A card", "gpu_memory_bytes": 2**34})
-    monkeypatch.setattr("app.recipes.service.this_machine", lambda: with_card)
+    for module in ("drafts", "service"):
+        monkeypatch.setattr(f"app.recipes.{module}.this_machine", lambda: with_card)
     assert 'name="lora.four_bit"' in tuning.get(address).text
     assert tuning.post(address, data={**fields, "lora.four_bit": "on", "do": "save"}).status_code == 303
 
@@ -160,7 +161,8 @@ def test_adamw_in_8_bit_is_offered_only_with_a_card_and_refused_without(tuning, 
     assert answer.status_code == 422
     assert "AdamW in 8 bit needs an NVIDIA graphics card" in answer.text
     with_card = this_machine().model_copy(update={"gpu_name": "A card", "gpu_memory_bytes": 2**34})
-    monkeypatch.setattr("app.recipes.service.this_machine", lambda: with_card)
+    for module in ("drafts", "service"):
+        monkeypatch.setattr(f"app.recipes.{module}.this_machine", lambda: with_card)
     text = tuning.get(address).text
     assert "adamw_8bit" in text
     assert tuning.post(address, data={**form_of(text), "optimizer": "adamw_8bit", "do": "save"}).status_code == 303
