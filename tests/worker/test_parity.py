@@ -125,6 +125,7 @@ def test_a_conversation_is_the_same_ids_everywhere(family: str, tmp_path: Path) 
     else:
         gguf_file.write_gguf(single, source.load(single), tmp_path)
         if llama_cpp.is_installed():
-            found["GGUF"] = llama_cpp._Server(tmp_path / "m-f16.gguf", 256).tokens(rendered)
+            asked = [llama_cpp.Asked([], rendered, 0)]
+            found["GGUF"] = llama_cpp.answers(tmp_path / "m-f16.gguf", 256, asked)[0].ids
     assert len(found["chat page"]) > 40
     assert {name: one for name, one in found.items() if one != found["chat page"]} == {}

@@ -21,7 +21,7 @@ from app.text.template import CHATML, PLAIN, ChatTemplate
 from tests.worker.tiny import make_model
 from worker.engine import tokenizer as own_tokenizers
 from worker.engine.errors import BadData
-from worker.engine.export import folders, gguf_file, ollama, source, vocabulary
+from worker.engine.export import folders, gguf_file, llama_cpp, ollama, source, vocabulary
 
 QUESTIONS = ["How do I reset my password?", "Where is my card?", "What is this?", "Please help", "Hi", "12", "é?", "No"]
 
@@ -129,6 +129,16 @@ def test_gguf_holds_the_model(architecture: str, kind: str, tmp_path: Path) -> N
     assert text.startswith("FROM ./warm-")
     assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>' in text
     assert 'SYSTEM """Be kind."""' in text
+
+
+@pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed here")
+def test_what_llama_cpp_does_with_a_bad_file_ends_in_a_sentence(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(BadData, match="could not open the file"):
+        llama_cpp.answers(bad, 64, [llama_cpp.Asked([1], None, 1)])
+    with pytest.raises(BadData, match="did not answer the file within"):
+        llama_cpp.answers(bad, 64, [], patience_s=0.01)
 
 
 def test_a_gguf_file_with_one_wrong_value_is_found_out(llama: Path, tmp_path: Path) -> None:
