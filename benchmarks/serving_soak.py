@@ -112,7 +112,8 @@ def main() -> int:
     arguments = parser.parse_args()
     import psutil
 
-    from benchmarks.serving_throughput import SHAPES, Served, make, make_adapters
+    from benchmarks.serving_models import SHAPES, make, make_adapters
+    from benchmarks.serving_throughput import Served
 
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:

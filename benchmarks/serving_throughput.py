@@ -21,9 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Layers, width, middle, heads, key heads: about 15 and 135 million weights with a vocabulary of 8,192.
-SHAPES = {"15M": (8, 320, 960, 5, 5), "135M": (30, 576, 1536, 9, 3)}
-VOCABULARY, CONTEXT, RANK, ADAPTERS = 8192, 4096, 16, 4
+
+from benchmarks.serving_models import ADAPTERS, SHAPES, make, make_adapters, shakespeare  # noqa: E402
+
 # Least ratio of ours to the peer, by (row, contender, peer); "first token" and "longest wait" are checked below.
 BARS = {
     ("plain", "ours fp32", "one by one"): 3.0,
@@ -39,51 +39,6 @@ BARS = {
 
 IS_CPU = "--cpu" in sys.argv
 clock = time.process_time if IS_CPU else time.perf_counter
-
-
-def make(folder: Path, shape: tuple[int, ...]) -> Path:
-    """A Llama of random weights with a tokenizer of our own, learned from the shipped Shakespeare."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from app.text.template import CHATML
-    from worker.engine import tokenizer as own
-
-    layers, width, middle, heads, key_heads = shape
-    torch.manual_seed(0)
-    tokenizer = own.train_bpe(iter([_text()[:200_000]]), 1024)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=middle, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=CONTEXT,
-        bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", chat_template=CHATML)
-    fast.save_pretrained(folder)
-    return folder
-
-
-def make_adapters(base: Path, home: Path, count: int) -> list[Path]:
-    """Adapters of random weights on every linear layer but the head."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
-    peft, folders = get_peft_model(model, config), []
-    for number in range(count):
-        torch.manual_seed(number)
-        for name, parameter in peft.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
-        folders.append(home / f"adapter{number}")
-        peft.save_pretrained(folders[-1])
-    return folders
-
-
-def _text() -> str:
-    return (ROOT / "app/datasets/samples/shakespeare.txt").read_text()
 
 
 def ours(models: list[Any], prompts: list[list[int]], tokens: int) -> list[Any]:
@@ -291,7 +246,7 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     models = {wanted: load(files, precision=wanted) for wanted in ("fp32", "bf16")} | {"int8": load(files)}
     quantise(models["int8"].model)  # random weights would not pass the comparison that `load` makes
     tokenizer = models["fp32"].tokenizer
-    ids = tokenizer.encode(_text()[:60_000]).ids
+    ids = tokenizer.encode(shakespeare()[:60_000]).ids
     prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]
     texts = [tokenizer.decode(prompt) for prompt in prompts]
     if arguments.http:
