@@ -87,6 +87,20 @@ def test_from_a_dropped_file_to_a_frozen_version(page: Any, ana: tuple[Person, s
     assert len(Path(download.value.path()).read_bytes().splitlines()) == 269
 
 
+def test_a_file_chosen_before_the_script_has_come_is_sent(page: Any, ana: tuple[Person, str], tmp_path: Path) -> None:
+    page.get_by_role("heading", name="Data", exact=True).wait_for()
+    quick = tmp_path / "quick.txt"
+    quick.write_text("Chosen by somebody quick.")
+    held: list[Any] = []
+    page.route("**/elements/up-load*.js*", lambda route: held.append(route))
+    page.goto(page.url, wait_until="commit")
+    page.set_input_files("up-load input[type=file]", str(quick))
+    while not held:
+        page.wait_for_timeout(50)
+    held.pop().continue_()
+    page.get_by_role("link", name="quick.txt", exact=True).wait_for()
+
+
 def test_an_upload_survives_a_reload(page: Any, ana: tuple[Person, str], tmp_path: Path) -> None:
     page.get_by_role("heading", name="Data", exact=True).wait_for()
     big = tmp_path / "big.txt"

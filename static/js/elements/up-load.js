@@ -5,7 +5,8 @@ customElements.define("up-load", class extends HTMLElement {
   connectedCallback() {
     this.list = this.querySelector(".files");
     this.input = this.querySelector("input[type=file]");
-    this.input.onchange = () => (this.take(this.input.files), (this.input.value = ""));
+    this.choose = () => (this.take(this.input.files), (this.input.value = ""));
+    this.input.onchange = this.choose;
     this.surface = this.closest(".card") ?? this;
     this.handlers = {
       dragover: (event) => (event.preventDefault(), this.surface.classList.add("is-dragging")),
@@ -17,6 +18,8 @@ customElements.define("up-load", class extends HTMLElement {
     this.show = () => this.list.replaceChildren(...[...uploads.values()].filter(({ state }) => state !== "done").map((entry) => row(entry, "file")));
     addEventListener("uploads-changed", this.show);
     this.show();
+    // Whoever was quicker than this script has chosen already.
+    this.choose();
   }
   disconnectedCallback() {
     removeEventListener("uploads-changed", this.show);
@@ -51,7 +54,7 @@ function row(entry, className) {
   const tools = make("span", { className: "row row-tight" });
   const button = (text, act) => tools.append(make("button", { type: "button", className: "btn btn-small", textContent: text, onclick: () => act(entry) }));
   if (entry.state === "sending") button("Pause", pause);
-  if (["paused", "failed"].includes(entry.state)) button("Go on", resume);
+  if (entry.upload && ["paused", "failed"].includes(entry.state)) button("Go on", resume);
   if (entry.state !== "done") button("Remove", forget);
   const note = make("small", { textContent: sentence(entry) });
   if (entry.state === "failed") note.className = "tone-bad";

@@ -8,7 +8,9 @@ export async function start(file, { endpoint, metadata, csrf, library, url = nul
   if (["sending", "checking"].includes(uploads.get(id)?.state)) return;
   const entry = { id, file, sent: 0, isChanged, state: "checking", error: "", since: performance.now(), from: 0 };
   uploads.set(id, entry);
-  const mark = await fingerprint(file);
+  changed();
+  const mark = await fingerprint(file).catch(() => null);
+  if (!mark) return Object.assign(entry, { state: "failed", error: "This file cannot be read any more. Remove it here and choose it again." }), changed();
   const fail = (error) => {
     const said = error.originalResponse?.getHeader("X-Error");
     Object.assign(entry, { state: "failed", error: said ? decodeURIComponent(said) : "The connection broke. What was sent is kept." });
@@ -55,7 +57,7 @@ export function pause(entry) {
   changed();
 }
 export function forget(entry) {
-  if (entry.state !== "done") entry.upload.abort(true).catch(() => {});
+  if (entry.state !== "done") entry.upload?.abort(true).catch(() => {});
   uploads.delete(entry.id);
   changed();
 }
