@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Generator
 from functools import lru_cache
+from typing import Any
 
 import httpx
 import orjson
@@ -96,14 +97,8 @@ def score(target: Target, answers: list[str], **prompt: object) -> list[dict[str
         "prompt": prompt.get("prompt") or "",
         "answers": answers,
     }
-    try:
-        response = _sync().post("/score", content=orjson.dumps(body), headers=_JSON, timeout=120)
-    except httpx.TransportError as error:
-        raise Unavailable(_LATE) from error
-    if response.status_code == 422 and "error" in response.json():
-        raise Invalid(response.json()["error"])
-    _check(response.status_code)
-    scores: list[dict[str, float]] = response.json()["scores"]
+    found = _told("/score", body)
+    scores: list[dict[str, float]] = found["scores"]
     return scores
 
 
@@ -115,14 +110,8 @@ def foretell(target: Target, text: str | list[int], top_logprobs: int = 0) -> li
     """
     read = {"text": text} if isinstance(text, str) else {"ids": text}
     body = {"model_ref": target.ref, "files": target.files.model_dump(), "top_logprobs": top_logprobs, **read}
-    try:
-        response = _sync().post("/foretell", content=orjson.dumps(body), headers=_JSON, timeout=120)
-    except httpx.TransportError as error:
-        raise Unavailable(_LATE) from error
-    if response.status_code == 422 and "error" in response.json():
-        raise Invalid(response.json()["error"])
-    _check(response.status_code)
-    return [ReadToken.model_validate(token) for token in response.json()["tokens"]]
+    found = _told("/foretell", body)
+    return [ReadToken.model_validate(token) for token in found["tokens"]]
 
 
 def embed(target: Target, texts: list[str]) -> list[tuple[list[float], int]]:
@@ -131,14 +120,8 @@ def embed(target: Target, texts: list[str]) -> list[tuple[list[float], int]]:
     Raises Unavailable, or Invalid with the server's sentence.
     """
     body = {"model_ref": target.ref, "files": target.files.model_dump(), "texts": texts}
-    try:
-        response = _sync().post("/embed", content=orjson.dumps(body), headers=_JSON, timeout=120)
-    except httpx.TransportError as error:
-        raise Unavailable(_LATE) from error
-    if response.status_code == 422 and "error" in response.json():
-        raise Invalid(response.json()["error"])
-    _check(response.status_code)
-    return [(found["vector"], found["tokens"]) for found in response.json()["vectors"]]
+    found = _told("/embed", body)
+    return [(one["vector"], one["tokens"]) for one in found["vectors"]]
 
 
 def is_ready() -> bool:
@@ -163,3 +146,16 @@ _JSON = {"content-type": "application/json"}
 def _check(status: int) -> None:
     if status != 200:
         raise Unavailable("The model server refused the request. The log says why.")
+
+
+def _told(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the server answers at once. Raises Unavailable, or Invalid with its sentence."""
+    try:
+        response = _sync().post(path, content=orjson.dumps(body), headers=_JSON, timeout=120)
+    except httpx.TransportError as error:
+        raise Unavailable(_LATE) from error
+    if response.status_code == 422 and "error" in response.json():
+        raise Invalid(response.json()["error"])
+    _check(response.status_code)
+    found: dict[str, Any] = response.json()
+    return found
