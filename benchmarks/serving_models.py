@@ -51,4 +51,4 @@ def make_adapters(base: Path, home: Path, count: int) -> list[Path]:
 
 def shakespeare() -> str:
     """The shipped plays, as one text."""
-    return (ROOT / "app/datasets/samples/shakespeare.txt").readshakespeare()
+    return (ROOT / "app/datasets/samples/shakespeare.txt").read_text(encoding="utf-8")
