@@ -94,12 +94,13 @@ class CheckpointDamaged(Contract):
 
 
 class Adjusted(Contract):
-    """A parameter was changed while running."""
+    """A parameter was changed while running. `total_steps`: what the run now has; 0 where nobody said."""
 
     type: Literal["adjusted"] = "adjusted"
     step: int
     name: Literal["learning_rate", "epochs", "evaluate_every_steps"]
     value: float
+    total_steps: int = 0
 
 
 class Warned(Contract):

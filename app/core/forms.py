@@ -6,12 +6,15 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from app.core.numbers import TwoMeanings, decimal
+
 FormModel = TypeVar("FormModel", bound="FormBase")
 _SENTENCES = {
     "missing": "This is needed.",
     "string_too_short": "This is needed.",
     "extra_forbidden": "This field is not known here.",
     "int_parsing": "Write a whole number.",
+    "int_from_float": "Write a whole number.",
     "float_parsing": "Write a number.",
     "finite_number": "Write a finite number.",
     "literal_error": "Choose one of the options.",
@@ -41,6 +44,21 @@ async def form_values(request: Request) -> dict[str, Any]:
 
 
 FormValues = Annotated[dict[str, Any], Depends(form_values)]
+
+
+def as_written(value: Any) -> Any:
+    """A number as people write it, for a form's validator; what is no number is left for its own sentence.
+
+    Raises TwoMeanings, whose sentence is shown.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return decimal(value)
+    except TwoMeanings:
+        raise
+    except ValueError:
+        return value
 
 
 def checked(model: type[FormModel], values: Mapping[str, Any]) -> tuple[FormModel | None, dict[str, str]]:

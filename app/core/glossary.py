@@ -10,6 +10,11 @@ TERMS: dict[str, tuple[str, str]] = {
         "Validation loss",
         "The same surprise, on rows the model never trains on. When it stops falling, more training no longer helps.",
     ),
+    "validation_accuracy": (
+        "Next tokens guessed right",
+        "Of the tokens in rows it never trains on, the share that the model would have written itself. For short "
+        "answers such as labels this comes near to the share of right answers.",
+    ),
     "hesitates": (
         "Hesitates between",
         "Among how many equally likely next words the model would have to guess. It is e to the "

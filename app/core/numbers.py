@@ -1,5 +1,7 @@
-"""Numbers, sizes, times and durations as people read them. Template filters; no state but the locale."""
+"""Numbers, sizes, times and durations as people read them, and numbers as they write them. No state but the locale."""
 
+import math
+import re
 from datetime import UTC, datetime, timedelta
 
 from babel.dates import format_date, format_datetime, format_time
@@ -7,6 +9,39 @@ from babel.numbers import format_compact_decimal, format_decimal, get_group_symb
 
 LOCALE = "en_GB"
 _IS_COMMA = get_group_symbol(LOCALE) == ","
+_BLANKS = re.compile(r"[\s_']")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+_GROUPED_BY_POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+,\d*")
+_TWO_WAYS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
+
+class TwoMeanings(ValueError):
+    """A number whose comma may part thousands or begin the decimals."""
+
+
+def whole(text: str) -> int:
+    """A whole number as people write it: 1000, 1,000 and 1 000. Raises ValueError, also for decimals."""
+    plain = _BLANKS.sub("", text)
+    return int(plain.replace(",", "") if _GROUPED.fullmatch(plain) else plain)
+
+
+def decimal(text: str) -> float:
+    """A number as people write it: 0.5, 0,5, 1,234.5 and 1.234,5. Raises ValueError, also for what is not finite.
+
+    TwoMeanings for 1,000: read as 1 where a thousand was meant, it would change a training without a word.
+    """
+    plain = _BLANKS.sub("", text)
+    if _TWO_WAYS.fullmatch(plain):
+        as_thousands, as_decimals = plain.replace(",", ""), f"{float(plain.replace(',', '.')):g}"
+        raise TwoMeanings(f"This can be read as {as_thousands} or as {as_decimals}. Write it without the comma.")
+    if _GROUPED_BY_POINTS.fullmatch(plain):
+        plain = plain.replace(".", "").replace(",", ".")
+    elif _GROUPED.fullmatch(plain) and ("." in plain or plain.count(",") > 1):
+        plain = plain.replace(",", "")
+    value = float(plain.replace(",", "."))
+    if not math.isfinite(value):
+        raise ValueError("Write a finite number.")
+    return value
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -18,6 +53,12 @@ def number(value: float | None, digits: int = 0) -> str:
         return f"{value:,}"
     pattern = "#,##0" + ("." + "0" * digits if digits else "")
     return format_decimal(value, format=pattern, locale=LOCALE)
+
+
+def counted(count: float, one: str, many: str = "") -> str:
+    """1 step · 3,200 steps · 2.5 passes. `many` where it is not the word with an s."""
+    text = number(count) if count == int(count) else f"{count:g}"
+    return f"{text} {one if count == 1 else many or one + 's'}"
 
 
 def loss(value: float | None) -> str:

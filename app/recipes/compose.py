@@ -1,6 +1,7 @@
 """From choices to a whole recipe: the preset's proposal, what the person changed, checked and explained."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,15 +172,34 @@ def sentences(error: ValidationError) -> dict[str, str]:
         known = fields.BY_NAME.get(name)
         if known is not None:
             allowed = fields.bounds_sentence(known)
-            found[name] = f"{known.label} must be {allowed}." if allowed else f"{known.label}: {item['msg']}."
+            most = (item.get("ctx") or {}).get("max_length") if item["type"] == "too_long" else None
+            what = f"{known.label}: at most {most} of them." if most else f"{known.label}: {item['msg']}."
+            found[name] = f"{known.label} must be {allowed}." if allowed else what
         else:
             message = str(item["msg"]).removeprefix("Value error, ")
             name = "lora.initialisation" if name == "lora" else name
             for part in ("micro_batch_size", "label_smoothing", "learn_from", "heads", "kv_heads", "positions", "norm"):
                 if f"{part} " in message:
                     name = f"scratch.{part}" if f"scratch.{part}" in fields.BY_NAME else part
-            found[name] = f"{message[:1].upper()}{message[1:]}."
+            found[name] = _named(message)
     return found
+
+
+# Parts of a recipe that its own rules name together, as their names stand in them.
+_PAIRED = re.compile(
+    r"\b(micro_batch_size|batch_size|label_smoothing|learn_from|kv_heads|heads|width|positions|norm)\b"
+)
+
+
+def _named(message: str) -> str:
+    """A rule's sentence with the labels of the page in place of the names of the file."""
+
+    def label(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"“{(fields.BY_NAME.get(name) or fields.BY_NAME[f'scratch.{name}']).label}”"
+
+    said = _PAIRED.sub(label, message)
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def fit_of(base: BaseModel, version: Version, machine: Machine) -> tuple[Method, str, dict[str, int]]:

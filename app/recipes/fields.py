@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.contracts.recipe import LoraSpec, Method, RecipeSpec, ScratchSpec
+from app.core.numbers import TwoMeanings, decimal, whole
 
 Kind = Literal["number", "integer", "choice", "flag", "lines", "words"]
 ALL: tuple[Method, ...] = ("lora", "last_layers", "full", "scratch")
@@ -187,9 +188,13 @@ def groups(method: Method, device: str = "cpu") -> dict[str, list[Field]]:
     found: dict[str, list[Field]] = {}
     for field in FIELDS:
         if field.is_for(method) and (device == "cuda" or not field.needs_cuda):
-            offered = tuple(one for one in field.options if device == "cuda" or one[0] not in ONLY_CUDA)
-            found.setdefault(field.group, []).append(replace(field, options=offered))
+            found.setdefault(field.group, []).append(replace(field, options=offered(field, device)))
     return found
+
+
+def offered(field: Field, device: str = "cpu") -> tuple[tuple[str, str], ...]:
+    """The options that work on this kind of device."""
+    return tuple(one for one in field.options if device == "cuda" or one[0] not in ONLY_CUDA)
 
 
 def parse(field: Field, text: str) -> Any:
@@ -207,9 +212,10 @@ def parse(field: Field, text: str) -> Any:
         if text not in dict(field.options):
             raise ValueError(f"{field.label}: choose one of the list.")
         return text
-    plain = text.replace(" ", "").replace("\u00a0", "")
     try:
-        return int(plain.replace(",", "")) if field.kind == "integer" else float(plain.replace(",", "."))
+        return whole(text) if field.kind == "integer" else decimal(text)
+    except TwoMeanings as error:
+        raise ValueError(f"{field.label}: {error}") from None
     except ValueError:
         kind = "a whole number" if field.kind == "integer" else "a number"
         raise ValueError(f"{field.label}: “{text[:40]}” is not {kind}.") from None

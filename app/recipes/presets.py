@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.contracts.recipe import Method, ScratchSpec, total_steps
+from app.core.numbers import counted
 from app.recipes import defaults, estimate
 from app.recipes.base_facts import BaseFacts, from_scratch
 from app.recipes.machine import Machine
@@ -62,9 +63,13 @@ def propose(preset: Preset, method: Method, base: BaseFacts, material: Material,
     values["lora"] = _lora(preset, is_tiny, reasons) if method == "lora" else {}
     if method == "last_layers":
         values["last_layers"] = max(1, min(base.layers, round(base.layers / (2 if is_tiny else 4))))
-        reasons["last_layers"] = (
-            f"The last {values['last_layers']} of {base.layers} layers learn; the others stay as they are."
+        count = values["last_layers"]
+        learn = (
+            f"The last {count} of {base.layers} layers learn"
+            if count > 1
+            else f"The last of {base.layers} layers learns"
         )
+        reasons["last_layers"] = f"{learn}; the others stay as they are."
     kind = defaults.rate_kind(method, initialisation=values["lora"].get("initialisation", "default"))
     values["learning_rate"] = defaults.learning_rate(kind, base.parameters)
     reasons["learning_rate"] = (
@@ -92,7 +97,7 @@ def for_preferences(proposal: Proposal) -> Proposal:
     rate, epochs = proposal.values["learning_rate"] / 10, min(2.0, proposal.values["epochs"])
     reasons = {
         "learning_rate": f"{rate:g}: a tenth of what learning the answers takes; larger steps unlearn how to answer.",
-        "epochs": f"{epochs:g} passes: preferences are soon learned by heart.",
+        "epochs": f"{counted(epochs, 'pass', 'passes')}: preferences are soon learned by heart.",
     }
     return proposal.model_copy(
         update={
@@ -141,13 +146,14 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
     affordable = _BUDGET_S[preset] * speed / tokens
     epochs = max(0.05, min(_PASSES[preset], affordable))
     values["epochs"] = float(f"{epochs:.2g}")
+    passes = counted(values["epochs"], "pass", "passes")
     reasons["epochs"] = (
-        f"{epochs:.2g} passes: all that fits in about {_BUDGET_S[preset] / 60:.0f} minutes here."
+        f"{passes}: all that fits in about {_BUDGET_S[preset] / 60:.0f} minutes here."
         if affordable < _PASSES[preset]
-        else f"{epochs:.2g} passes: up to about four, repeated text is worth nearly as much as new text."
+        else f"{passes}: up to about four, repeated text is worth nearly as much as new text."
     )
     values["batch_size"] = values["micro_batch_size"] = batch
-    reasons["batch_size"] = f"{batch} windows of {context} tokens a step."
+    reasons["batch_size"] = f"{counted(batch, 'window')} of {context} tokens a step."
     values["use_instruction"] = False
     values["optimizer"] = "muon"
     reasons["optimizer"] = "Muon learned clearly more than AdamW in the same time in our measurements from scratch."
@@ -166,13 +172,15 @@ def _finish(values: dict[str, Any], reasons: dict[str, str], preset: Preset, seq
     steps = total_steps(sequences, batch, values["epochs"])
     warmup = min(max(10, round(steps * 0.06)), max(1, steps // 4))
     values["warmup_steps"] = warmup
-    reasons["warmup_steps"] = f"{warmup} of {steps:,} steps, so that the first steps do no harm."
+    reasons["warmup_steps"] = f"{warmup} of {counted(steps, 'step')}, so that the first steps do no harm."
     # A look costs as much as a few steps and writes a checkpoint: short runs take ten of them.
     looks = 10 if steps < 100 else 20
     every = max(1, math.ceil(steps / looks))
     values["evaluate_every_steps"] = every
     words = "ten" if looks == 10 else "twenty"
-    reasons["evaluate_every_steps"] = f"Every {every:,} steps: about {words} looks at rows it does not learn from."
+    reasons["evaluate_every_steps"] = (
+        f"Every {'step' if every == 1 else counted(every, 'step')}: about {words} looks at rows it does not learn from."
+    )
     values["early_stopping"] = True
     values["patience_evaluations"] = 6
     reasons["early_stopping"] = "It stops when six looks in a row bring nothing better, and keeps the best."

@@ -11,9 +11,10 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.datasets.models import DatasetVersion
 from app.projects import service as projects
 from app.projects.models import Project
-from app.recipes import bases, charts, drafts, fields, files, new_model, probes
+from app.recipes import bases, charts, drafts, fields, files, new_model, probes, room
+from app.recipes.base_facts import BaseFacts
 from app.recipes.bases import BaseModel
-from app.recipes.compose import Composed
+from app.recipes.compose import Composed, Version
 from app.recipes.machine import Machine, this_machine
 from app.recipes.models import BaseModelEntry, Probe, RecipeDraft
 from app.recipes.presets import PRESETS
@@ -36,6 +37,9 @@ class RecipePage:
     instruction: str = ""
     probe: Probe | None = None
     rates: Probe | None = None
+    needs: dict[str, int] = field(default_factory=dict)
+    ways: list[room.Way] = field(default_factory=list)
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,19 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
         instruction=drafts.instruction_of(session, project) if composed.recipe.use_instruction else "",
         probe=made.get(chosen.preset),
         rates=probes.found(session, project.id, "rates", [keys[chosen.preset]]).get(keys[chosen.preset]),
+        needs=_needs(shown, chosen.version),
+        ways=room.ways(composed, chosen, shown.machine),
+        refusal=room.refusal(composed, shown.machine),
     )
+
+
+def _needs(shown: RecipePage, version: Version) -> dict[str, int]:
+    """The memory that each base of the picker would take, in bytes, by the value of its card."""
+    bases_ = {"starter": shown.starter.facts} if shown.starter else {}
+    for entry in shown.entries:
+        if entry.state == "succeeded" and "facts" in entry.details:
+            bases_[f"{entry.source}:{entry.id}"] = BaseFacts.model_validate(entry.details["facts"])
+    return {value: room.need_of(facts, version, shown.machine) for value, facts in bases_.items()}
 
 
 def try_out(session: Session, actor: Actor, project_id: str, kind: probes.Kind) -> Probe:
@@ -272,6 +288,8 @@ def _ready(session: Session, project: Project, draft: RecipeDraft, versions: lis
     alone: dict[str, Composed] = {chosen.preset: drafts.composed_of(session, project, chosen, chosen.preset)}
     built, _ = drafts.by_probes(session, project, drafts.probe_keys(session, project, chosen, alone), alone)
     composed = built[chosen.preset]
+    if sentence := room.refusal(composed, this_machine()):
+        raise Conflict(sentence)
     base_id = chosen.base.entry_id if chosen.base else None
     if chosen.base is not None and chosen.base.source == "starter":
         base_id = bases.starter_entry(session, project.workspace_id).id

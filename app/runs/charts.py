@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from app.core.drawing import spark_path
-from app.core.numbers import number
+from app.core.numbers import number, percent
 from app.runs import curves
 
 # metric → label, unit, digits
@@ -15,6 +15,8 @@ SIDE = {
     "grad_norm": ("Gradient norm", "", "gradient_norm"),
     "tokens_per_s": ("Speed", "tokens/s", "token"),
 }
+# Measured at each look instead of at each step: what people can imagine better than a loss.
+AT_LOOKS = {"validation_accuracy": ("Next tokens guessed right", "", "validation_accuracy")}
 # A run that learns from preferences: what counts there comes first.
 OF_PREFERENCES = {
     "preference_accuracy": ("Pairs told rightly apart", "", "preference_accuracy"),
@@ -38,12 +40,18 @@ class SideChart:
     last: str
     last_step: int
 
+    @property
+    def is_at_looks(self) -> bool:
+        """Whether it has a value only where unseen rows were looked at."""
+        return self.name in AT_LOOKS
+
 
 def side_chart(session: Session, run_id: str, name: str, last_step: int) -> SideChart:
-    """The chart of one metric of SIDE, from a few hundred points: as many as its pixels."""
-    label, unit, term = (SIDE | OF_PREFERENCES)[name]
-    series = curves.points(session, run_id, name, every=max(1, math.ceil(last_step / 240)))
+    """The chart of one metric, from a few hundred points: as many as its pixels."""
+    label, unit, term = (SIDE | AT_LOOKS | OF_PREFERENCES)[name]
+    series = curves.points(session, run_id, name, every=1 if name in AT_LOOKS else max(1, math.ceil(last_step / 240)))
     values = [value for _, value in series]
+    shown = percent if name in AT_LOOKS else _figure
     return SideChart(
         name=name,
         label=label,
@@ -51,9 +59,9 @@ def side_chart(session: Session, run_id: str, name: str, last_step: int) -> Side
         term=term,
         path=spark_path(values, WIDTH, HEIGHT),
         area=spark_path(values, WIDTH, HEIGHT, fill=True),
-        least=_figure(min(values, default=None)),
-        greatest=_figure(max(values, default=None)),
-        last=_figure(values[-1] if values else None),
+        least=shown(min(values, default=None)),
+        greatest=shown(max(values, default=None)),
+        last=shown(values[-1] if values else None),
         last_step=series[-1][0] if series else 0,
     )
 

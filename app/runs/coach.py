@@ -10,6 +10,7 @@ from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
+from app.core.numbers import counted
 from app.core.numbers import loss as shown
 from app.runs.curves import Curves, smoothed
 
@@ -71,10 +72,7 @@ def _warming_up(curves: Curves, total_steps: int) -> Verdict:
     done = curves.train[-1][0] if curves.train else 0
     looks = len(curves.val)
     enough = _enough_steps(total_steps)
-    sentence = (
-        f"Too early to judge: {done:,} {'step' if done == 1 else 'steps'} and {looks} "
-        f"{'look' if looks == 1 else 'looks'} at unseen rows so far."
-    )
+    sentence = f"Too early to judge: {counted(done, 'step')} and {counted(looks, 'look')} at unseen rows so far."
     evidence = [f"A verdict needs {enough:,} steps and {MIN_EVALUATIONS} looks, or {2 * MIN_EVALUATIONS} looks."]
     return Verdict("warming_up", "idle", "Warming up", sentence, evidence)
 
@@ -95,14 +93,12 @@ def _learning(curves: Curves) -> Verdict:
         f"Validation loss at the last {len(window)} looks: " + ", ".join(shown(value) for _, value in window) + ".",
         f"Best so far: {shown(best)} at step {best_step:,}.",
     ]
+    ago = counted(last_step - first_step, "step")
     if last < first:
-        sentence = (
-            f"Validation loss fell from {shown(first)} to {shown(last)} in the last {last_step - first_step:,} steps. "
-            "Nothing to do."
-        )
+        sentence = f"Validation loss fell from {shown(first)} to {shown(last)} in the last {ago}. Nothing to do."
         return Verdict("learning", "good", "Learning well", sentence, evidence)
     sentence = (
-        f"Validation loss went from {shown(first)} to {shown(last)} in the last {last_step - first_step:,} steps, "
+        f"Validation loss went from {shown(first)} to {shown(last)} in the last {ago}, "
         "which is within its usual ups and downs. Nothing to do yet."
     )
     return Verdict("wavering", "good", "Learning, with ups and downs", sentence, evidence)
@@ -165,8 +161,8 @@ def _too_slow(curves: Curves, total_steps: int) -> Verdict | None:
     if last < first * 0.98:
         return None
     sentence = (
-        f"Training loss went from {first:.2f} to {last:.2f} in the first {done:,} steps. A higher learning rate "
-        "usually helps."
+        f"Training loss went from {first:.2f} to {last:.2f} in the first {counted(done, 'step')}. "
+        "A higher learning rate usually helps."
     )
     evidence = [f"After {done / total_steps:.0%} of the run the loss has fallen by {max(0.0, 1 - last / first):.1%}."]
     return Verdict("too_slow", "warn", "Learning very slowly", sentence, evidence, ("adjust",))
@@ -298,7 +294,7 @@ def _train_row(curves: Curves) -> HealthRow:
         return _wait("Training loss")
     train = smoothed(curves.train)
     then, now = train[-max(20, len(train) // 4)], train[-1]
-    note = f"{shown(then[1])} → {shown(now[1])} over the last {now[0] - then[0]:,} steps"
+    note = f"{shown(then[1])} → {shown(now[1])} over the last {counted(now[0] - then[0], 'step')}"
     if now[1] < then[1]:
         return {"state": "good", "title": "Training loss is falling", "note": note}
     return {"state": "warn", "title": "Training loss stands still", "note": note}

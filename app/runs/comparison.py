@@ -14,8 +14,9 @@ from app.core.numbers import compact, duration, number, size
 from app.core.numbers import loss as shown_loss
 from app.core.translations import gettext as _
 from app.recipes import fields
-from app.runs import curves, service
+from app.runs import curves, service, verdicts
 from app.runs.models import Model, Run
+from app.runs.view import badge_of
 
 LEAST, MOST = 2, 6
 
@@ -174,7 +175,7 @@ def _result_rows(session: Session, runs: list[Run]) -> list[Row]:
     known = [value for value in losses if value is not None]
     best = frozenset(i for i, value in enumerate(losses) if known and value == min(known))
     return [
-        Row(_("State"), [(run.reason and f"{run.state} ({run.reason})") or run.state for run in runs]),
+        Row(_("State"), [_state(run) for run in runs]),
         Row(_("Lowest validation loss"), [shown_loss(value) for value in losses], best),
         Row(_("at step"), [number(run.best_step) for run in runs]),
         Row(_("Last training loss"), [shown_loss(run.last_loss) for run in runs]),
@@ -185,6 +186,16 @@ def _result_rows(session: Session, runs: list[Run]) -> list[Row]:
         Row(_("Memory"), [size(run.memory_bytes) for run in runs]),
         Row(_("Size of the result"), [size(models[one].size_bytes) if one in models else "–" for one in ids]),
     ]
+
+
+_ENDED = {"completed": _("all steps"), "early_stopped": _("stopped by itself"), "stopped": _("stopped by hand")}
+
+
+def _state(run: Run) -> str:
+    word = badge_of(run)[0]
+    if run.state == "failed":
+        return f"{word}: {verdicts.short(run, curves.Curves())[0].lower()}"
+    return f"{word}: {_ENDED[run.reason]}" if run.state == "succeeded" and run.reason in _ENDED else word
 
 
 def _speed(run: Run) -> str:

@@ -46,6 +46,8 @@ def go_on_slower(session: Session, actor: Actor, run_id: str, *, client_request_
         base_model_id=old.base_model_id,
         parent_model_id=old.parent_model_id,
     )
+    if "learning_rate" in run.adjustments:
+        return run  # a doubled click: the first one has taken everything over
     if run.frozen["spec_sha256"] != old.frozen["spec_sha256"]:
         raise Conflict("Base model or objective have changed since. Start a new run from the recipe page.")
     rate = old.adjustments.get("learning_rate", old.recipe["learning_rate"]) / 2

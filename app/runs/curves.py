@@ -75,6 +75,33 @@ def smoothed(series: Sequence[tuple[int, float]], window: int | None = None) -> 
     return found
 
 
+# Column of the table → metric.
+_COLUMNS = {
+    "training loss": "loss",
+    "validation loss": "validation_loss",
+    "validation accuracy": "validation_accuracy",
+    "validation margin": "validation_margin",
+    "learning rate": "learning_rate",
+    "gradient norm": "grad_norm",
+    "tokens per second": "tokens_per_s",
+    "seconds": "step_s",
+}
+
+
+def as_csv(session: Session, run_id: str) -> str:
+    """All of a run's numbers, a step a line; a column for each metric that it has."""
+    series = {label: dict(points(session, run_id, name)) for label, name in _COLUMNS.items()}
+    labels = [label for label, values in series.items() if values]
+    steps = sorted({step for label in labels for step in series[label]})
+    rows = [",".join(["step", *labels])]
+    rows += [",".join([str(step), *(_cell(series[label].get(step)) for label in labels)]) for step in steps]
+    return "".join(f"{row}\r\n" for row in rows)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.7g}"
+
+
 def history(
     session: Session, run_id: str, names: Sequence[str], *, first: int = 0, last: int = 2**31
 ) -> dict[str, Points]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from app.core.forms import FormBase
+from app.core.forms import FormBase, as_written
 
 
 class AdjustForm(FormBase):
@@ -16,8 +16,8 @@ class AdjustForm(FormBase):
     @field_validator("value", mode="before")
     @classmethod
     def _as_written(cls, value: object) -> object:
-        """A comma is as good as a point."""
-        return value.replace(",", ".").replace(" ", "") if isinstance(value, str) else value
+        """Numbers as people write them; what is none is left for the sentence about it."""
+        return as_written(value)
 
 
 class QueueForm(FormBase):

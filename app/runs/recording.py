@@ -23,6 +23,7 @@ from app.contracts.events import (
 )
 from app.core import events, storage
 from app.core.db import utcnow
+from app.core.numbers import counted
 from app.runs.claim import RunLease
 from app.runs.models import Checkpoint, MetricPoint, Run, SampleAnswer
 from app.runs.states import move, note
@@ -33,8 +34,8 @@ _BROKEN_AT_ONCE = (Started, CheckpointSaved)
 _ROWS_A_STATEMENT = 2000
 _NAMES = {
     "learning_rate": "learning rate",
-    "epochs": "number of epochs",
-    "evaluate_every_steps": "steps between evaluations",
+    "epochs": "passes over the rows",
+    "evaluate_every_steps": "steps between looks at unseen rows",
 }
 
 
@@ -117,6 +118,8 @@ class _Batch:
                 self._damaged(event)
             case Adjusted():
                 value = f"{event.value:g}"
+                if event.total_steps:
+                    self.run.total_steps = event.total_steps
                 note(
                     self.session,
                     self.run.id,
@@ -141,10 +144,13 @@ class _Batch:
         if event.step:
             sentence = f"Resumed at step {event.step} of {event.total_steps}. Nothing was lost."
         else:
-            sentence = f"Training started: {event.train_rows} examples, {event.total_steps} steps, " + (
-                f"{event.trainable_parameters:,} new weights learn beside the {event.parameters:,} of the base."
-                if run.recipe["method"] == "lora"
-                else f"{event.trainable_parameters:,} of {event.parameters:,} weights learn."
+            sentence = (
+                f"Training started: {counted(event.train_rows, 'row')}, {counted(event.total_steps, 'step')}, "
+                + (
+                    f"{event.trainable_parameters:,} new weights learn beside the {event.parameters:,} of the base."
+                    if run.recipe["method"] == "lora"
+                    else f"{event.trainable_parameters:,} of {event.parameters:,} weights learn."
+                )
             )
         run.plan = {**run.plan, **event.model_dump(exclude={"type"}), "pace": None}
         run.total_steps, run.phase = event.total_steps, "training"

@@ -206,6 +206,13 @@ def log_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
     return _download(log_text(session, run), f"run-{run.number}-log.txt", "text/plain")
 
 
+@router.get("/runs/{run_id}/values.csv")
+def values_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Every number of the run by step, for a spreadsheet."""
+    run = service.get(session, actor, run_id)
+    return _download(curves.as_csv(session, run.id), f"run-{run.number}-values.csv", "text/csv")
+
+
 @router.get("/runs/{run_id}/recipe.yaml")
 def recipe_file(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
     run = service.get(session, actor, run_id)
@@ -315,14 +322,15 @@ def move_in_queue(run_id: str, actor: ActorDep, session: SessionDep, values: For
 
 @router.post("/runs/{run_id}/again")
 def again(run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
-    """A new run like this one; `change` is the one repair that the coach proposes."""
+    """A new run like this one; `change` is the one repair that the coach proposes. A doubled click is one run."""
     old = service.get(session, actor, run_id, need="editor")
+    request_id = str(values.get("client_request_id") or new_id())[:64]
     if values.get("change") == "continue":
-        return _to(f"/runs/{continuing.go_on_slower(session, actor, run_id, client_request_id=new_id()).id}")
+        return _to(f"/runs/{continuing.go_on_slower(session, actor, run_id, client_request_id=request_id).id}")
     changes: dict[str, Any] = {}
     if values.get("change") == "slower":
         changes["learning_rate"] = old.recipe["learning_rate"] / 3
     elif values.get("change") == "smaller":
         changes["micro_batch_size"] = verdicts.smaller_part(old.recipe["batch_size"], old.recipe["micro_batch_size"])
-    run = service.retry(session, actor, run_id, client_request_id=new_id(), changes=changes)
+    run = service.retry(session, actor, run_id, client_request_id=request_id, changes=changes)
     return _to(f"/runs/{run.id}")

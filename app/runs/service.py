@@ -177,6 +177,8 @@ def adjust(session: Session, actor: Actor, run_id: str, *, name: str, value: flo
     low, high = ADJUSTABLE[name]
     if not low < value <= high and not (low == value and name == "evaluate_every_steps"):
         raise Invalid(fields={"value": f"Choose a value above {low:g} and up to {high:g}."})
+    if name == "evaluate_every_steps" and value != int(value):
+        raise Invalid(fields={"value": "Write a whole number of steps."})
     run.adjustments = {**run.adjustments, name: value}
     session.flush()
     events.announce(session, f"run:{run.id}", "adjusting", {"name": name, "value": value})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.core.db import utcnow
-from app.core.numbers import duration, later, number, percent
+from app.core.numbers import counted, duration, later, number, percent
 from app.core.numbers import loss as shown
 from app.runs import coach
 from app.runs.coach import Verdict
@@ -127,7 +127,7 @@ def _succeeded(run: Run, curves: Curves, model: Model | None) -> Verdict:
         else ""
     )
     sentence = _ENDED.get(run.reason, "It is done.") + best
-    evidence = [f"It trained for {duration(run.trained_s)} and read {number(run.tokens_seen)} tokens."]
+    evidence = [f"It trained for {duration(run.trained_s)} and read {counted(run.tokens_seen, 'token')}."]
     if curves.val:
         first, last = curves.val[0], curves.best or curves.val[-1]
         evidence.append(f"Validation loss fell from {shown(first[1])} at step {number(first[0])} to {shown(last[1])}.")

@@ -85,6 +85,12 @@ class RunView:
     left_s: float | None = None
     zone_from: int | None = None
     pairs: Pairs | None = None
+    newest_number: int = 0
+
+    @property
+    def again_id(self) -> str:
+        """What a form for another run like this one is sent with: the same until a run was started in the project."""
+        return f"{self.run.id}-{self.newest_number}"
 
     @property
     def recipe(self) -> RecipeSpec:
@@ -158,10 +164,12 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
     turn = queue_turns(session).get(run.id) if run.state == "queued" else None
     place, starts_in = (turn.place, turn.starts_in_s) if turn else (None, None)
     log = _log(session, run.id, level)
-    verdict = verdicts.of(run, shown, checkpoints, model, log, place=place, starts_in_s=starts_in)
-    side, pairs = list(charts.SIDE), None
+    # The verdict reads the whole diary: warnings alone would make a healthy run look as if it stood still.
+    told = _log(session, run.id, "") if level else log
+    verdict = verdicts.of(run, shown, checkpoints, model, told, place=place, starts_in_s=starts_in)
+    side, pairs = [*charts.AT_LOOKS, *charts.SIDE], None
     if run.recipe.get("learn_from") == "preferences":
-        side = [*charts.OF_PREFERENCES, *side]
+        side = [*charts.OF_PREFERENCES, *charts.SIDE]
         pairs = _pairs(session, run)
         if run.state in ("running", "succeeded"):
             verdict = coach.of_preferences(verdict, pairs.accuracy, pairs.margin)
@@ -182,6 +190,7 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
         left_s=left_s(run),
         zone_from=verdicts.zone(run, shown),
         pairs=pairs,
+        newest_number=session.scalar(select(func.max(Run.number)).where(Run.project_id == run.project_id)) or 0,
     )
 
 

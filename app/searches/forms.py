@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from app.core.forms import FormBase
+from app.core.forms import FormBase, as_written
 
 
 class SearchForm(FormBase):
@@ -19,10 +19,8 @@ class SearchForm(FormBase):
     @field_validator("points", "budget_runs", "budget_hours", mode="before")
     @classmethod
     def _as_written(cls, value: Any) -> Any:
-        """Empty is nothing, and a comma is as good as a point."""
-        if isinstance(value, str):
-            value = value.replace(",", ".").replace(" ", "")
-        return value or None
+        """Empty is nothing; numbers as people write them."""
+        return as_written(value) or None
 
     @field_validator("points", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from app.core.web import SessionDep
 from app.projects import service as projects
 from app.recipes import fields
 from app.recipes import service as recipes
+from app.recipes.machine import this_machine
 from app.searches import service, space
 from app.searches.forms import SearchForm
 from app.searches.view import view
@@ -48,7 +49,7 @@ def _form(
         ready = recipes.ready(session, actor, project_id)
     except (Conflict, Invalid) as error:
         return render(request, "searches/new.html", project=project, stage="recipe", missing=error.sentence)
-    offered = space.offered(ready.recipe)
+    offered = space.offered(ready.recipe, this_machine().device)
     return render(
         request,
         "searches/new.html",
@@ -88,7 +89,7 @@ def start(request: Request, project_id: str, actor: ActorDep, session: SessionDe
                 actor,
                 project_id=project_id,
                 ready=ready,
-                space=space.read(ready.recipe, values),
+                space=space.read(ready.recipe, values, this_machine().device),
                 way=form.way,
                 points=form.points,
                 budget_runs=form.budget_runs,

@@ -71,8 +71,8 @@ def rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def offered(recipe: RecipeSpec) -> list[Dimension]:
-    """Every parameter that can be searched for this recipe's method, with a range around its present value."""
+def offered(recipe: RecipeSpec, device: str = "cpu") -> list[Dimension]:
+    """Every parameter that can be searched for this method on this kind of device, with a range around its value."""
     values = recipe.model_dump(mode="json")
     found = []
     for name, scale in SCALES.items():
@@ -80,7 +80,7 @@ def offered(recipe: RecipeSpec) -> list[Dimension]:
         if known is None or not known.is_for(recipe.method):
             continue
         if scale == "choice":
-            found.append(Dimension(name=name, scale=scale, choices=[key for key, _ in known.options]))
+            found.append(Dimension(name=name, scale=scale, choices=[key for key, _ in fields.offered(known, device)]))
             continue
         now = float(fields.get(values, name) or 0)
         low, high = _SUGGESTED.get(name, (now, now))
@@ -94,13 +94,13 @@ def offered(recipe: RecipeSpec) -> list[Dimension]:
     return found
 
 
-def read(recipe: RecipeSpec, form: Mapping[str, Any]) -> list[Dimension]:
+def read(recipe: RecipeSpec, form: Mapping[str, Any], device: str = "cpu") -> list[Dimension]:
     """The ticked parameters of the page's form. Raises Invalid with one sentence a field.
 
     Fields: `vary` (names), `low.NAME`, `high.NAME`, `choices.NAME`.
     """
     ticked = _texts(form.get("vary"))
-    possible = {one.name: one for one in offered(recipe)}
+    possible = {one.name: one for one in offered(recipe, device)}
     found: list[Dimension] = []
     wrong: dict[str, str] = {}
     for name in (one for one in possible if one in ticked):

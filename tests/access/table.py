@@ -134,6 +134,7 @@ TABLE: dict[str, Rule] = {
     "GET /runs/{run_id}/events": viewer(),
     "GET /runs/{run_id}/metrics.json": viewer(),
     "GET /runs/{run_id}/log.txt": viewer(),
+    "GET /runs/{run_id}/values.csv": viewer(),
     "GET /runs/{run_id}/recipe.yaml": viewer(),
     # searches
     "GET /projects/{project_id}/searches": viewer(),

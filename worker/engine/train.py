@@ -153,9 +153,11 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
                 evaluate_now = True
             elif command.name and command.value:
                 value = command.value if command.name != "evaluate_every_steps" else max(1, int(command.value))
+                if getattr(position, command.name) == value:
+                    continue  # said again to a new attempt, whose checkpoint knows it
                 setattr(position, command.name, value)
                 total_steps = max(position.step, recipe.total_steps(len(rows), position.epochs))
-                yield e.Adjusted(step=position.step, name=command.name, value=value)
+                yield e.Adjusted(step=position.step, name=command.name, value=value, total_steps=total_steps)
 
         if position.ending is None and position.step < total_steps:
             step_started = time.monotonic()

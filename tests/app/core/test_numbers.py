@@ -57,6 +57,39 @@ def test_moments_are_said_as_people_say_them() -> None:
     assert numbers.ago(now - timedelta(days=400), now) == "17 October 2025"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.5", 0.5), ("0,5", 0.5), ("1e-4", 1e-4), (" 86 400 ", 86400), ("86,400.5", 86400.5), ("1.234,5", 1234.5),
+     ("1,000,000", 1e6), ("0,001", 0.001), ("12,5", 12.5), ("-3", -3)],
+)  # fmt: skip
+def test_decimals_as_people_write_them(text: str, value: float) -> None:
+    assert numbers.decimal(text) == value
+
+
+def test_a_comma_that_may_part_thousands_is_not_guessed() -> None:
+    with pytest.raises(numbers.TwoMeanings, match=r"as 86400 or as 86\.4"):
+        numbers.decimal("86,400")
+    assert numbers.whole("86,400") == numbers.whole("86 400") == 86400
+
+
+@pytest.mark.parametrize("text", ["2,5", "2.5", "", "many", "1,00", "1e3"])
+def test_what_is_no_whole_number_is_never_read_as_one(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        numbers.whole(text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e999", "", "1,2,3", "x"])
+def test_what_is_no_finite_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"could not convert|finite number"):
+        numbers.decimal(text)
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    assert numbers.counted(1, "step") == "1 step"
+    assert numbers.counted(3200, "step") == "3,200 steps"
+    assert numbers.counted(0.5, "pass", "passes") == "0.5 passes"
+
+
 def test_percent_and_initials() -> None:
     assert numbers.percent(0.474) == "47 %"
     assert numbers.initials("Grandma’s kitchen") == "GK"

@@ -72,9 +72,11 @@ def test_a_change_survives_another_preset_and_can_be_taken_back(page):
         ("epochs", "many", "is not a number"),
         ("epochs", "-1", "more than 0 to 1,000"),
         ("scratch.dropout", "1.5", "from 0 to less than 1"),
-        ("scratch.heads", "3", "must be a multiple of heads"),
+        ("scratch.heads", "3", "“Width” 128 must be a multiple of “Attention heads” 3"),
         ("learning_rate", "nan", "Learning rate"),
-        ("micro_batch_size", "3", "must be a multiple of micro_batch_size"),
+        ("epochs", "1,000", "can be read as 1000 or as 1."),
+        ("scratch.layers", "2,5", "is not a whole number"),
+        ("micro_batch_size", "3", "must be a multiple of “Rows at once” 3"),
         ("max_length_tokens", "100000", "can read at most"),
     ],
 )
@@ -86,6 +88,14 @@ def test_a_value_that_does_not_fit_is_explained_beside_it(page, name, value, sai
     assert said in answer.text
     assert f'value="{value}"' in answer.text, "what was typed stays"
     assert 'aria-invalid="true"' in answer.text
+
+
+def test_too_many_sample_questions_are_counted_for_the_person(page):
+    address = f"/projects/{page.project_id}/recipe"
+    fields = form_of(page.get(address).text)
+    answer = page.post(address, data={**fields, "sample_prompts": "Why?\n" * 9, "do": "save"})
+    assert answer.status_code == 422
+    assert "Sample questions: at most 8 of them." in answer.text
 
 
 def test_a_classic_form_says_which_parts_are_fixed(page):
@@ -166,6 +176,43 @@ def test_adamw_in_8_bit_is_offered_only_with_a_card_and_refused_without(tuning, 
     text = tuning.get(address).text
     assert "adamw_8bit" in text
     assert tuning.post(address, data={**form_of(text), "optimizer": "adamw_8bit", "do": "save"}).status_code == 303
+
+
+def with_memory(monkeypatch, usable_bytes: int) -> None:
+    machine = this_machine().model_copy(update={"memory_bytes": usable_bytes + 3 * 2**29})
+    for module in ("drafts", "service"):
+        monkeypatch.setattr(f"app.recipes.{module}.this_machine", lambda: machine)
+
+
+def test_what_does_not_fit_names_the_nearest_that_does(tuning, monkeypatch):
+    address = f"/projects/{tuning.project_id}/recipe"
+    needs = [int(float(one) * 1e6) for one in re.findall(r"Needs ([\d.]+) MB of", tuning.get(address).text)]
+    full, lora, _last = needs
+    assert lora < full
+    with_memory(monkeypatch, (lora + full) // 2)
+    tuning.post(address, data={**form_of(tuning.get(address).text), "method": "full"})
+    text = tuning.get(address).text
+    assert "This does not fit in memory." in text
+    assert "Start training" in text, "memory is an estimate, and a run goes on with less at once"
+    way = re.search(r'name="method" value="lora">.*?Use LoRA', text, re.S)
+    assert way
+    tuning.post(address, data={**form_of(text), "method": "lora"})
+    assert "This does not fit in memory." not in tuning.get(address).text
+
+
+def test_what_can_never_fit_is_not_queued(tuning, monkeypatch):
+    address = f"/projects/{tuning.project_id}/recipe"
+    machine = this_machine().model_copy(update={"memory_bytes": 2**27})
+    for module in ("drafts", "service"):
+        monkeypatch.setattr(f"app.recipes.{module}.this_machine", lambda: machine)
+    text = tuning.get(address).text
+    assert "It cannot run here." in text
+    assert "Start training" not in text
+    answer = tuning.post(f"/projects/{tuning.project_id}/runs", data={"client_request_id": "one"})
+    assert answer.status_code == 409
+    assert "even one row at a time it needs about" in answer.text
+    with reading() as session:
+        assert session.scalars(select(Run)).all() == []
 
 
 def test_dora_begins_from_zero_by_itself(tuning):

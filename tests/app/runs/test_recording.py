@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import select
 
-from app.contracts.events import CheckpointDamaged, CheckpointSaved, Evaluated, Sample, Started, Step
+from app.contracts.events import Adjusted, CheckpointDamaged, CheckpointSaved, Evaluated, Sample, Started, Step
 from app.core import storage
 from app.core.db import reading, transaction
 from app.core.work import LostLease
@@ -12,6 +12,7 @@ from app.runs.claim import RunLease, claim
 from app.runs.models import Checkpoint, MetricPoint, Run, RunEvent, SampleAnswer
 from app.runs.reconcile import release
 from app.runs.recording import Recorder
+from app.runs.view import badge_of
 from tests.factories import a_recipe, a_world
 
 
@@ -95,6 +96,29 @@ def test_a_second_attempt_counts_its_steps_once(any_database: str) -> None:
         assert (run.trained_s, run.tokens_seen) == (2.5, 50)
         assert session.scalars(select(SampleAnswer)).all() == []
         assert session.scalars(select(Checkpoint.is_best)).all() == [True]
+
+
+def test_another_number_of_passes_moves_the_end_of_the_run(database: object) -> None:
+    with transaction() as session:
+        world = a_world(session)
+        run_id = service.start(
+            session, world.actor, project_id=world.project_id, version_id=world.version_id, recipe=a_recipe(),
+            client_request_id="x",
+        ).id  # fmt: skip
+    claimed = claim(node="here", device="0")
+    assert claimed
+    recorder = Recorder(RunLease(claimed))
+    events = (started(0), *(step(n, 5.0) for n in range(1, 10)),
+              Adjusted(step=9, name="epochs", value=4, total_steps=40), step(10, 5.0))  # fmt: skip
+    for event in events:
+        recorder.take(event)
+    recorder.flush()
+    with reading() as session:
+        run = session.get_one(Run, run_id)
+        # Step 10 was the last of the old plan: it must not look as if nothing followed.
+        assert (run.step, run.total_steps) == (10, 40)
+        assert badge_of(run)[0] == "Training"
+        assert "From step 10 on: passes over the rows 4." in session.scalars(select(RunEvent.sentence)).all()
 
 
 def test_checkpoints_that_nobody_registered_are_dropped(any_database: str) -> None:

@@ -236,10 +236,20 @@ def test_what_the_form_says_is_checked_in_words() -> None:
         ({"vary": "learning_rate", "low.learning_rate": "x", "high.learning_rate": "1"}, "low.learning_rate"),
         ({"vary": "learning_rate", "low.learning_rate": "1", "high.learning_rate": "99"}, "high.learning_rate"),
         ({"vary": "batch_size", "low.batch_size": "4", "high.batch_size": "5"}, "high.batch_size"),
+        ({"vary": "epochs", "low.epochs": "1", "high.epochs": "1e400"}, "high.epochs"),
     ):
         with pytest.raises(Invalid) as caught:
             space.read(recipe, form)
         assert field in caught.value.fields
+
+
+def test_only_what_this_machine_can_train_is_searched() -> None:
+    recipe = a_recipe()
+    assert "adamw_8bit" not in next(one for one in space.offered(recipe) if one.name == "optimizer").choices
+    assert "adamw_8bit" in next(one for one in space.offered(recipe, "cuda") if one.name == "optimizer").choices
+    form = {"vary": "optimizer", "choices.optimizer": ["adamw", "adamw_8bit"]}
+    with pytest.raises(Invalid):
+        space.read(recipe, form)
 
 
 def test_a_budget_is_needed_and_grids_have_a_limit(world: World) -> None:

@@ -1,0 +1,100 @@
+"""The run page as a person uses it: a doubled click, a filtered log, numbers as they are written."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select
+
+from app.core.db import new_id, reading, transaction, utcnow
+from app.runs import service
+from app.runs.models import MetricPoint, Run, RunEvent
+from tests.factories import World, a_recipe, a_world
+from tests.visitors import browser_of, make_person
+
+
+@pytest.fixture
+def world(database: object) -> World:
+    with transaction() as session:
+        return a_world(session)
+
+
+@pytest.fixture
+def browser(app, world):
+    return browser_of(app, make_person(workspace_id=world.workspace_id))
+
+
+def a_run(world: World, state: str = "running", **values: object) -> str:
+    with transaction() as session:
+        run = service.start(
+            session, world.actor, project_id=world.project_id, version_id=world.version_id, recipe=a_recipe(),
+            client_request_id=new_id(),
+        )  # fmt: skip
+        run.state = state
+        for name, value in values.items():
+            setattr(run, name, value)
+        return run.id
+
+
+def forms_to(page: str, action: str) -> list[dict[str, str]]:
+    """The hidden fields of every form that posts there."""
+    forms = re.findall(rf'<form[^>]*action="{action}"[^>]*>(.*?)</form>', page, re.S)
+    return [dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', form)) for form in forms]
+
+
+def test_a_doubled_click_on_run_again_is_one_run(browser, world):
+    old = a_run(world, "cancelled")
+    page = browser.get(f"/runs/{old}").text
+    found = forms_to(page, f"/runs/{old}/again")
+    assert len(found) == 2  # the coach's button, and the menu's
+    places = {browser.post(f"/runs/{old}/again", data=fields).headers["location"] for fields in found * 2}
+    assert len(places) == 1
+    # Whoever comes back later and asks for one more gets one more.
+    fields = forms_to(browser.get(f"/runs/{old}").text, f"/runs/{old}/again")[0]
+    assert browser.post(f"/runs/{old}/again", data=fields).headers["location"] not in places
+    with reading() as session:
+        assert session.scalar(select(func.count()).select_from(Run)) == 3
+
+
+def test_a_log_of_warnings_only_does_not_make_a_healthy_run_stand_still(browser, world):
+    run_id = a_run(world, step=50, total_steps=100, trained_s=50.0)
+    with transaction() as session:
+        old = utcnow() - timedelta(hours=1)
+        session.add(RunEvent(run_id=run_id, at=old, level="warning", kind="warned", sentence="The disk fills up."))
+        session.add(RunEvent(run_id=run_id, at=utcnow(), level="info", kind="saved", sentence="Step 50 is saved."))
+    page = browser.get(f"/runs/{run_id}?log=warning").text
+    assert "The disk fills up." in page
+    assert "Step 50 is saved." not in page
+    assert "No progress for" not in page
+
+
+def test_a_number_with_two_meanings_changes_nothing(browser, world):
+    run_id = a_run(world)
+    for value, said in (("1,000", "can be read as 1000 or as 1."), ("2.5", "whole number"), ("nan", "finite number")):
+        answer = browser.post(f"/runs/{run_id}/adjust", data={"name": "evaluate_every_steps", "value": value})
+        assert answer.status_code == 422
+        assert said in answer.text
+    assert browser.post(f"/runs/{run_id}/adjust", data={"name": "epochs", "value": "2,5"}).status_code == 303
+    with reading() as session:
+        assert session.get_one(Run, run_id).adjustments == {"epochs": 2.5}
+
+
+def test_the_curves_come_as_a_table_for_everybody_who_may_look(app, browser, world):
+    run_id = a_run(world, step=2, total_steps=100)
+    with transaction() as session:
+        for name, step, value in (("loss", 1, 4.5), ("loss", 2, 3.25), ("validation_loss", 2, 3.5)):
+            session.add(MetricPoint(run_id=run_id, name=name, step=step, value=value))
+    reader = browser_of(app, make_person("Vera", "viewer", workspace_id=world.workspace_id))
+    assert f"/runs/{run_id}/values.csv" in reader.get(f"/runs/{run_id}").text
+    answer = reader.get(f"/runs/{run_id}/values.csv")
+    assert answer.text == "step,training loss,validation loss\r\n1,4.5,\r\n2,3.25,3.5\r\n"
+    assert "attachment" in answer.headers["content-disposition"]
+
+
+def test_the_share_of_right_guesses_has_its_curve(browser, world):
+    run_id = a_run(world, step=30, total_steps=100)
+    with transaction() as session:
+        for step, value in ((7, 0.25), (17, 0.5), (27, 0.615)):
+            session.add(MetricPoint(run_id=run_id, name="validation_accuracy", step=step, value=value))
+    page = browser.get(f"/runs/{run_id}").text
+    assert "Next tokens guessed right from 25 % to 62 % until step 27" in page
