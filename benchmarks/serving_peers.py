@@ -117,10 +117,11 @@ def _gguf(folder: Path, home: Path) -> Path:
     from worker.engine import loading
     from worker.engine.export.gguf_file import write_gguf
     from worker.engine.export.source import Source
+    from worker.engine.tokenizer_files import load_tokenizer
 
     files = ModelFiles(base_dir=str(folder))
     order = ExportOrder(kind="gguf_q8_0", files=files, name="peer", prompts=["-"], out_dir=str(home))
-    model, tokenizer = loading.load_model(files, torch.float32), loading.load_tokenizer(folder)
+    model, tokenizer = loading.load_model(files, torch.float32), load_tokenizer(folder)
     template = load_template(folder, tokenizer.get_vocab())
     source = Source(model, tokenizer, template, folder, [2], 2048, [], [])
     write_gguf(order, source, home)

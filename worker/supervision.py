@@ -269,6 +269,7 @@ def order_of(run: Run) -> TrainOrder:
         base=run.frozen["base"],
         data_dir=str(folder),
         out_dir=str(storage.run_dir(run.id)),
+        cache_dir=str(storage.tokens_dir(version_id)),
         resume=True,
         memory_rung=run.plan.get("memory_rung", 0),
         system_prompt=run.frozen["system_prompt"],

@@ -50,6 +50,11 @@ def version_dir(version_id: str) -> Path:
     return versions_dir() / version_id
 
 
+def tokens_dir(version_id: str) -> Path:
+    """Rows of a frozen version as token ids, a folder for each split and way: made again whenever they are missing."""
+    return _below_home("tokens", version_id)
+
+
 def browsing_dir(version_id: str) -> Path:
     """The index of a frozen version's rows: made again whenever it is missing."""
     return _below_home("browsing", version_id)

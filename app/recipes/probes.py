@@ -92,6 +92,7 @@ def ask(
         base=base,
         data_dir=str(storage.version_dir(version_id)),
         out_dir=str(folder_of(probe_id)),
+        cache_dir=str(storage.tokens_dir(version_id)),
         system_prompt=instruction,
         storage_reserve_bytes=get_settings().disk_reserve_bytes,
     )

@@ -43,8 +43,9 @@ def erase(lease: Lease, row: Forgetting) -> None:
         client.unload(f"model:{model_id}")
     folders = [storage.sources_dir(file_id) for file_id in row.report["files"]]
     folders += [storage.version_dir(version_id) for version_id in row.report["versions"]]
-    # The tables of a version keep what its rows say, too.
+    # The tables and the tokens of a version keep what its rows say, too.
     folders += [storage.browsing_dir(version_id) for version_id in row.report["versions"]]
+    folders += [storage.tokens_dir(version_id) for version_id in row.report["versions"]]
     folders += [storage.run_dir(run_id) for run_id in row.report["runs"]]
     folders += [comparison_dir(key).parent for key in comparisons]
     if plan is not None:
@@ -74,6 +75,6 @@ def is_erased(row: Forgetting) -> bool:
     ids = row.report
     paths = [storage.version_dir(v) for v in ids["versions"]]
     home = get_settings().home_dir
-    paths += [home / "browsing" / v for v in ids["versions"]]
+    paths += [home / kept / v for v in ids["versions"] for kept in ("browsing", "tokens")]
     paths += [home / "sources" / f for f in ids["files"]] + [home / "runs" / r for r in ids["runs"]]
     return not any(Path(path).exists() for path in paths)

@@ -110,15 +110,15 @@ def version_of(folder: Path, count: int) -> Path:
 def peer_rows(path: Path, base: Path, version: Path, cache: Path, seed: int) -> Path:
     """The rows as token ids and labels, one JSON object a line, in the order of our first pass."""
     from app.contracts.conversation import Example
-    from worker.engine import loading
     from worker.engine.data import order, tokenised
     from worker.engine.encoding import Encoder
+    from worker.engine.tokenizer_files import load_chat_template, load_tokenizer
 
     def end(ids: dict[str, int]) -> int:
         return ids.get("<|endoftext|>", 2)
 
-    words = loading.load_tokenizer(base)
-    template = loading.load_chat_template(base, words)
+    words = load_tokenizer(base)
+    template = load_chat_template(base, words)
     encoder = Encoder(words, template, end(words.get_vocab(with_added_tokens=True)), False, "")
 
     def encode(row: Example) -> tuple[list[int], list[bool]]:

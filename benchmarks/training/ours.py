@@ -18,11 +18,14 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
 
     from app.contracts.recipe import TrainOrder
+    from worker.engine import tokenising
+
+    order = TrainOrder.model_validate(asked["order"])
+    tokenising.begin(order)  # as `python -m worker.engine` does
     from benchmarks.training import levers
     from worker.engine.control import NoCommands
     from worker.engine.train import train
 
-    order = TrainOrder.model_validate(asked["order"])
     levers.switch_off(asked.get("without", []))
     imported = time.monotonic()
     steps, evaluated, first, wall, cpu = [], [], 0.0, time.monotonic(), time.process_time()

@@ -19,11 +19,11 @@ from app.inference import client
 from app.inference.targets import Target
 from tests.worker.engine import families
 from tests.worker.tiny import TEXTS
-from worker.engine import loading
 from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
 from worker.engine.export import folders, gguf_file, llama_cpp, source
 from worker.engine.generate import fit_prompt, load
+from worker.engine.tokenizer_files import load_chat_template
 
 QUESTION, ANSWER, AGAIN = "Where is my card?\n\n  It's n°7.", "It is on its way.", " Où est-ce? 🧀 "
 
@@ -90,7 +90,7 @@ def test_a_conversation_is_the_same_ids_everywhere(family: str, tmp_path: Path) 
     loaded, target = load(files), Target("model:m", "m", files, "p", "w")
     found: dict[str, list[int]] = {}
 
-    encoder = Encoder(loaded.tokenizer, loading.load_chat_template(base, loaded.tokenizer), 0)
+    encoder = Encoder(loaded.tokenizer, load_chat_template(base, loaded.tokenizer), 0)
     row = Example(rid=1, kind="chat", messages=[*messages, Message(role="assistant", content=ANSWER)])
     ids, learned = encoder.example(row)
     last = len(learned) - learned[::-1].index(True)

@@ -56,6 +56,9 @@ def main() -> int:
 def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, seconds: float) -> int:
     """Do it and write each event as a line to `out`."""
     # Only now: importing torch takes seconds, and a wrong command line should say so at once.
+    from worker.engine import tokenising
+
+    tokenising.begin(order)
     from worker.engine import ranks
     from worker.engine.control import LineCommands
     from worker.engine.errors import DeviceFault, DiskFull, EngineError, is_device_fault, is_disk_full, is_out_of_memory

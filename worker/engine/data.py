@@ -1,8 +1,10 @@
 """Rows of a frozen dataset version as token ids: read, tokenised once, kept as memory maps, put in order."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow.parquet as pq
-import torch
 
 from app.contracts.conversation import Example, Message
 from worker.engine.errors import BadData
@@ -20,6 +21,7 @@ Encode = Callable[[Example], tuple[list[int], list[bool]]]
 Pieces = list[tuple[list[int], list[bool]]]
 # Of a turn, what is learned: its calls of tools stand in its content.
 LEARNED = ("role", "content", "train")
+KEPT_FOLDERS = 12  # of a version's tokens: two for each tokenizer, template and longest row
 CODE_VERSION = 1  # raise when the meaning of the stored tokens changes
 
 
@@ -126,6 +128,8 @@ def tokenised(
     parts = [CODE_VERSION, version, split, max_length, key, *(["pairs"] if pairs else [])]
     name = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
     folder = cache_dir / hashlib.sha256(name).hexdigest()[:32]
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(folder)  # what was asked for last is kept longest
     if not (folder / "info.json").is_file():
         fitted = (
             ((pair[0], *fit_pair(pair, encode, max_length)) for pair in read_pairs(data_dir, split))
@@ -162,6 +166,16 @@ def _store(fitted: Iterator[tuple[Example, Pieces, bool]], folder: Path) -> None
         if not (folder / "info.json").is_file():
             raise
         shutil.rmtree(temporary)
+    _forget_oldest(folder.parent)
+
+
+def _forget_oldest(cache_dir: Path) -> None:
+    """Keep what was asked for last; who reads the others now goes on reading them. Broken-off ones go after a day."""
+    folders = sorted((path.stat().st_mtime, path) for path in cache_dir.iterdir())
+    whole = [path for _, path in folders if not path.name.startswith(".tmp-")]
+    broken = [path for at, path in folders if path.name.startswith(".tmp-") and at < time.time() - 86_400]
+    for path in [*whole[:-KEPT_FOLDERS], *broken]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _open(folder: Path, rows_each: int) -> TokenRows:
@@ -230,6 +244,8 @@ def order(rows: TokenRows, seed: int, epoch: int, chats_last_share: float = 0.0)
 
     With `chats_last_share` the last share of the epoch's tokens comes from conversations only.
     """
+    import torch  # rows become tokens in processes that do without it
+
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     mixed = torch.randperm(len(rows), generator=generator).numpy()
     if not chats_last_share or rows.rows_each > 1:

@@ -2,8 +2,6 @@
 
 import errno
 
-import torch
-
 from app.contracts import events
 
 # What torch's allocators, the C++ library and oneDNN say when memory runs out.
@@ -56,6 +54,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's, CUDA's and the CPU allocator's word for it."""
+    import torch  # rows are read by processes that do without it
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()

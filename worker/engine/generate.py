@@ -22,6 +22,7 @@ from worker.engine.packing import is_packable
 from worker.engine.precision import Precision, applied, join_norms
 from worker.engine.products import join, pack, packs, size_bytes
 from worker.engine.sampling import Chosen, Sampler
+from worker.engine.tokenizer_files import load_tokenizer
 from worker.engine.vocabulary import vocabulary_of
 
 PREFILL_CHUNK = 256  # tokens; other answers wait for at most one chunk
@@ -67,7 +68,7 @@ def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") 
     if is_packable(model):
         join(model)
     folder = _tokenizer_folder(files)
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     got, note = ("bf16", "")
     if device == "cpu":
         model, got, note = applied(model.eval(), tokenizer, precision)
@@ -100,7 +101,7 @@ def lay(base: Loaded, files: ModelFiles, key: str) -> Loaded | None:
     if folder != below:
         name = "tokenizer.json"
         if (folder / name).read_bytes() != (below / name).read_bytes():
-            tokenizer = loading.load_tokenizer(folder)
+            tokenizer = load_tokenizer(folder)
         template = limited(load_template(folder, tokenizer.get_vocab()))
     end_ids = frozenset(loading.end_ids(base.model, tokenizer, folder))
     return replace(

@@ -11,19 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from app.contracts.recipe import ModelFiles, Overlay
-from app.text.template import ChatTemplate, TemplateFault, load_template
 from worker.engine import variants  # noqa: F401  (registers models of our own kind)
 from worker.engine.errors import BadData
 from worker.engine.packing import FAMILIES, NAME
+from worker.engine.tokenizer_files import with_end_token
 
 disable_progress_bar()  # standard error is a log here
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-)
 
 
 def load_model(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
@@ -70,41 +63,10 @@ def apply_overlay(model: PreTrainedModel, overlay: Overlay) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The fast tokenizer of a model folder. Raises BadData when there is none."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise BadData(
-            f"The base model in {folder.name} has no tokenizer.json. Choose a base model with a fast tokenizer."
-        )
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template that goes with a tokenizer, ours where the folder has none."""
-    try:
-        return load_template(folder, tokenizer.get_vocab(with_added_tokens=True))
-    except TemplateFault as fault:
-        raise BadData(str(fault)) from fault
-
-
-def tokenizer_settings(folder: Path) -> dict[str, object]:
-    """tokenizer_config.json, empty when absent."""
-    path = folder / "tokenizer_config.json"
-    return orjson.loads(path.read_bytes()) if path.is_file() else {}
-
-
 def end_ids(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> list[int]:
     """Every token that ends an answer: the model's generation settings, then the tokenizer's end token."""
     found = model.generation_config.eos_token_id if model.generation_config else None
-    ids = list(found) if isinstance(found, list) else [found] if found is not None else []
-    token = tokenizer_settings(folder).get("eos_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    other = tokenizer.token_to_id(str(name)) if name else None
-    return list(dict.fromkeys([*ids, *([other] if other is not None else [])]))
+    return with_end_token(found, tokenizer, folder)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -1,6 +1,5 @@
 """Everything a run needs before its first step: model, tokenizer, learning weights, token rows, prompts."""
 
-import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
@@ -8,21 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
 from app.contracts import events as e
 from app.contracts.conversation import Example, Message
 from app.contracts.recipe import RecipeSpec, TrainOrder
-from app.text.accelerated import SAMPLED_ROWS
 from app.text.template import CHATML
-from worker.engine import loading, methods, optim, scratch
+from worker.engine import loading, methods, optim, scratch, tokenising
 from worker.engine import tokenizer as tokenizers_of_ours
 from worker.engine.answers import LONGEST_ANSWER, Prompt, fits
-from worker.engine.data import Encode, TokenRows, count_rows, read_examples, tokenised
+from worker.engine.data import TokenRows, read_examples
 from worker.engine.devices import Device
-from worker.engine.encoding import Encoder, at_need
+from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
 from worker.engine.generate import Loaded
 from worker.engine.methods import Method
@@ -30,10 +27,9 @@ from worker.engine.methods.four_bit import refuse_elsewhere
 from worker.engine.methods.last_layers import LastLayers, quiet
 from worker.engine.prefix import Prefix
 from worker.engine.prefix import plan as plan_prefix
+from worker.engine.tokenizer_files import load_chat_template, load_tokenizer
 
 TESTED_PROMPTS = 8
-# Fewer rows are encoded sooner than another way of encoding them is proved.
-ACCELERATED_ROWS = 8_000
 SHOWN_CHARACTERS = 60  # of a plain text: how much of it is given as the start to go on from
 
 
@@ -67,7 +63,7 @@ class Material:
 
 def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generator[e.EngineEvent, None, Material]:
     """Load or create, mark what learns, tokenise. Returns Material; raises BadData."""
-    recipe, run_dir, data_dir = order.recipe, Path(order.out_dir), Path(order.data_dir)
+    recipe, data_dir = order.recipe, Path(order.data_dir)
     if recipe.method == "lora" and recipe.lora.four_bit:
         refuse_elsewhere(device)
     optim.refuse_elsewhere(recipe, device.device)
@@ -77,7 +73,7 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
         raise BadData("The recipe needs a base model, and none was given.")
     else:
         tokenizer_dir = Path(order.base.base_dir)
-    tokenizer = loading.load_tokenizer(tokenizer_dir)
+    tokenizer = load_tokenizer(tokenizer_dir)
 
     yield e.Progress(phase="loading")
     if recipe.method == "scratch":
@@ -106,22 +102,11 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     embeddings.add(id(model.get_output_embeddings().weight))
 
-    template = loading.load_chat_template(tokenizer_dir, tokenizer)
-    pairs = recipe.learn_from == "preferences"
-    learn_prompts = recipe.learn_prompts and not pairs
-    encoder = Encoder(tokenizer, template, _text_end(tokenizer, end_ids), learn_prompts, order.system_prompt)
-    limit = min(recipe.max_length_tokens, getattr(model.config, "max_position_embeddings", None) or 2**17)
-    key: dict[str, object] = {
-        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        "template": [encoder.template.source, encoder.template.special_tokens],
-        "learn_prompts": learn_prompts,
-        "system_prompt": order.system_prompt,
-    }
-    cache = Path(order.cache_dir) if order.cache_dir else run_dir / "tokens"
     yield e.Progress(phase="tokenising")
-    encode = _encode(encoder, data_dir)
-    train_rows = tokenised(data_dir, "train", cache, encode, key, limit, pairs=pairs)
-    validation_rows = tokenised(data_dir, "validation", cache, encode, key, limit, pairs=pairs)
+    context = getattr(model.config, "max_position_embeddings", None)
+    asked = tokenising.of(order, tokenizer, load_chat_template(tokenizer_dir, tokenizer), end_ids, context)
+    train_rows, validation_rows = asked.rows()
+    encoder, limit, pairs = asked.encoder, asked.limit, asked.is_of_pairs
     if not len(train_rows) and pairs and not train_rows.skipped_rows:
         raise BadData(
             "No row of this version has a preferred and a rejected answer. Learn from the answers instead, or map the "
@@ -135,9 +120,9 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
     is_chat = bool(train_rows.is_chat.any())
     own = [_own_prompt(text, encoder, is_chat) for text in recipe.sample_prompts]
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    loaded = Loaded(model, tokenizer, template, frozenset(end_ids), limit, size)
-    asked = (_prompt(row, encoder) for row in read_examples(data_dir, "validation"))
-    tests = list(islice((p for p in asked if p and fits(loaded, p, LONGEST_ANSWER)), TESTED_PROMPTS))
+    loaded = Loaded(model, tokenizer, encoder.template, frozenset(end_ids), limit, size)
+    questions = (_prompt(row, encoder) for row in read_examples(data_dir, "validation"))
+    tests = list(islice((p for p in questions if p and fits(loaded, p, LONGEST_ANSWER)), TESTED_PROMPTS))
     prompts = [prompt for prompt in own or tests if fits(loaded, prompt, recipe.sample_max_tokens)]
     prefix = None
     if isinstance(method, LastLayers):
@@ -172,14 +157,6 @@ def _prefix(
     if why_not:
         yield e.Warned(step=0, kind="frozen_layers", message=why_not)
     return prefix
-
-
-def _encode(encoder: Encoder, data_dir: Path) -> Encode:
-    """How rows become tokens: sooner, where there are many and rows from everywhere prove that it is the same."""
-    rows = count_rows(data_dir)
-    if rows < ACCELERATED_ROWS:
-        return encoder.example
-    return at_need(encoder, lambda: islice(read_examples(data_dir, "train"), 0, None, max(1, rows // SAMPLED_ROWS)))
 
 
 def _scratch_tokenizer(order: TrainOrder) -> Generator[e.EngineEvent, None, Path]:
@@ -219,9 +196,3 @@ def _own_prompt(text: str, encoder: Encoder, is_chat: bool) -> Prompt:
     if not is_chat:
         return Prompt(text, text=text)
     return Prompt(text, messages=encoder.with_system([Message(role="user", content=text)]))
-
-
-def _text_end(tokenizer: Tokenizer, end_ids: list[int]) -> int:
-    """The token that closes a plain text: the end of text where the tokenizer has one, else an end of turn."""
-    token = tokenizer.token_to_id(tokenizers_of_ours.END_OF_TEXT)
-    return token if token is not None else end_ids[0]

@@ -118,6 +118,7 @@ def test_what_came_of_a_source_is_followed_through_versions_and_models(ana):
         session.add(Draft(drafting_id="drafted", chunk=0, passage="a passage of the secret"))
     assert ana.get(f"/versions/{first.id}").status_code == 200
     assert list(storage.browsing_dir(first.id).rglob("*")), "the table of a version has an index"
+    (storage.tokens_dir(first.id) / "learn.u8").write_bytes(b"secret")
 
     page = ana.get(f"/sources/{secret}").text
     assert "2 versions" in page
@@ -166,6 +167,7 @@ def test_what_came_of_a_source_is_followed_through_versions_and_models(ana):
         assert session.scalar(select(Draft)) is None, "drafts quote the source"
     assert erasing.is_erased(row)
     assert not (get_settings().home_dir / "browsing" / first.id).exists()
+    assert not (get_settings().home_dir / "tokens" / first.id).exists()
     left = [p for p in get_settings().home_dir.rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
     database = [p for p in left if p.name.startswith("gpt-builder.db")]
     assert not [p for p in database if b"a passage of the secret" in p.read_bytes()], "deleted rows are overwritten"

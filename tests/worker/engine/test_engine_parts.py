@@ -1,5 +1,6 @@
 """The parts of the loop on their own: rows, order, schedules, optimisers, adapters, tokenizers."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from app.contracts.conversation import Example
-from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec
+from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec, TrainOrder
 from app.text.template import CHATML, ChatTemplate
 from tests.worker.engine.engine_material import turns, write_version
-from worker.engine import data, encoding, loading, optim, prepare, tokenizer
+from worker.engine import data, devices, encoding, loading, optim, prepare, tokenising, tokenizer
 from worker.engine.encoding import Encoder
 from worker.engine.errors import BadData
 from worker.engine.methods.last_layers import LastLayers
 from worker.engine.methods.lora import Lora, principal_part
+from worker.engine.tokenizer_files import load_tokenizer
 
 Bases = Callable[..., Path]
+MakeOrder = Callable[..., TrainOrder]
 
 
 def recipe(**changes: Any) -> RecipeSpec:
@@ -92,6 +95,35 @@ def test_tokens_are_made_once_and_again_when_the_template_changes(tmp_path: Path
     assert len(calls) == 2
     assert rows.row(0)[0].tolist() == [ord(letter) for letter in "qanswer"]
     assert rows.supervised_tokens == 6
+
+
+def test_of_many_ways_to_tokens_the_oldest_go_and_one_being_read_stays_readable(tmp_path: Path) -> None:
+    version, cache = write_version(tmp_path / "v", [{"messages": turns("q", "answer")}]), tmp_path / "cache"
+    first = data.tokenised(version, "train", cache, letters, {"way": 0}, 64)
+    for number, folder in enumerate(sorted(cache.iterdir())):
+        os.utime(folder, (number, number))
+    for way in range(1, data.KEPT_FOLDERS + 1):
+        data.tokenised(version, "train", cache, letters, {"way": way}, 64)
+    assert len(list(cache.iterdir())) == data.KEPT_FOLDERS
+    assert first.row(0)[0].tolist() == [ord(letter) for letter in "qanswer"]
+    # The first is gone: it is made again.
+    again = data.tokenised(version, "train", cache, letters, {"way": 0}, 64)
+    assert again.row(0)[0].tolist() == first.row(0)[0].tolist()
+
+
+def test_tokens_made_ahead_are_those_that_the_run_asks_for(
+    make_order: MakeOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = make_order("lora")
+    order.cache_dir = str(tmp_path / "ahead")
+    monkeypatch.setattr(tokenising, "ROWS_AHEAD", 1)
+    tokenising.begin(order)
+    child = tokenising._under_way[order.out_dir]
+    assert child.wait(60) == 0
+    made = {path: path.stat().st_ino for path in Path(order.cache_dir).rglob("*.u32")}
+    assert len(made) == 2
+    list(prepare.prepare(order, devices.choose(order.recipe), 1))
+    assert {path: path.stat().st_ino for path in Path(order.cache_dir).rglob("*.u32")} == made
 
 
 @pytest.mark.parametrize(
@@ -205,7 +237,7 @@ def test_the_character_tokenizer_round_trips_and_marks_the_unknown() -> None:
 
 
 def test_the_end_token_of_an_answer_is_learned_and_the_question_is_not(bases: Bases) -> None:
-    words = loading.load_tokenizer(bases("llama"))
+    words = load_tokenizer(bases("llama"))
     encoder = Encoder(words, ChatTemplate(CHATML), 0, system_prompt="Be brief.")
     example = Example.model_validate({"rid": 0, "kind": "chat", "messages": turns("What colour?", "The red.")})
     ids, learn = encoder.example(example)
@@ -221,8 +253,8 @@ def test_many_rows_become_the_same_tokens_sooner(tmp_path: Path, monkeypatch: py
     )
     learned = tokenizer.train_bpe(["Where is it? In room 3, the café."] * 3, 300)
     plain = Encoder(learned, ChatTemplate(CHATML), 0, system_prompt="Be brief.")
-    monkeypatch.setattr(prepare, "ACCELERATED_ROWS", 40)
-    fast = prepare._encode(plain, version)
+    monkeypatch.setattr(tokenising, "ACCELERATED_ROWS", 40)
+    fast = tokenising._encode(plain, version)
     assert encoding.accelerated(plain, data.read_examples(version, "train")).accelerator is not None
     assert fast != plain.example
     rows = [
@@ -232,5 +264,5 @@ def test_many_rows_become_the_same_tokens_sooner(tmp_path: Path, monkeypatch: py
     assert len(rows[0]) == len(rows[1]) == 40
     assert np.array_equal(rows[0].ids, rows[1].ids)
     assert np.array_equal(rows[0].learn, rows[1].learn)
-    monkeypatch.setattr(prepare, "ACCELERATED_ROWS", 41)
-    assert prepare._encode(plain, version) == plain.example
+    monkeypatch.setattr(tokenising, "ACCELERATED_ROWS", 41)
+    assert tokenising._encode(plain, version) == plain.example

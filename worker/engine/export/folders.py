@@ -13,6 +13,7 @@ from app.contracts.export import Check, ExportOrder, ExportReport
 from worker.engine import loading
 from worker.engine.errors import BadData
 from worker.engine.export.source import Source, answers, conversation, plain
+from worker.engine.tokenizer_files import TOKENIZER_FILES
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -80,7 +81,7 @@ def write_weights(source: Source, folder: Path, dtype: torch.dtype) -> None:
 
 def copy_tokenizer(source: Source, folder: Path) -> None:
     """The tokenizer's files, and the chat template where the base brought none."""
-    for name in loading.TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
     path = folder / "tokenizer_config.json"

@@ -15,6 +15,7 @@ from app.text.template import ChatTemplate, TemplateFault, load_template
 from app.text.tokens import encode_prompt, encode_text
 from worker.engine import loading
 from worker.engine.errors import BadData
+from worker.engine.tokenizer_files import load_tokenizer
 
 
 @dataclass
@@ -40,7 +41,7 @@ def tokenizer_folder(files: ModelFiles) -> Path:
 def load(order: ExportOrder) -> Source:
     """Load the model and let it answer. Raises BadData with a sentence when it cannot be used."""
     folder = tokenizer_folder(order.files)
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = plain(loading.load_model(order.files, torch.float32))
     end_ids = loading.end_ids(model, tokenizer, folder)
     try:

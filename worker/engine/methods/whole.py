@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from app.contracts.recipe import RecipeSpec
-from worker.engine.loading import TOKENIZER_FILES
 from worker.engine.methods import Kind
+from worker.engine.tokenizer_files import TOKENIZER_FILES
 
 
 class Whole:
