@@ -7,7 +7,7 @@ Sources: our own measurements at 4 to 12 million parameters (docs/benchmarks), "
 import math
 from itertools import pairwise
 
-from app.contracts.recipe import Method
+from app.contracts.recipe import Method, steps_per_epoch
 from app.core.numbers import counted
 
 # Below this many parameters tuning everything costs the same a step as LoRA and learns far more.
@@ -86,5 +86,5 @@ def batch_size_for(rows: int, mean_tokens: float, method: Method) -> tuple[int, 
         )
     if method == "lora" and size == 32:
         return size, "32 rows a step: LoRA learns worse from larger batches."
-    steps = counted(max(1, rows // size), "step")
+    steps = counted(steps_per_epoch(rows, size), "step")
     return size, f"{counted(size, 'row')} a step, which gives {steps} a pass over {counted(rows, 'row')}."

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.contracts.recipe import ModelFiles, RecipeSpec
 from app.core import storage
-from app.core.config import ROOT, get_settings
+from app.core.config import ROOT
 from app.core.errors import Invalid
 
 _HEAD = "# Run it anywhere: gpt-builder train recipe.yaml --version <frozen version> --out <folder>\n"
@@ -54,9 +54,10 @@ def explain(error: ValidationError) -> str:
 def command_line(version_id: str, base: ModelFiles | None = None, instruction: str = "") -> str:
     """The command that trains the same: this recipe, these rows, this base, and the instruction that is read first.
 
-    Folders below the home or the installation are named from there, others whole.
+    For a shell in the installation's folder: what lies below it is named from there, everything else whole.
     """
-    parts = ["gpt-builder train recipe.yaml", f"--version {_place(storage.version_dir(version_id))}"]
+    program = ".venv/bin/gpt-builder" if (ROOT / ".venv/bin/gpt-builder").is_file() else "gpt-builder"
+    parts = [f"{program} train recipe.yaml", f"--version {_place(storage.version_dir(version_id))}"]
     if base is not None:
         parts.append(f"--base {_place(Path(base.base_dir))}")
         parts += [f"--overlay {one.kind}:{_place(Path(one.dir))}" for one in base.overlays]
@@ -66,8 +67,4 @@ def command_line(version_id: str, base: ModelFiles | None = None, instruction: s
 
 
 def _place(folder: Path) -> str:
-    for root in (get_settings().home_dir, ROOT):
-        if folder.is_relative_to(root):
-            inside = folder.relative_to(root)
-            return shlex.quote(str(inside if root == ROOT else Path(root.name) / inside))
-    return shlex.quote(str(folder))
+    return shlex.quote(str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder))

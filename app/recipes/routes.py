@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
@@ -91,15 +91,17 @@ def _new_model(page: service.RecipePage) -> dict[str, Any]:
 
 
 @router.get("/projects/{project_id}/recipe/tokenizer")
-def tokenizer_preview(request: Request, project_id: str, actor: ActorDep) -> Response:
-    """How the new model's tokenizer cuts the project's own text. Nothing of the database is held while it learns."""
+def tokenizer_preview(
+    request: Request, project_id: str, actor: ActorDep, try_text: Annotated[str, Query(max_length=400)] = ""
+) -> Response:
+    """How the new model's tokenizer cuts the project's own text, or what was typed. Holds nothing while it learns."""
     with reading() as session:
         page = service.page(session, actor, project_id)
     if page.chosen is None or page.composed is None or page.composed.recipe.scratch is None:
         raise Invalid("Only a new GPT makes a tokenizer of its own. Choose it as the base on the recipe page.")
     spec = page.composed.recipe.scratch
-    found = tokens_preview.preview(page.chosen.version.id, spec.tokenizer, spec.vocabulary_size)
-    return render(request, "recipes/_tokens.html", preview=found)
+    found = tokens_preview.preview(page.chosen.version.id, spec.tokenizer, spec.vocabulary_size, try_text)
+    return render(request, "recipes/_tokens.html", project=page.project, preview=found, try_text=try_text)
 
 
 @router.get("/projects/{project_id}/recipe")

@@ -124,7 +124,7 @@ def run_page(
     run_id: str,
     actor: ActorDep,
     session: SessionDep,
-    sample: int | None = None,
+    sample: int | Literal["all"] | None = None,
     log: Literal["", "warning"] = "",
 ) -> Response:
     return _page(request, session, actor, run_id, sample=sample, level=log)
@@ -136,7 +136,7 @@ def _page(
     actor: Actor,
     run_id: str,
     *,
-    sample: int | None = None,
+    sample: int | Literal["all"] | None = None,
     level: str = "",
     errors: dict[str, str] | None = None,
     notice_errors: dict[str, str] | None = None,
@@ -145,7 +145,8 @@ def _page(
     # The stream's position is read before the row: whatever happens in between is sent again, nothing is missed.
     after = events.last_id(f"run:{run_id}")
     run = service.get(session, actor, run_id)
-    seen = view(session, run, sample_step=sample, level=level)
+    step = sample if isinstance(sample, int) else None
+    seen = view(session, run, sample_step=step, all_looks=sample == "all", level=level)
     others = session.execute(
         select(Run.id, Run.name).where(Run.project_id == run.project_id, Run.id != run.id, Run.step > 0)
         .order_by(Run.number.desc()).limit(5)

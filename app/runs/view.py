@@ -1,6 +1,6 @@
 """One run as the page and the live stream show it: read once, rendered once, whoever watches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import func, select
@@ -55,6 +55,7 @@ class Samples:
     shown_step: int | None
     best_step: int | None
     answers: list[SampleAnswer]
+    by_prompt: dict[str, list[SampleAnswer]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,10 @@ def badge_of(run: Run) -> tuple[str, str]:
     return BADGES.get("finalizing" if verdicts.is_finishing(run) else run.state, (run.state, ""))
 
 
-def view(session: Session, run: Run, *, sample_step: int | None = None, level: str = "") -> RunView:
-    """Read a run whole. A constant number of queries, whatever its length."""
+def view(
+    session: Session, run: Run, *, sample_step: int | None = None, all_looks: bool = False, level: str = ""
+) -> RunView:
+    """Read a run whole. A constant number of queries, whatever its length. `all_looks`: every look's sample answers."""
     shown = curves.load(session, run.id, run.step)
     checkpoints = list(
         session.scalars(
@@ -179,7 +182,7 @@ def view(session: Session, run: Run, *, sample_step: int | None = None, level: s
         curves=shown,
         verdict=verdict,
         health=coach.health(shown, is_broken=run.reason == "diverged"),
-        samples=_samples(session, run, sample_step),
+        samples=_samples(session, run, sample_step, all_looks),
         checkpoints=checkpoints,
         log=log,
         side=[charts.side_chart(session, run.id, name, run.step) for name in side],
@@ -229,20 +232,24 @@ def _pairs(session: Session, run: Run) -> Pairs:
     return Pairs(*(found[0][1] if found else None for found in newest))
 
 
-def _samples(session: Session, run: Run, wanted: int | None) -> Samples:
+def _samples(session: Session, run: Run, wanted: int | None, all_looks: bool = False) -> Samples:
     steps = list(
         session.scalars(
             select(SampleAnswer.step).where(SampleAnswer.run_id == run.id).distinct().order_by(SampleAnswer.step)
         )
     )
     shown = wanted if wanted in steps else (steps[-1] if steps else None)
-    answers = session.scalars(
-        select(SampleAnswer)
-        .where(SampleAnswer.run_id == run.id, SampleAnswer.step == shown)
-        .order_by(SampleAnswer.prompt_index)
-    ).all()
     best = max((step for step in steps if run.best_step is not None and step <= run.best_step), default=None)
-    return Samples(_stops(steps, {shown, best}), shown, best, list(answers))
+    stops = _stops(steps, {shown, best})
+    query = select(SampleAnswer).where(SampleAnswer.run_id == run.id)
+    query = query.where(SampleAnswer.step.in_(stops) if all_looks else SampleAnswer.step == shown)
+    answers = list(session.scalars(query.order_by(SampleAnswer.prompt_index, SampleAnswer.step)))
+    if not all_looks:
+        return Samples(stops, shown, best, answers)
+    by_prompt: dict[str, list[SampleAnswer]] = {}
+    for answer in answers:
+        by_prompt.setdefault(answer.prompt, []).append(answer)
+    return Samples(stops, None, best, answers, by_prompt)
 
 
 def _stops(steps: list[int], keep: set[int | None], most: int = 12) -> list[int]:

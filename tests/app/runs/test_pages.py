@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from app.core.db import new_id, reading, transaction, utcnow
 from app.runs import service
-from app.runs.models import MetricPoint, Run, RunEvent
+from app.runs.models import MetricPoint, Run, RunEvent, SampleAnswer
 from tests.factories import World, a_recipe, a_world
 from tests.visitors import browser_of, make_person
 
@@ -89,6 +89,22 @@ def test_the_curves_come_as_a_table_for_everybody_who_may_look(app, browser, wor
     answer = reader.get(f"/runs/{run_id}/values.csv")
     assert answer.text == "step,training loss,validation loss\r\n1,4.5,\r\n2,3.25,3.5\r\n"
     assert "attachment" in answer.headers["content-disposition"]
+
+
+def test_the_answers_of_all_looks_stand_under_one_another(browser, world):
+    run_id = a_run(world, step=20, total_steps=100, best_step=10)
+    with transaction() as session:
+        for step, text in ((10, "the cat sat"), (20, "the cat the cat")):
+            for index, prompt in enumerate(("the cat", "a dog")):
+                said = f"{text} {index}"
+                session.add(SampleAnswer(run_id=run_id, step=step, prompt_index=index, prompt=prompt, text=said))
+    page = browser.get(f"/runs/{run_id}").text
+    assert "the cat the cat 0" in page
+    assert "the cat sat 0" not in page
+    page = browser.get(f"/runs/{run_id}?sample=all").text
+    places = [page.index(f"{text}<") for text in ("the cat sat 0 ", "the cat the cat 0 ", "the cat sat 1 ")]
+    assert places == sorted(places)
+    assert "skip=samples" in page, "the stream must not put one look in their place"
 
 
 def test_the_share_of_right_guesses_has_its_curve(browser, world):
