@@ -8,6 +8,21 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, UTCDateTime, new_id, utcnow
 
+# What people say about an answer beside the thumb: thumb → tag → its words.
+TAGS_BY_THUMB = {
+    1: {"true": "True", "clear": "Clear", "tone": "Right tone"},
+    -1: {
+        "untrue": "Not true",
+        "missed": "Missed the question",
+        "long": "Too long",
+        "short": "Too short",
+        "repeats": "Repeats itself",
+        "style": "Wrong tone",
+        "unsafe": "Should never be said",
+    },
+}
+TAGS = TAGS_BY_THUMB[1] | TAGS_BY_THUMB[-1]
+
 
 class Chat(Base):
     """A saved conversation. `model_refs` names one model, or up to four to compare; `is_blind`: their names are told
@@ -58,7 +73,7 @@ class ChatMessage(Base):
 
 
 class Feedback(Base):
-    """A thumb and a note on one answer, one a person; `correction` is what a bad answer should have said."""
+    """A thumb, tags and a note on one answer, one a person; `correction` is what a bad answer should have said."""
 
     __tablename__ = "feedback"
 
@@ -66,5 +81,6 @@ class Feedback(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     thumb: Mapped[int] = mapped_column(Integer, default=0)
     note: Mapped[str] = mapped_column(Text, default="")
+    tags: Mapped[list[str]] = mapped_column(JSON, default=list)
     correction: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

@@ -1,5 +1,6 @@
 """The chat page: asking, asking again, stopping, rating, earlier conversations. The live text is in stream.py."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -8,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.chat import answering, corrections, service, transcripts
-from app.chat.forms import AskForm, CorrectionForm, EditForm, FeedbackForm, TitleForm
-from app.chat.models import Chat, ChatMessage
+from app.chat import answering, corrections, ratings, service, transcripts
+from app.chat.forms import AskForm, CorrectionForm, EditForm, FeedbackForm, SettingsForm, TitleForm
+from app.chat.models import TAGS_BY_THUMB, Chat, ChatMessage
 from app.contracts.generation import Sampling
 from app.core import markdown
 from app.core.after_commit import after_commit
@@ -99,6 +100,16 @@ def _begin(session: Session, actor: Actor, chat: Chat, answer: ChatMessage) -> N
     after_commit(session, lambda: answering.start(order))
 
 
+@router.post("/chats/{chat_id}/settings")
+def set_up(chat_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Changed settings count at once, for “Try again”, too; the page stays as it is."""
+    form, errors = checked(SettingsForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    service.set_up(session, actor, chat_id, sampling=form.sampling(), system_prompt=form.system_prompt)
+    return Response(status_code=204)
+
+
 @router.post("/chats/messages/{message_id}/edit")
 def edit(message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """Ask an earlier question in other words; both versions stay."""
@@ -164,7 +175,7 @@ def rate(request: Request, message_id: str, actor: ActorDep, session: SessionDep
     form, errors = checked(FeedbackForm, values)
     if form is None:
         raise Invalid(fields=errors)
-    chat, message = service.rate(session, actor, message_id, thumb=form.thumb, note=form.note)
+    chat, message = ratings.rate(session, actor, message_id, thumb=form.thumb, note=form.note, tags=form.tags)
     if is_partial(request):
         turn = service.turn_of(session, chat, message)
         return render(request, "chat/_tools.html", message=message, turn=turn, **_shown(session, actor, chat))
@@ -208,7 +219,7 @@ def delete(chat_id: str, actor: ActorDep, session: SessionDep) -> Response:
     """Put a conversation away, with a way back."""
     chat = service.delete(session, actor, chat_id)
     response = RedirectResponse(f"/projects/{chat.project_id}/chat", 303)
-    flash(response, "Conversation deleted", chat.title, undo_url=f"/chats/{chat.id}/restore")
+    flash(response, _("Conversation deleted"), chat.title, undo_url=f"/chats/{chat.id}/restore")
     return response
 
 
@@ -227,8 +238,11 @@ def search_chats(
     session: SessionDep,
     q: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Earlier conversations whose title or words match."""
+    """Earlier conversations whose title or words match; without scripts as part of the whole page."""
     chats = service.listing(session, actor, project_id, search=q)
+    if not is_partial(request):
+        project = projects.get(session, actor, project_id)
+        return _page(request, session, actor, project, None, [], chats=chats, search=q)
     return render(request, "chat/_history.html", chats=chats, chat=None, search=q, project_id=project_id)
 
 
@@ -236,9 +250,10 @@ def _shown(session: Session, actor: Actor, chat: Chat) -> dict[str, Any]:
     return {
         "chat": chat,
         "names": service.names(session, actor, chat),
-        "ratings": service.ratings(session, actor, chat),
+        "ratings": ratings.by_message(session, actor, chat),
         "markdown": markdown.render,
         "may_ask": True,
+        "tags": TAGS_BY_THUMB,
     }
 
 
@@ -252,6 +267,8 @@ def _page(
     *,
     errors: dict[str, str] | None = None,
     typed: dict[str, Any] | None = None,
+    chats: Sequence[Chat] | None = None,
+    search: str = "",
 ) -> Response:
     choices = targets.choices(session, actor, project.id)
     known = {choice.ref for choice in choices}
@@ -275,7 +292,7 @@ def _page(
         chat=chat,
         turns=turns,
         memory=service.memory(turns, target),
-        chats=service.listing(session, actor, project.id),
+        chats=service.listing(session, actor, project.id) if chats is None else chats,
         choices=choices,
         refs=refs,
         target=target,
@@ -285,10 +302,11 @@ def _page(
         system_prompt=system_prompt,
         errors=errors or {},
         typed=typed or {},
-        search="",
+        search=search,
         project_id=project.id,
         may_ask=actor.may(project.workspace_id, service.ASKS),
         names=service.names(session, actor, chat) if chat else {},
-        ratings=service.ratings(session, actor, chat) if chat else {},
+        ratings=ratings.by_message(session, actor, chat) if chat else {},
         markdown=markdown.render,
+        tags=TAGS_BY_THUMB,
     )

@@ -1,4 +1,4 @@
-"""Saved conversations: asking, asking again, stopping, rating. The answers themselves are made in answering.py."""
+"""Saved conversations: asking, asking again, stopping. The answers themselves are made in answering.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from app.accounts.service import Actor
-from app.chat.models import Chat, ChatMessage, Feedback
+from app.chat.models import Chat, ChatMessage
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling
 from app.core.db import utcnow
@@ -24,7 +24,7 @@ ABANDONED_S = 60
 INTERRUPTED = "The answer was interrupted. Choose “Try again”."
 ASKS = "annotator"
 MOST_MODELS = 4
-KEPT_SETTINGS = {"temperature", "max_tokens", "top_logprobs"}
+KEPT_SETTINGS = {"temperature", "max_tokens", "top_p", "repetition_penalty", "seed", "stop", "top_logprobs"}
 
 
 def get(session: Session, actor: Actor, chat_id: str, *, need: str = "viewer") -> Chat:
@@ -100,6 +100,13 @@ def ask(
     session.add(question)
     session.flush()
     return chat, [_pending(session, chat, question, ref) for ref in named]
+
+
+def set_up(session: Session, actor: Actor, chat_id: str, *, sampling: Sampling, system_prompt: str) -> Chat:
+    """Keep other settings: the next answer is made with them, a further version of an earlier one, too."""
+    chat = get(session, actor, chat_id, need=ASKS)
+    chat.sampling, chat.system_prompt = sampling.model_dump(include=KEPT_SETTINGS), system_prompt
+    return chat
 
 
 def edit(session: Session, actor: Actor, message_id: str, *, content: str) -> tuple[Chat, list[ChatMessage]]:
@@ -320,27 +327,6 @@ def restore(session: Session, actor: Actor, chat_id: str) -> Chat:
     projects.get(session, actor, chat.project_id, need=ASKS)
     chat.deleted_at = None
     return chat
-
-
-def rate(session: Session, actor: Actor, message_id: str, *, thumb: int, note: str = "") -> tuple[Chat, ChatMessage]:
-    """Store what this person thinks of an answer; once a person, the last word counts."""
-    chat, message = get_message(session, actor, message_id, need=ASKS)
-    if message.role != "assistant" or actor.user_id is None:
-        raise Invalid("Only answers can be rated, by a person.")
-    known = session.get(Feedback, (message.id, actor.user_id))
-    if known is None:
-        session.add(Feedback(message_id=message.id, user_id=actor.user_id, thumb=thumb, note=note))
-    else:
-        known.thumb, known.note = thumb, note or known.note
-    session.flush()
-    return chat, message
-
-
-def ratings(session: Session, actor: Actor, chat: Chat) -> dict[str, Feedback]:
-    """This person's ratings in a chat, by message."""
-    query = select(Feedback).join(ChatMessage, ChatMessage.id == Feedback.message_id)
-    rows = session.scalars(query.where(ChatMessage.chat_id == chat.id, Feedback.user_id == actor.user_id))
-    return {row.message_id: row for row in rows}
 
 
 def names(session: Session, actor: Actor, chat: Chat) -> dict[str, str]:

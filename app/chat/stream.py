@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.chat import service
-from app.chat.models import ChatMessage
+from app.chat import ratings, service
+from app.chat.models import TAGS_BY_THUMB, ChatMessage
 from app.core import events, markdown
 from app.core.db import reading
 from app.core.templates import render_text
@@ -105,8 +105,9 @@ def _article(actor: Actor, message_id: str) -> str:
             may_ask=actor.may(projects.get(session, actor, chat.project_id).workspace_id, service.ASKS),
             chat=chat,
             names=service.names(session, actor, chat),
-            ratings=service.ratings(session, actor, chat),
+            ratings=ratings.by_message(session, actor, chat),
             body=markdown.render(message.content),
+            tags=TAGS_BY_THUMB,
             memory=service.memory_of(session, actor, chat),
         )
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from app.contracts.base import Contract
 from app.contracts.recipe import ModelFiles
 
-ExportKind = Literal["adapter", "merged", "gguf_f16", "gguf_q8_0"]
+ExportKind = Literal["adapter", "merged", "gguf_f16", "gguf_q8_0", "gguf_q4_0"]
 COMPARED_TOKENS = 32
 
 

@@ -1,8 +1,9 @@
 """What was asked at the API: counts and times, never texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -34,15 +35,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Calls of one model on one day, or of one model in all."""
+    """Calls of one model in the last 30 days; `days`: how many on each, oldest first."""
 
     model: str
-    day: date | None
     calls: int
     errors: int
+    cancelled: int
     prompt_tokens: int
     completion_tokens: int
-    mean_total_s: float | None
+    mean_first_token_s: float | None
+    tokens_per_s: float | None
+    days: list[int]
 
 
 def record(session: Session, caller: Caller, facts: Facts) -> None:
@@ -66,33 +69,39 @@ def record(session: Session, caller: Caller, facts: Facts) -> None:
         keys.note_used(session, caller.actor.key_id)
 
 
+_TOKENS = ApiCall.prompt_tokens + ApiCall.completion_tokens
+# A client that hangs up has got what it wanted, or lost patience: no error of the model's.
+_IS_ERROR = (ApiCall.status >= 400) & (ApiCall.status != 499)
+_COUNTS = (
+    func.count().label("calls"),
+    func.count().filter(_IS_ERROR).label("errors"),
+    func.count().filter(ApiCall.status == 499).label("cancelled"),
+    func.avg(ApiCall.first_token_s).label("first"),
+    func.sum(ApiCall.completion_tokens).filter(ApiCall.total_s > 0).label("written"),
+    func.sum(ApiCall.total_s).filter(ApiCall.total_s > 0).label("time"),
+)
+
+
 def usage(session: Session, actor: Actor, project_id: str) -> list[Usage]:
     """Calls to the project's models in the last 30 days, by model, busiest first."""
     projects.get(session, actor, project_id)
-    query = (
-        select(
-            ApiCall.model_ref,
-            func.count().label("calls"),
-            func.count().filter(ApiCall.status >= 400).label("errors"),
-            func.sum(ApiCall.prompt_tokens).label("prompt_tokens"),
-            func.sum(ApiCall.completion_tokens).label("completion_tokens"),
-            func.avg(ApiCall.total_s).label("mean_total_s"),
-        )
-        .where(ApiCall.project_id == project_id, ApiCall.at > utcnow() - timedelta(days=DAYS))
-        .group_by(ApiCall.model_ref)
-        .order_by(func.count().desc(), ApiCall.model_ref)
-    )
+    is_recent = (ApiCall.project_id == project_id, ApiCall.at > utcnow() - timedelta(days=DAYS))
+    read, written = func.sum(ApiCall.prompt_tokens).label("read"), func.sum(ApiCall.completion_tokens).label("said")
+    query = select(ApiCall.model_ref, read, written, *_COUNTS).where(*is_recent).group_by(ApiCall.model_ref)
+    days = _by_day(session, ApiCall.model_ref, *is_recent)
     return [
         Usage(
             row.model_ref,
-            None,
             row.calls,
             row.errors,
-            int(row.prompt_tokens or 0),
-            int(row.completion_tokens or 0),
-            row.mean_total_s,
+            row.cancelled,
+            int(row.read or 0),
+            int(row.said or 0),
+            row.first,
+            row.written / row.time if row.time else None,
+            days[row.model_ref],
         )
-        for row in session.execute(query)
+        for row in session.execute(query.order_by(func.count().desc(), ApiCall.model_ref))
     ]
 
 
@@ -107,9 +116,7 @@ class KeyUse:
     month_tokens: int = 0
     mean_first_token_s: float | None = None
     tokens_per_s: float | None = None
-
-
-_TOKENS = ApiCall.prompt_tokens + ApiCall.completion_tokens
+    days: list[int] = field(default_factory=list)
 
 
 def by_key(session: Session, ids: Sequence[str]) -> dict[str, KeyUse]:
@@ -118,18 +125,14 @@ def by_key(session: Session, ids: Sequence[str]) -> dict[str, KeyUse]:
     query = (
         select(
             ApiCall.key_id,
-            func.count().label("calls"),
-            func.count().filter((ApiCall.status >= 400) & (ApiCall.status != 499)).label("errors"),
-            func.count().filter(ApiCall.status == 499).label("cancelled"),
             func.sum(_TOKENS).label("tokens"),
             func.sum(_TOKENS).filter(is_month).label("month_tokens"),
-            func.avg(ApiCall.first_token_s).label("first"),
-            func.sum(ApiCall.completion_tokens).filter(ApiCall.total_s > 0).label("written"),
-            func.sum(ApiCall.total_s).filter(ApiCall.total_s > 0).label("time"),
+            *_COUNTS,
         )
         .where(ApiCall.key_id.in_(ids), ApiCall.at > utcnow() - timedelta(days=DAYS + 1))
         .group_by(ApiCall.key_id)
     )
+    days = _by_day(session, ApiCall.key_id, ApiCall.key_id.in_(ids), ApiCall.at > utcnow() - timedelta(days=DAYS))
     return {
         row.key_id: KeyUse(
             row.calls,
@@ -139,23 +142,36 @@ def by_key(session: Session, ids: Sequence[str]) -> dict[str, KeyUse]:
             int(row.month_tokens or 0),
             row.first,
             row.written / row.time if row.time else None,
+            days.get(row.key_id, []),
         )
         for row in session.execute(query)
     }
 
 
+def _by_day(session: Session, group: Any, *where: Any) -> dict[str, list[int]]:
+    """Calls on each of the last 30 days (UTC), oldest first, by what `group` names."""
+    day = func.date(ApiCall.at)
+    today = utcnow().date()
+    found: dict[str, list[int]] = {}
+    for name, on, count in session.execute(select(group, day, func.count()).where(*where).group_by(group, day)):
+        place = DAYS - 1 - (today - date.fromisoformat(str(on))).days
+        counts = found.setdefault(name, [0] * DAYS)
+        counts[max(0, place)] += count
+    return found
+
+
 def by_day(session: Session, actor: Actor, project_id: str) -> list[tuple[date, int, int]]:
     """(day, calls, tokens) of the last 30 days, oldest first, days without calls included."""
     projects.get(session, actor, project_id)
-    today = utcnow().date()
-    since = utcnow() - timedelta(days=DAYS)
-    query = select(ApiCall.at, _TOKENS).where(ApiCall.project_id == project_id, ApiCall.at > since)
-    found: dict[date, list[int]] = {}
-    for at, tokens in session.execute(query.execution_options(yield_per=10_000)):
-        sums = found.setdefault(at.date(), [0, 0])
-        sums[0], sums[1] = sums[0] + 1, sums[1] + tokens
+    today, day = utcnow().date(), func.date(ApiCall.at)
+    query = (
+        select(day, func.count(), func.sum(_TOKENS))
+        .where(ApiCall.project_id == project_id, ApiCall.at > utcnow() - timedelta(days=DAYS))
+        .group_by(day)
+    )
+    found = {str(on): (count, int(tokens or 0)) for on, count, tokens in session.execute(query)}
     days = [today - timedelta(days=back) for back in range(DAYS - 1, -1, -1)]
-    return [(day, *found.get(day, [0, 0])) for day in days]  # type: ignore[misc]
+    return [(one, *found.get(one.isoformat(), (0, 0))) for one in days]
 
 
 def _month_start() -> datetime:

@@ -75,7 +75,7 @@ def _page(
     context: dict[str, Any] = {
         "project": project, "stage": "data", "file": file, "chunks": shown, "sentence": sentence, "size": size,
         "overlap": overlap, "endpoint": service.get_endpoint(session, project.workspace_id),
-        "choices": [c for c in targets.choices(session, actor, project.id) if c.group != "checkpoints"],
+        "choices": [c for c in targets.choices(session, actor, project.id) if c.group not in ("checkpoints", "ended")],
         "draftings": service.of_file(session, file), "may_edit": actor.may(project.workspace_id, "editor"),
         "may_own": actor.may(project.workspace_id, "owner"), "errors": errors,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from app.core.forms import FormBase
+from app.evaluations.own import LONGEST
 
 
 class StartForm(FormBase):
@@ -10,3 +11,9 @@ class StartForm(FormBase):
 
     model_id: str = Field(min_length=1, max_length=40)
     row_limit: int = Field(200, ge=1, le=2000)
+
+
+class IdealForm(FormBase):
+    """What a model should answer to a test; empty: not known yet."""
+
+    ideal: str = Field("", max_length=LONGEST)

@@ -9,12 +9,14 @@ from sqlalchemy.orm import Session
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.core.errors import Invalid
+from app.core.flash import flash
 from app.core.forms import FormValues, checked
+from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.core.work import LIVE
-from app.evaluations import confusion, service
-from app.evaluations.forms import StartForm
+from app.evaluations import confusion, own, service
+from app.evaluations.forms import IdealForm, StartForm
 from app.evaluations.models import CaseResult, Evaluation
 from app.projects import service as projects
 from app.runs import service as runs
@@ -53,7 +55,30 @@ def _page(
         errors=errors or {},
         typed=typed or {},
         may_edit=actor.may(project.workspace_id, "editor"),
+        cases=own.listing(session, actor, project_id),
+        may_write=actor.may(project.workspace_id, own.WRITES),
+        longest=own.LONGEST,
     )
+
+
+@router.post("/tests/{test_id}")
+def write_ideal(test_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """What the model should answer to one of the project's own tests."""
+    form, errors = checked(IdealForm, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    case = own.write(session, actor, test_id, ideal=form.ideal)
+    response = RedirectResponse(f"/projects/{case.project_id}/evaluate#test-{case.id}", 303)
+    flash(response, _("Saved"), _("The next evaluation asks it."))
+    return response
+
+
+@router.post("/tests/{test_id}/delete")
+def delete_case(test_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    case = own.delete(session, actor, test_id)
+    response = RedirectResponse(f"/projects/{case.project_id}/evaluate#own-tests", 303)
+    flash(response, _("Test deleted"), _("Earlier evaluations keep what was answered to it."))
+    return response
 
 
 @router.post("/projects/{project_id}/evaluations")
@@ -76,7 +101,7 @@ def evaluation_page(
     evaluation_id: str,
     actor: ActorDep,
     session: SessionDep,
-    rows: Literal["worst", "best", "all"] = "worst",
+    rows: Literal["worst", "best", "all", "own"] = "worst",
 ) -> Response:
     return render(request, "evaluations/evaluation.html", **_shown(session, actor, evaluation_id, rows))
 
@@ -101,7 +126,9 @@ def _shown(session: Session, actor: Actor, evaluation_id: str, order: str) -> di
         "order": order,
         "rows": _ordered(evaluation, rows, order),
         "row_count": len(rows),
-        "confusion": confusion.confusion(rows) if evaluation.kind == "labels" else None,
+        "confusion": confusion.confusion([row for row in rows if row.rid >= 0])
+        if evaluation.kind == "labels"
+        else None,
         "metric_names": METRICS,
         "system_names": SYSTEMS,
         "may_edit": actor.may(project.workspace_id, "editor"),
@@ -124,7 +151,12 @@ SYSTEMS = {
 
 
 def _ordered(evaluation: Evaluation, rows: list[CaseResult], order: str) -> list[CaseResult]:
-    """Worst first: wrong before right, then by how unlikely the ideal answer was. "all" keeps the order of the set."""
+    """Worst first: wrong before right, then by how unlikely the ideal answer was. "all" keeps the order of the set,
+    "own" shows the project's own tests."""
+    if order == "own":
+        return [row for row in rows if row.rid < 0]
+    if order != "all":
+        rows = [row for row in rows if row.rid >= 0]
     if order == "all":
         return rows[:200]
     metric = {"labels": "exact", "answers": "f1"}.get(evaluation.kind, "")

@@ -13,7 +13,7 @@ from app.contracts.generation import Sampling
 from app.core.db import reading
 from app.core.errors import Invalid, Unavailable
 from app.core.work import Lease
-from app.evaluations import baselines, cases, report, scorers
+from app.evaluations import baselines, cases, own, report, scorers
 from app.evaluations.cases import Case
 from app.evaluations.models import CaseResult, Evaluation
 from app.evaluations.plan import target_of
@@ -38,6 +38,8 @@ def run(lease: Lease, evaluation: Evaluation) -> None:
     chosen, split = cases.load(evaluation.version_id, evaluation.row_limit)
     questions, answers = cases.training_pairs(evaluation.version_id)
     kind = cases.kind_of(chosen, answers)
+    # A model of plain text has no turns, so it cannot be asked questions from a chat.
+    chosen += own.cases(evaluation.plan.get("own", [])) if kind != "text" else []
     with reading() as session:
         known = set(session.scalars(select(CaseResult.position).where(CaseResult.evaluation_id == evaluation.id)))
     plain = _plain_answers(kind, chosen, questions, answers)

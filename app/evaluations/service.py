@@ -9,6 +9,7 @@ from app.accounts.service import Actor
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
 from app.core.work import LIVE
+from app.evaluations import own
 from app.evaluations.models import CaseResult, Evaluation
 from app.evaluations.plan import stored
 from app.inference import targets
@@ -46,6 +47,7 @@ def start(session: Session, actor: Actor, *, project_id: str, model_id: str, row
     plan = {
         "tuned": stored(targets.resolve(session, actor, project_id, ref)),
         "base": stored(base) if base is not None else None,
+        "own": own.frozen(session, project_id),
     }
     evaluation = Evaluation(
         project_id=project_id,

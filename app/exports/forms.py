@@ -14,7 +14,7 @@ class ExportForm(FormBase):
     """One model in one form; `repository` and `token` where it is also sent to a hub."""
 
     model: Annotated[str, Field(min_length=1, max_length=60)]
-    kind: Literal["adapter", "merged", "gguf_f16", "gguf_q8_0"] = "merged"
+    kind: Literal["adapter", "merged", "gguf_f16", "gguf_q8_0", "gguf_q4_0"] = "merged"
     repository: Annotated[str, Field(max_length=200)] = ""
     token: Annotated[str, Field(max_length=500)] = ""
 

@@ -84,6 +84,10 @@ KINDS = {
     "adapter": ("Adapter only", "Small. For PEFT, beside the base model it was trained on."),
     "gguf_q8_0": ("GGUF, q8_0", "For Ollama and llama.cpp: half the size of f16, almost the same answers."),
     "gguf_f16": ("GGUF, f16", "For Ollama and llama.cpp: 16 bits a weight."),
+    "gguf_q4_0": (
+        "GGUF, q4_0",
+        "For Ollama and llama.cpp: about a third of f16, for small machines. Answers differ more.",
+    ),
 }
 
 

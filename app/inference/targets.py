@@ -20,6 +20,9 @@ from app.runs import service as runs
 from app.runs.models import OPEN_STATES, Checkpoint, Run
 
 
+MOST_ENDED = 60  # checkpoints of ended runs in a picker; any other is asked from its run's page
+
+
 @dataclass(frozen=True)
 class Target:
     """One thing to ask. `system_prompt` is what it was trained with and works best with."""
@@ -81,16 +84,19 @@ class Choice:
 
 
 def choices(session: Session, actor: Actor, project_id: str) -> list[Choice]:
-    """Everything the project can ask: models newest first, checkpoints of open runs, then their bases."""
+    """Everything the project can ask: models newest first, checkpoints of open runs, then of ended ones, then bases."""
     found = [Choice(f"model:{m.id}", m.name, "models") for m in runs.models_of(session, actor, project_id)]
     kept = (
-        select(Checkpoint.id, Checkpoint.step, Run.name)
+        select(Checkpoint.id, Checkpoint.step, Run.name, Run.state.in_(OPEN_STATES))
         .join(Run, Run.id == Checkpoint.run_id)
-        .where(Run.project_id == project_id, Run.state.in_(OPEN_STATES), Checkpoint.state == "kept")
+        .where(Run.project_id == project_id, Checkpoint.state == "kept")
         .order_by(Run.created_at.desc(), Checkpoint.step.desc())
     )
-    for checkpoint_id, step, name in session.execute(kept):
-        found.append(Choice(f"checkpoint:{checkpoint_id}", f"{name} · step {step:,}", "checkpoints"))
+    ended = []
+    for checkpoint_id, step, name, is_open in session.execute(kept):
+        one = Choice(f"checkpoint:{checkpoint_id}", f"{name} · step {step:,}", "checkpoints" if is_open else "ended")
+        (found if is_open else ended).append(one)
+    found += ended[:MOST_ENDED]
     bases = (
         select(BaseModelEntry.id, BaseModelEntry.name)
         .where(BaseModelEntry.id.in_(select(Run.base_model_id).where(Run.project_id == project_id)))

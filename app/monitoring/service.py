@@ -17,14 +17,20 @@ from app.projects import service as projects
 DAYS = 14
 SAMPLE = 5_000
 PER_PAGE = 50
+CANCELLED = 499
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """The last two weeks. Times in seconds, over the newest five thousand calls; None where nothing was measured."""
+    """The last two weeks. Times in seconds, over the newest five thousand calls; None where nothing was measured.
+
+    `cancelled`: the client hung up, which is no error. `cut`: answers that ended at the longest reply.
+    """
 
     calls: int = 0
     errors: int = 0
+    cancelled: int = 0
+    cut: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token_median_s: float | None = None
@@ -37,11 +43,14 @@ def traffic(session: Session, actor: Actor, project_id: str) -> Traffic:
     projects.get(session, actor, project_id)
     now = utcnow()
     since = now - timedelta(days=DAYS)
-    failed = func.coalesce(func.sum(case((ApiCall.status >= 400, 1), else_=0)), 0)
+    is_error = (ApiCall.status >= 400) & (ApiCall.status != CANCELLED)
+    failed = func.coalesce(func.sum(case((is_error, 1), else_=0)), 0)
+    left = func.coalesce(func.sum(case((ApiCall.status == CANCELLED, 1), else_=0)), 0)
+    cut = func.coalesce(func.sum(case((ApiCall.finish_reason == "length", 1), else_=0)), 0)
     recent = (ApiCall.project_id == project_id, ApiCall.at >= since)
     day = func.date(ApiCall.at)
     tokens = (func.coalesce(func.sum(ApiCall.prompt_tokens), 0), func.coalesce(func.sum(ApiCall.completion_tokens), 0))
-    days = session.execute(select(day, func.count(), failed, *tokens).where(*recent).group_by(day)).all()
+    days = session.execute(select(day, func.count(), failed, *tokens, left, cut).where(*recent).group_by(day)).all()
     waits = session.scalars(
         select(ApiCall.first_token_s)
         .where(*recent, ApiCall.first_token_s.is_not(None))
@@ -55,6 +64,8 @@ def traffic(session: Session, actor: Actor, project_id: str) -> Traffic:
         errors=sum(int(row[2]) for row in days),
         prompt_tokens=sum(int(row[3]) for row in days),
         completion_tokens=sum(int(row[4]) for row in days),
+        cancelled=sum(int(row[5]) for row in days),
+        cut=sum(int(row[6]) for row in days),
         first_token_median_s=quantile([wait for wait in waits if wait is not None], 0.5),
         first_token_p95_s=quantile([wait for wait in waits if wait is not None], 0.95),
         by_day=[(at, *counts.get(at.isoformat(), (0, 0))) for at in every],

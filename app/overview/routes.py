@@ -5,10 +5,13 @@ from fastapi.responses import RedirectResponse, Response
 
 from app.accounts.access import ActorDep
 from app.chat import corrections
+from app.chat.models import TAGS
+from app.core.flash import flash
 from app.core.forms import FormValues
+from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep, is_partial
-from app.overview import demos, journey, service
+from app.overview import demos, journey, service, testing
 from app.overview import facts as project_facts
 from app.overview.next_step import next_step
 from app.projects import gallery
@@ -74,9 +77,21 @@ def refine(project_id: str, request: Request, actor: ActorDep, session: SessionD
     answers = service.rated_answers(session, actor, project.id)
     return render(
         request, "overview/refine.html", stage="refine", project=project, answers=answers,
-        corrections=len(corrections.pairs(session, actor, project.id)), longest=corrections.LONGEST,
+        tags=TAGS, corrections=len(corrections.pairs(session, actor, project.id)), longest=corrections.LONGEST,
         may_correct=actor.may(project.workspace_id, "annotator"), may_bring=actor.may(project.workspace_id, "editor"),
     )  # fmt: skip
+
+
+@router.post("/chats/messages/{message_id}/test")
+def use_as_test(message_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """The question of an answer is asked in every evaluation from now on."""
+    chat, is_whole = testing.keep(session, actor, message_id)
+    response = RedirectResponse(f"/chats/{chat.id}#m-{message_id}", 303)
+    words = _("Every evaluation asks it and compares with this answer; change that on the Evaluate page.")
+    if not is_whole:
+        words = _("On the Evaluate page, write what it should answer; until then it is not asked.")
+    flash(response, _("Kept as a test"), words)
+    return response
 
 
 @router.post("/demos")

@@ -156,6 +156,7 @@ def rated_answers(session: Session, actor: Actor, project_id: str) -> Sequence[R
             _answer.c.content,
             Feedback.thumb,
             Feedback.note,
+            Feedback.tags,
             Feedback.correction,
             Feedback.created_at,
             Chat.id.label("chat_id"),

@@ -217,6 +217,7 @@ TABLE: dict[str, Rule] = {
     "POST /chats/{chat_id}": annotator(
         form={"message": "And rice?", "model": "model:{model_id}"}, body_ids=("model_id",)
     ),
+    "POST /chats/{chat_id}/settings": annotator(form={"temperature": "0.2"}),
     "POST /chats/{chat_id}/title": annotator(form={"title": "Soup"}),
     "POST /chats/{chat_id}/delete": annotator(),
     "POST /chats/{chat_id}/restore": annotator(),
@@ -227,6 +228,9 @@ TABLE: dict[str, Rule] = {
     "POST /chats/messages/{message_id}/again": annotator(),
     "POST /chats/messages/{message_id}/stop": annotator(),
     "POST /chats/messages/{message_id}/feedback": annotator(form={"thumb": "1"}),
+    "POST /chats/messages/{message_id}/test": annotator(),
+    "POST /tests/{test_id}": annotator(form={"ideal": "Two hours."}),
+    "POST /tests/{test_id}/delete": annotator(),
     "POST /chats/messages/{message_id}/correction": annotator(form={"correction": "Two hours."}),
     "POST /projects/{project_id}/corrections": editor(),
     "GET /chats/messages/{message_id}/events": viewer(),

@@ -23,7 +23,7 @@ from app.datasets.models import (
 from app.deployments import names
 from app.deployments.models import ApiKey
 from app.drafting.models import Draft, Drafting
-from app.evaluations.models import CaseResult, Evaluation
+from app.evaluations.models import CaseResult, Evaluation, TestCase
 from app.exports.models import Export
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry, Probe
@@ -159,7 +159,8 @@ def make_world(name: str) -> World:
             project_id=project_id, run_id=run.id, model_ref=f"model:{model.id}", model_name="Run 1", kind="merged",
             state="failed",
         )  # fmt: skip
-        session.add_all([answer, case, export])
+        test = TestCase(project_id=project_id, messages=[{"role": "user", "content": "?"}], ideal="!")
+        session.add_all([answer, case, test, export])
         session.flush()
         world.ids = {
             "workspace_id": workspace_id,
@@ -186,6 +187,7 @@ def make_world(name: str) -> World:
             "model_name": f"{name.lower()}-s-project-run-1",
             "evaluation_id": evaluation.id,
             "case_id": str(case.id),
+            "test_id": test.id,
             "chat_id": chat.id,
             "message_id": answer.id,
             "export_id": export.id,

@@ -88,7 +88,8 @@ def test_stop_try_again_rate_and_ask_on(
     answer = page.locator("article.chat-reply")
     expect(answer.locator(".chat-text")).not_to_be_empty()
     with model_server.held():
-        page.get_by_role("button", name="Stop").click()
+        expect(page.get_by_role("button", name="Send")).to_be_hidden()
+        page.locator("chat-composer").get_by_role("button", name="Stop").click()
     answer.get_by_text("Stopped by you.").wait_for()
     _predictable(page, 12)
     page.get_by_label("Your message").fill("And then?")

@@ -1,4 +1,5 @@
 // Enter sends on a keyboard, Shift+Enter breaks the line, phones use the button; the view follows new text only at the end.
+// While an answer is written the button stops it, and what is typed meanwhile waits.
 customElements.define("chat-composer", class extends HTMLElement {
   connectedCallback() {
     const box = this.querySelector("textarea");
@@ -7,7 +8,7 @@ customElements.define("chat-composer", class extends HTMLElement {
     box.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || !hasKeyboard.matches) return;
       event.preventDefault();
-      if (box.value.trim()) form.requestSubmit();
+      if (box.value.trim() && !this.isBusy) form.requestSubmit();
     });
     form.addEventListener("submit", () => {
       const typed = box.value;
@@ -23,8 +24,16 @@ customElements.define("chat-composer", class extends HTMLElement {
     this.list = document.getElementById(this.dataset.list);
     this.jump = this.querySelector("[data-jump]");
     this.jump?.addEventListener("click", () => this.follow(true));
-    this.watcher = new MutationObserver(() => this.follow());
+    this.stop = this.querySelector("[data-stop]");
+    this.stop.addEventListener("click", () => {
+      for (const button of this.list.querySelectorAll('form[action$="/stop"] button')) button.click();
+    });
+    this.watcher = new MutationObserver(() => {
+      this.follow();
+      this.turn();
+    });
     if (this.list) this.watcher.observe(this.list, { childList: true, subtree: true, characterData: true });
+    this.turn();
     this.onscroll = () => {
       this.isAtEnd = this.distance() < 80;
       if (this.isAtEnd && this.jump) this.jump.hidden = true;
@@ -37,6 +46,13 @@ customElements.define("chat-composer", class extends HTMLElement {
     this.watcher?.disconnect();
     removeEventListener("scroll", this.onscroll);
     for (const name of ["htmx:response:error", "htmx:error"]) removeEventListener(name, this.onfailure);
+  }
+  turn() {
+    const hadFocus = this.contains(document.activeElement) && document.activeElement.matches("[data-stop], [type=submit]");
+    this.isBusy = Boolean(this.list?.querySelector('[aria-busy="true"]'));
+    this.stop.hidden = !this.isBusy;
+    this.querySelector("[type=submit]").hidden = this.isBusy;
+    if (hadFocus) this.querySelector(this.isBusy ? "[data-stop]" : "[type=submit]").focus();
   }
   distance() {
     const page = document.scrollingElement;

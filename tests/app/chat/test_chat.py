@@ -144,6 +144,25 @@ def test_a_thumb_and_a_note_are_kept_and_changed(scene: Scene) -> None:
     assert (kept.thumb, kept.note, kept.user_id) == (-1, "Too short <b>", scene.person.user_id)
 
 
+def test_tags_go_with_their_thumb_and_a_note_can_be_taken_back(scene: Scene) -> None:
+    (answer,) = _finished(_ask(scene))
+    address = f"/chats/messages/{answer.id}/feedback"
+
+    def said(**form: str | list[str]) -> tuple[int, list[str], str]:
+        assert scene.client.post(address, data=form).status_code == 303
+        with reading() as session:
+            kept = session.scalars(select(Feedback)).one()
+            return kept.thumb, kept.tags, kept.note
+
+    assert said(thumb="-1", tags=["", "untrue", "long"], note="No") == (-1, ["untrue", "long"], "No")
+    assert "Not true" in scene.client.get(f"/projects/{scene.project_id}/refine").text
+    assert said(thumb="-1") == (-1, ["untrue", "long"], "No"), "only the thumb was sent"
+    assert said(thumb="-1", tags="", note="") == (-1, [], ""), "all was taken back"
+    assert said(thumb="-1", tags=["", "long"], note="") == (-1, ["long"], "")
+    assert said(thumb="1") == (1, [], "")
+    assert scene.client.post(address, data={"thumb": "1", "tags": "x"}).status_code == 422
+
+
 def test_conversations_are_found_renamed_deleted_and_brought_back(scene: Scene) -> None:
     soup, card = _ask(scene, "A soup with tomatoes"), _ask(scene, "Where is my card?")
     _finished(soup)
@@ -159,6 +178,39 @@ def test_conversations_are_found_renamed_deleted_and_brought_back(scene: Scene) 
     assert "Dinner" not in scene.client.get(listing).text
     scene.client.post(f"/chats/{soup}/restore")
     assert "Dinner" in scene.client.get(listing).text
+
+
+def test_the_search_gives_a_whole_page_to_a_browser_without_scripts(scene: Scene) -> None:
+    found = _ask(scene, "Where is the blue parrot?")
+    other = _ask(scene, "What is soup?")
+    _finished(found), _finished(other)
+    page = scene.client.get(f"/projects/{scene.project_id}/chats?q=parrot").text
+    assert page.startswith("<!doctype html>")
+    assert f'href="/chats/{found}"' in page
+    assert f'href="/chats/{other}"' not in page
+    assert 'value="parrot"' in page
+
+
+def test_changed_settings_count_for_a_further_version_of_an_answer(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    (first,) = _finished(chat_id)
+    changed = {**GREEDY, "max_tokens": "3", "seed": "", "stop": "one\r\n\r\ntwo words", "top_p": "0.9", "message": ""}
+    assert scene.client.post(f"/chats/{chat_id}/settings", data=changed).status_code == 204
+    scene.client.post(f"/chats/messages/{first.id}/again")
+    _, second = _finished(chat_id, 2)
+    assert second.statistics["completion_tokens"] == 3
+    page = scene.client.get(f"/chats/{chat_id}").text
+    assert "one\ntwo words</textarea>" in page
+    assert scene.client.post(f"/chats/{chat_id}/settings", data={"top_p": "0"}).status_code == 422
+    with reading() as session:
+        kept = session.get_one(Chat, chat_id).sampling
+    assert (kept["stop"], kept["top_p"], kept["seed"]) == (["one", "two words"], 0.9, None)
+
+
+def test_a_seed_gives_the_same_answer_again(scene: Scene) -> None:
+    wild = {"temperature": "1.5", "max_tokens": "12"}
+    said = [_finished(_ask(scene, **wild, seed=seed))[0].content for seed in ("7", "7", "8")]
+    assert said[0] == said[1] != said[2]
 
 
 def test_hostile_text_is_inert_everywhere(scene: Scene) -> None:

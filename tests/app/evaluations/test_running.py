@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app.accounts.service import Actor
+from app.contracts.conversation import Message
 from app.core import config, storage
 from app.core.db import reading, transaction
 from app.core.work import Cancelled, claim, working
 from app.datasets.freezing import FROZEN
-from app.evaluations import running, service
+from app.evaluations import own, running, service
 from app.evaluations.models import Evaluation
 from app.inference import client as model_client
+from app.projects.models import Project
 from app.runs.models import Model, Run
 from tests.conftest import ROOT, wait_for
 from tests.factories import a_recipe, a_world
@@ -140,3 +143,24 @@ def test_an_interrupted_evaluation_keeps_its_rows_and_asks_only_the_others(evalu
     with reading() as session:
         assert session.get_one(Evaluation, evaluation).state == "succeeded"
         assert len(running.recorded(session, evaluation)) == 10
+
+
+def test_the_projects_own_tests_are_asked_too_and_counted_apart(evaluation):
+    with transaction() as session:
+        row = session.get_one(Evaluation, evaluation)
+        project = session.get_one(Project, row.project_id)
+        actor = Actor(None, roles={project.workspace_id: "editor"})
+        service.request_cancel(session, actor, evaluation)
+        for place, ideal in enumerate(("card arrival", "")):
+            asked = [Message(role="user", content=f"Where is my card number {place}?")]
+            own.add(session, actor, project.id, messages=asked, ideal=ideal, source_id=f"answer{place}")
+        again = service.start(session, actor, project_id=project.id, model_id=row.model_id, row_limit=10).id
+    work(again)
+    with reading() as session:
+        row = session.get_one(Evaluation, again)
+        results = running.recorded(session, again)
+    assert (row.state, row.total, row.summary["n"]) == ("succeeded", 11, 10)
+    assert [result.rid for result in results if result.rid < 0] == [-1], "one has no ideal answer yet"
+    assert results[-1].prompt == "Where is my card number 0?"
+    assert row.summary["own"]["n"] == 1
+    assert set(row.summary["own"]["systems"]) == {"tuned", "base"}

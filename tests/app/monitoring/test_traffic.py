@@ -30,15 +30,16 @@ def test_two_weeks_by_day(session: Session, world: World) -> None:
     for _ in range(3):
         call(session, world, wait=0.2)
     call(session, world, days_ago=2, status=429)
+    call(session, world, status=499)  # the program hung up
     call(session, world, days_ago=30)
     found = service.traffic(session, world.actor, world.project_id)
-    assert (found.calls, found.errors) == (4, 1)
-    assert (found.prompt_tokens, found.completion_tokens) == (40, 20)
+    assert (found.calls, found.errors, found.cancelled) == (5, 1, 1)
+    assert (found.prompt_tokens, found.completion_tokens) == (50, 25)
     assert len(found.by_day) == service.DAYS
-    assert found.by_day[-1][1:] == (3, 0)
+    assert found.by_day[-1][1:] == (4, 0)
     assert found.by_day[-3][1:] == (1, 1)
     _, total = service.calls(session, world.actor, world.project_id)
-    assert total == 5
+    assert total == 6
 
 
 def test_waiting_times_are_by_nearest_rank(session: Session, world: World) -> None:

@@ -6,9 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize, quantize
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
@@ -129,6 +132,22 @@ def test_gguf_holds_the_model(architecture: str, kind: str, tmp_path: Path) -> N
     assert text.startswith("FROM ./warm-")
     assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>' in text
     assert 'SYSTEM """Be kind."""' in text
+
+
+def test_four_bits_hold_what_fits_into_them(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    for name, weight in weights.items():
+        if weight.ndim == 2 and "embed" not in name:  # rounded once, the same again: nothing is lost a second time
+            weights[name] = torch.tensor(dequantize(quantize(weight.numpy(), Kind.Q4_0), Kind.Q4_0))
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    order = an_order("gguf_q4_0", model, tmp_path)
+    report = gguf_file.write_gguf(order, source.load(order), tmp_path)
+    assert report.number_format == "q4_0"
+    stored = {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(tmp_path / "warm-q4_0.gguf").tensors}
+    assert (stored["token_embd.weight"], stored["blk.0.attn_q.weight"]) == (Kind.Q8_0, Kind.Q4_0)
+    asked = [check for check in report.checks if check.prompts]
+    assert not asked or asked[0].same_tokens / asked[0].tokens > 0.2
 
 
 @pytest.mark.skipif(not llama_cpp.is_installed(), reason="llama.cpp is not installed here")

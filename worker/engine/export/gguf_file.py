@@ -18,8 +18,11 @@ from worker.engine.export.source import Source
 FORMATS = {
     "gguf_f16": (Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
     "gguf_q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "gguf_q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-BLOCK = 32  # values that share a scale in q8_0
+BLOCK = 32  # values that share a scale in q8_0 and q4_0
+# Words and the choice between them suffer most from four bits, so these two keep eight.
+WORDS = ("token_embd", "output.")
 
 
 def write_gguf(order: ExportOrder, source: Source, folder: Path) -> ExportReport:
@@ -81,7 +84,9 @@ def stored_kind(name: str, array: Array, kind: Kind) -> Kind:
     """The number format of one tensor: vectors, norms and positions stay fp32."""
     if array.ndim < 2 or name.startswith("position_embd"):
         return Kind.F32
-    return Kind.F16 if kind is Kind.Q8_0 and array.shape[-1] % BLOCK else kind
+    if kind is Kind.F16 or array.shape[-1] % BLOCK:
+        return Kind.F16
+    return Kind.Q8_0 if name.startswith(WORDS) else kind
 
 
 def read_back(path: Path, source: Source, kind: Kind, tokens: int) -> Check:
@@ -103,13 +108,17 @@ def read_back(path: Path, source: Source, kind: Kind, tokens: int) -> Check:
 
 
 def _rounding(array: Array, kind: Kind) -> Array:
-    """The largest error that the format may make in each value: half a unit in the last place, or half a step."""
+    """The largest error that the format may make in each value: half a unit in the last place, or half to one step."""
     if kind is Kind.F32:
         return np.zeros(1, np.float32)
     if kind is Kind.F16:
         return np.maximum(np.abs(array) * 2.0**-11, 2.0**-25)
     blocks = array.reshape(*array.shape[:-1], -1, BLOCK)
-    # The step itself is kept in half precision.
-    step = np.abs(blocks).max(axis=-1, keepdims=True) / 127
-    bound = step * (0.5 + 127 * 2.0**-11) + 2.0**-24
+    most = np.abs(blocks).max(axis=-1, keepdims=True)
+    # The step itself is kept in half precision. Four bits have a step less on one side of zero, so the far end of that
+    # side is a whole step off.
+    if kind is Kind.Q4_0:
+        bound = most / 8 * (1.0 + 8 * 2.0**-11) + 2.0**-24
+    else:
+        bound = most / 127 * (0.5 + 127 * 2.0**-11) + 2.0**-24
     return np.broadcast_to(bound, blocks.shape).reshape(array.shape)
