@@ -22,6 +22,7 @@ from app.core.templates import gettext as _
 from app.core.templates import ngettext, render
 from app.core.web import SessionDep, is_partial
 from app.inference import targets
+from app.inference.targets import Choice
 from app.projects import service as projects
 from app.projects.models import Objective, Project
 
@@ -257,6 +258,19 @@ def _shown(session: Session, actor: Actor, chat: Chat) -> dict[str, Any]:
     }
 
 
+def _named(session: Session, actor: Actor, project_id: str, refs: list[str], choices: list[Choice]) -> list[str]:
+    """Those of `refs` that can be asked; what the picker is too short for is added to it, never another one taken."""
+    known = {choice.ref for choice in choices}
+    for ref in refs:
+        if ref and ref not in known:
+            try:
+                choices.append(Choice(ref, targets.resolve(session, actor, project_id, ref).name, "ended"))
+            except NotFound:
+                continue
+            known.add(ref)
+    return [ref for ref in refs if ref in known]
+
+
 def _page(
     request: Request,
     session: Session,
@@ -271,8 +285,7 @@ def _page(
     search: str = "",
 ) -> Response:
     choices = targets.choices(session, actor, project.id)
-    known = {choice.ref for choice in choices}
-    refs = [ref for ref in refs if ref in known]
+    refs = _named(session, actor, project.id, refs, choices)
     if not refs and choices:
         refs = [choices[0].ref]
     try:

@@ -35,6 +35,14 @@ class WireMessage(BaseModel):
     content: str | list[Part] | None = None
     tool_calls: list[Any] | None = None
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, value: Any) -> Any:
+        kinds = [part.get("type") for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+        if any(kind != "text" for kind in kinds):
+            raise ValueError("This model reads text only, so every part must be of type text: no images, sound or files.")
+        return value
+
     def plain(self) -> Message:
         """The message in the product's own words."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])

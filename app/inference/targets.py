@@ -19,7 +19,6 @@ from app.recipes.models import BaseModelEntry
 from app.runs import service as runs
 from app.runs.models import OPEN_STATES, Checkpoint, Run
 
-
 MOST_ENDED = 60  # checkpoints of ended runs in a picker; any other is asked from its run's page
 
 

@@ -10,6 +10,7 @@ from app.chat import service
 from app.chat.models import Chat, ChatMessage, Feedback
 from app.chat.stream import _sse
 from app.core.db import reading, transaction, utcnow
+from app.runs.models import Checkpoint, Run
 from tests import visitors
 from tests.app.chat.conftest import Scene
 from tests.conftest import wait_for
@@ -106,6 +107,19 @@ def test_a_second_question_waits_for_the_first_answer(scene: Scene) -> None:
     assert scene.client.post(f"/chats/{chat_id}", data=form).status_code == 409
     scene.client.post(f"/chats/messages/{_answers(chat_id)[0].id}/stop")
     _finished(chat_id)
+
+
+def test_a_checkpoint_of_an_ended_run_is_asked_itself_not_the_newest_model(scene: Scene) -> None:
+    with transaction() as session:
+        run = session.scalars(select(Run)).one()
+        row = Checkpoint(run_id=run.id, attempt_id=run.id, fence=1, step=60, dir="checkpoints/step-00000060",
+            manifest_sha256="c" * 64, size_bytes=1)  # fmt: skip
+        session.add(row)
+        session.flush()
+        ref = f"checkpoint:{row.id}"
+    page = scene.client.get(f"/projects/{scene.project_id}/chat?model={ref}").text
+    assert f'<option value="{ref}" selected>' in page
+    assert page.index('value="model:') < page.index(f'value="{ref}"') < page.index('value="base:')
 
 
 def test_base_and_tuned_answer_side_by_side(scene: Scene) -> None:
