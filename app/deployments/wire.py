@@ -40,7 +40,9 @@ class WireMessage(BaseModel):
     def _only_text(cls, value: Any) -> Any:
         kinds = [part.get("type") for part in value if isinstance(part, dict)] if isinstance(value, list) else []
         if any(kind != "text" for kind in kinds):
-            raise ValueError("This model reads text only, so every part must be of type text: no images, sound or files.")
+            raise ValueError(
+                "This model reads text only, so every part must be of type text: no images, sound or files."
+            )
         return value
 
     def plain(self) -> Message:

@@ -541,6 +541,27 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_source_files_state"), ["state"], unique=False)
 
     op.create_table(
+        "test_cases",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=False),
+        sa.Column("source_id", sa.String(length=20), nullable=True),
+        sa.Column("messages", sa.JSON(), nullable=False),
+        sa.Column("ideal", sa.Text(), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_test_cases_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_test_cases_project_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_test_cases")),
+        sa.UniqueConstraint("project_id", "source_id", name=op.f("uq_test_cases_project_id_source_id")),
+    )
+    with op.batch_alter_table("test_cases", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_test_cases_project_id"), ["project_id"], unique=False)
+
+    op.create_table(
         "api_calls",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("workspace_id", sa.String(length=20), nullable=False),
@@ -754,6 +775,7 @@ def upgrade() -> None:
         sa.Column("user_id", sa.String(length=20), nullable=False),
         sa.Column("thumb", sa.Integer(), nullable=False),
         sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("tags", sa.JSON(), nullable=False),
         sa.Column("correction", sa.Text(), nullable=False),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
@@ -1274,6 +1296,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_api_calls_key_id"))
 
     op.drop_table("api_calls")
+    with op.batch_alter_table("test_cases", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_test_cases_project_id"))
+
+    op.drop_table("test_cases")
     with op.batch_alter_table("source_files", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_source_files_state"))
         batch_op.drop_index(batch_op.f("ix_source_files_project_id"))
