@@ -83,32 +83,76 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp's own HTTP server from the xllamacpp wheel, on a q8_0 file that our export wrote."""
+    """llama.cpp's own HTTP server from the xllamacpp wheel, on a file that our export wrote (`kind`: q8_0 or f16), with
+    adapters of which each answer names one."""
 
-    def __init__(self, folder: Path, home: Path, slots: int, threads: int, context: int) -> None:
+    def __init__(
+        self, folder: Path, home: Path, slots: int, threads: int, context: int, kind: str, adapters: list[Path]
+    ) -> None:
         import httpx
         import xllamacpp
 
         settings: Any = xllamacpp.CommonParams()
-        settings.model.path = str(_gguf(folder, home))
+        settings.model.path = str(_gguf(folder, home, kind))
+        settings.lora_adapters = [
+            xllamacpp.CommonAdapterLoraInfo(str(_lora_gguf(folder, one)), 1.0) for one in adapters
+        ]
+        self._adapters = len(adapters)
         settings.n_ctx, settings.n_parallel = context * slots, slots
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(settings)
         self._client = httpx.Client(base_url=self._server.listening_address, timeout=600)
 
-    def answer(self, ids: list[int], tokens: int) -> int:
-        """One answer over HTTP, of exactly so many tokens, streamed as ours is."""
+    def answer(self, ids: list[int], tokens: int, number: int = 0) -> int:
+        """One answer over HTTP, of exactly so many tokens, streamed as ours is, by the adapter of its number."""
         asked = {
             "prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
             "stream": True,
         }  # fmt: skip
+        if self._adapters:
+            asked["lora"] = [{"id": number % self._adapters, "scale": 1.0}]
         with self._client.stream("POST", "/completion", json=asked) as response:
-            last = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")][-1]
-        return int(last["tokens_predicted"])
+            last = [line for line in response.iter_lines() if line.startswith("data: {")][-1]
+        return int(json.loads(last[6:])["tokens_predicted"])
 
 
-def _gguf(folder: Path, home: Path) -> Path:
-    """The model as a q8_0 file."""
+def _lora_gguf(folder: Path, adapter: Path) -> Path:
+    """A PEFT adapter of a Llama as llama.cpp reads it: queries and keys in llama.cpp's order of rotation."""
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    spec = json.loads((adapter / "adapter_config.json").read_text())
+    names = {
+        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up", "down_proj": "ffn_down",
+    }  # fmt: skip
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    path = adapter / "adapter.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(spec["lora_alpha"]))
+    for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        parts = name.split(".")
+        number, layer, matrix = parts[parts.index("layers") + 1], parts[-3], parts[-2]
+        if matrix == "lora_B" and layer in heads:
+            tensor = tensor.reshape(heads[layer], 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+        key = f"blk.{number}.{names[layer]}.weight.{matrix.lower()}"
+        writer.add_tensor(key, np.ascontiguousarray(tensor, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _gguf(folder: Path, home: Path, kind: str) -> Path:
+    """The model as a file of that kind."""
+    name = f"peer-{kind}.gguf"
+    if (home / name).exists():
+        return home / name
     import torch
 
     from app.contracts.export import ExportOrder
@@ -120,20 +164,20 @@ def _gguf(folder: Path, home: Path) -> Path:
     from worker.engine.tokenizer_files import load_tokenizer
 
     files = ModelFiles(base_dir=str(folder))
-    order = ExportOrder(kind="gguf_q8_0", files=files, name="peer", prompts=["-"], out_dir=str(home))
+    order = ExportOrder(kind=f"gguf_{kind}", files=files, name="peer", prompts=["-"], out_dir=str(home))
     model, tokenizer = loading.load_model(files, torch.float32), load_tokenizer(folder)
     template = load_template(folder, tokenizer.get_vocab())
     source = Source(model, tokenizer, template, folder, [2], 2048, [], [])
     write_gguf(order, source, home)
-    return next(home.glob("*.gguf"))
+    return home / name
 
 
-def at_once(answer: Callable[[list[int], int], int], prompts: Ids, tokens: int) -> int:
+def at_once(answer: Callable[[list[int], int, int], int], prompts: Ids, tokens: int) -> int:
     """All answers asked in threads of their own; how many tokens came."""
     said = [0] * len(prompts)
 
     def ask(number: int) -> None:
-        said[number] = answer(prompts[number], tokens)
+        said[number] = answer(prompts[number], tokens, number)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
     for thread in threads:

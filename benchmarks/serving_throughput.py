@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ BARS = {
     ("adapters", "ours fp32", "PEFT mixed batch"): 2.5,
     ("http", "ours int8", "llama.cpp q8_0"): 1.5,
     ("http, one stream", "ours int8", "llama.cpp q8_0"): 0.9,
+    ("http, 4 adapters", "ours int8", "llama.cpp q8_0"): 1.5,
 }
 
 
@@ -171,33 +175,37 @@ class Served:
         import httpx
 
         self.folder, socket = folder, home / f"{precision}.sock"
+        # As llama.cpp is told to, no answer goes on from what another of the same prompt has read.
+        self._asked = count()
         command = [sys.executable, "-m", "worker.server", "--socket", str(socket), "--threads", str(threads)]
-        self.process = subprocess.Popen([*command, "--precision", precision], cwd=ROOT)
+        self.process = subprocess.Popen([*command, "--precision", precision, "--compiled"], cwd=ROOT)
         transport = httpx.HTTPTransport(uds=str(socket))
         self.client = httpx.Client(transport=transport, base_url="http://model", timeout=600)
         while True:
-            try:
-                self.client.get("/health")
-                return
-            except httpx.TransportError:
-                time.sleep(0.1)
+            with suppress(httpx.TransportError):
+                if self.client.get("/health").json()["compiled"] is not None:
+                    return
+            time.sleep(0.1)
 
     @property
     def precision(self) -> str:
         """The number format that the loaded model really got."""
         return str(self.client.get("/models").json()["models"][0]["precision"])
 
-    def answer(self, text: str, tokens: int) -> int:
-        """One answer of at most so many tokens."""
+    def answer(self, ids: list[int], tokens: int, number: int = 0, adapters: Sequence[Path] = ()) -> int:
+        """One answer of at most so many tokens, by one of the adapters where there are any."""
         import orjson
 
+        files: dict[str, Any] = {"base_dir": str(self.folder)}
+        if adapters:
+            files["overlays"] = [{"kind": "lora", "dir": str(adapters[number % len(adapters)])}]
         order = {
-            "model_ref": "m", "workspace_id": "w", "files": {"base_dir": str(self.folder)}, "prompt": text,
+            "model_ref": "m", "workspace_id": f"w{next(self._asked)}", "files": files, "prompt_ids": ids,
             "sampling": {"temperature": 0, "max_tokens": tokens},
         }  # fmt: skip
         with self.client.stream("POST", "/generate", json=order) as response:
-            last = [orjson.loads(line) for line in response.iter_lines()][-1]
-        return int(last["completion_tokens"])
+            last = list(response.iter_lines())[-1]
+        return int(orjson.loads(last)["completion_tokens"])
 
 
 def main() -> int:
@@ -214,8 +222,12 @@ def main() -> int:
     import torch
     import transformers
 
+    from worker.engine import compiled
+
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
+    compiled.prepare()
+    how = "passes compiled" if compiled.is_ready() else "nothing compiled: torch alone"
     tokens = arguments.tokens or (40 if arguments.quick else 128)
     names = [arguments.only] if arguments.only else ["15M"] if arguments.quick else list(SHAPES)
     missed = []
@@ -225,9 +237,8 @@ def main() -> int:
             missed += measure(name, Path(home), tokens, arguments)
     cpu_s = time.process_time() - began
     by = "CPU time" if IS_CPU else "the clock"
-    conditions = (
-        f"{arguments.threads} threads, {tokens} tokens, by {by}, load {os.getloadavg()[0]:.0f}, {cpu_s:.0f} s CPU"
-    )
+    conditions = f"{how}, {arguments.threads} threads, {tokens} tokens, by {by}, {cpu_s:.0f} s CPU"
+    conditions += f", load {os.getloadavg()[0]:.0f}"
     print(f"serving {'MISSED ' + '; '.join(missed) if missed else 'ok'}; {conditions}")
     return int(bool(missed))
 
@@ -248,9 +259,8 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     tokenizer = models["fp32"].tokenizer
     ids = tokenizer.encode(shakespeare()[:60_000]).ids
     prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]
-    texts = [tokenizer.decode(prompt) for prompt in prompts]
     if arguments.http:
-        return judged(name, over_http(folder, home, prompts, texts, tokens, arguments))
+        return judged(name, over_http(folder, home, prompts, adapters[:ADAPTERS], tokens, arguments))
     beside = {
         precision: [
             lay(base, ModelFiles(base_dir=str(folder), overlays=[Overlay(kind="lora", dir=str(a))]), str(a))
@@ -305,12 +315,12 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     missed += [f"{name} adapter {adapter_s:.2f} s"] if adapter_s > 0.3 else []
     missed += [f"{name} model {whole_s:.2f} s"] if whole_s > 2 else []
     if not arguments.quick:
-        rows |= over_http(folder, home, prompts, texts, tokens, arguments)
+        rows |= over_http(folder, home, prompts, adapters[:ADAPTERS], tokens, arguments)
     return missed + judged(name, rows)
 
 
 def over_http(
-    folder: Path, home: Path, prompts: list[list[int]], texts: list[str], tokens: int, arguments: argparse.Namespace
+    folder: Path, home: Path, prompts: list[list[int]], adapters: list[Path], tokens: int, arguments: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     """The rows against llama.cpp, each with its own HTTP server."""
     import psutil
@@ -318,32 +328,34 @@ def over_http(
     from benchmarks.serving_peers import LlamaCpp, at_once
 
     served = Served(folder, home, arguments.threads, "int8")
-    try:
-        llama: Any = LlamaCpp(folder, home, 8, arguments.threads, 512)
-    except Exception as error:
-        print(f"  llama.cpp not run: {type(error).__name__}: {str(error)[:160]}")
-        llama = None
+    plain: dict[str, Any] = {}
+    mixed: dict[str, Any] = {}
+    for kind, some, into in (("q8_0", [], plain), ("f16", [], plain), ("q8_0", adapters, mixed)):
+        try:
+            into[f"llama.cpp {kind}"] = LlamaCpp(folder, home, 8, arguments.threads, 512, kind, some).answer
+        except Exception as error:
+            print(f"  llama.cpp {kind} not run: {type(error).__name__}: {str(error)[:160]}")
     # Random weights may fail the comparison that the server makes; the row says what they got.
-    served.answer("Who is there?", 1)
-    by_ids = {tuple(ids): text for ids, text in zip(prompts, texts, strict=True)}
-    contenders = {f"ours {served.precision}": lambda ids, count: served.answer(by_ids[tuple(ids)], count)}
-    if llama is not None:
-        contenders["llama.cpp q8_0"] = llama.answer
+    served.answer(prompts[0], 1)
+    mine = f"ours {served.precision}"
+    plain = {mine: served.answer, **plain}
+    mixed = {mine: partial(served.answer, adapters=adapters), **mixed}
     child = psutil.Process(served.process.pid)
 
     def both() -> float:
         """Seconds of this process, where llama.cpp and the clients are, and of our server."""
         return clock() + (sum(child.cpu_times()[:2]) if IS_CPU else 0)
 
+    rows = (("http", prompts, plain), ("http, one stream", prompts[:1], plain), ("http, 4 adapters", prompts, mixed))
     try:
         return {
             row: compare(
                 row,
-                {n: (lambda f=f, some=some: at_once(f, some, tokens)) for n, f in contenders.items()},
+                {name: (lambda f=f, some=some: at_once(f, some, tokens)) for name, f in contenders.items()},
                 arguments.rounds,
                 both,
             )
-            for row, some in (("http", prompts), ("http, one stream", prompts[:1]))
+            for row, some, contenders in rows
         }
     finally:
         served.process.terminate()

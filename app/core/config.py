@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     answer_precision: Literal["fp32", "bf16", "int8"] = Field(
         "fp32", description="number format of answers on a CPU; int8 only for models whose accuracy stays"
     )
+    answer_compiled: bool = Field(
+        True,
+        description="compile passes of answers for this processor: ten seconds once, answers two to four times faster",
+    )
     data_processes: int | None = Field(None, ge=1, description="that prepare data; empty: two where there are cores")
 
     @property

@@ -174,8 +174,10 @@ class Stack:
         for queue, grace_s, niceness in (("data", 30, 10), ("train", TRAINER_GRACE_S, 0)):
             command = (python, "-m", "worker", "--queue", queue)
             self.start(f"{queue} worker", *command, grace_s=grace_s, environment=queue_rights, niceness=niceness)
-        precision = ("--precision", self.settings.answer_precision)
-        self.start("model server", python, "-m", "worker.server", "--socket", model, *precision, secluded=True)
+        options = ["--precision", self.settings.answer_precision]
+        if self.settings.answer_compiled:
+            options.append("--compiled")
+        self.start("model server", python, "-m", "worker.server", "--socket", model, *options, secluded=True)
 
     def _front_settings(self) -> dict[str, str]:
         settings = self.settings

@@ -1,14 +1,11 @@
 """How likely a model finds each token of a text that it is given: what evaluation programs ask for."""
 
 import torch
-from transformers import DynamicCache
 
 from app.contracts.generation import Likely, ReadToken
-from worker.engine.errors import BadData
 from worker.engine.generate import Loaded, plain_ids
+from worker.engine.reading import Reading
 from worker.engine.vocabulary import vocabulary_of
-
-PIECE = 64  # tokens; answers of others wait for at most one piece
 
 
 class Foretelling:
@@ -21,27 +18,17 @@ class Foretelling:
     def __init__(self, loaded: Loaded, text: str, top: int, ids: list[int] | None = None) -> None:
         self._loaded, self._top = loaded, top
         self._ids = plain_ids(loaded, text, ids)
-        if len(self._ids) > loaded.context_length:
-            raise BadData(
-                f"The text is too long: {len(self._ids)} tokens, and this model reads {loaded.context_length} in all. "
-                "Shorten it."
-            )
-        self._cache = DynamicCache(config=loaded.model.config)
-        self._read = 0
+        self._reading = Reading(loaded, self._ids)
         self.tokens = [ReadToken(**self._named(number)) for number in self._ids[:1]]
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Read one piece; True when nothing is left."""
-        piece = self._ids[self._read : self._read + PIECE]
         if len(self.tokens) < len(self._ids):
-            self._loaded.use(len(piece))
-            model = self._loaded.model
-            ids = torch.tensor([piece], device=model.device)
-            logits = model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[0]
+            first, ids = self._reading.read + 1, self._reading.take()
+            logits = self._loaded.model(input_ids=ids, past_key_values=self._reading.cache, use_cache=True).logits[0]
             told = logits.float().log_softmax(-1).cpu()
-            self._read += len(piece)
-            for row, number in zip(told, self._ids[self._read - len(piece) + 1 : self._read + 1], strict=False):
+            for row, number in zip(told, self._ids[first : self._reading.read + 1], strict=False):
                 values, places = row.topk(min(self._top, row.numel()))
                 top = [
                     Likely(**self._named(place), logprob=max(value, -9999.0))

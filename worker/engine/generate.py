@@ -15,6 +15,7 @@ from app.text.template import ChatTemplate, load_template
 from app.text.tokens import encode_prompt, encode_text
 from worker.engine import adapters, loading
 from worker.engine.adapters import Adapter, Mixer
+from worker.engine.compiled import lay_out
 from worker.engine.detokenise import TextOut
 from worker.engine.errors import BadData
 from worker.engine.formats import guide
@@ -72,7 +73,7 @@ def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") 
     got, note = ("bf16", "")
     if device == "cpu":
         model, got, note = applied(model.eval(), tokenizer, precision)
-        if is_packable(model) and packs():
+        if is_packable(model) and not lay_out(model) and packs():
             pack(model)
     template = limited(load_template(folder, tokenizer.get_vocab()))
     return Loaded(

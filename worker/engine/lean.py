@@ -20,7 +20,13 @@ class Attends(Protocol):
     """Whoever knows which row belongs to which answer, and what each has read before."""
 
     def attend(self, layer: int, query: Tensor, new: Tensor, scaling: float, window: int | None) -> Tensor:
-        """Queries (rows, heads, width) and new keys and values (rows, 2 key heads, width) to (rows, heads · width)."""
+        """Queries (rows, heads, width) and new keys and values (rows, 2 key heads, width) to (rows, heads · width); in
+        the last layer only the rows that `wanted` names."""
+        ...
+
+    @property
+    def wanted(self) -> Tensor | None:
+        """The places of the rows whose results are asked for; None: all."""
         ...
 
 
@@ -79,15 +85,12 @@ class Lean:
         self._head: Any = model.get_output_embeddings()
 
     def hidden(self, ids: Tensor, positions: Tensor, reach: int, slots: Attends, mixer: Mixer | None) -> Tensor:
-        """The last block's result (rows, width) for ids and positions (rows,), all positions below `reach`."""
-        states = self._embedding(ids)
-        if self._places is not None:
-            states = states + self._places(positions)
-        elif self._waves:
-            states = states + (sinusoids(positions, states.shape[1]) * self._waves).to(states)
+        """The last block's result (rows that `slots` wants, width) for ids and positions (rows,), all positions below
+        `reach`."""
+        states = self.embedded(ids, positions)
         cosines, sines = self._turns(positions, reach)
         turned, queries = (self.heads + self.key_heads), self.heads
-        half = self.width // 2
+        half, last = self.width // 2, len(self._blocks) - 1
         for layer, block in enumerate(self._blocks):
             rows = block.norm_first(states)
             joined = _of(block.attention_in, rows, mixer).view(len(rows), -1, self.width)
@@ -99,10 +102,26 @@ class Lean:
                 swapped = torch.cat((part[..., half:], part[..., :half]), -1)
                 part.mul_(cosines).addcmul_(swapped, sines)
             rows = slots.attend(layer, joined[:, :queries], joined[:, queries:], block.scaling, block.window)
+            if layer == last and slots.wanted is not None:
+                states = states[slots.wanted]
             states = states.add_(_of([block.attention_out], rows, mixer))
             rows = _of(block.middle_in, block.norm_second(states), mixer)
             states = states.add_(_of([block.middle_out], block.activation(rows), mixer))
         return states
+
+    def embedded(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(rows, width): the embedded tokens, with their positions where these are no rotation."""
+        states: Tensor = self._embedding(ids)
+        if self._places is not None:
+            return states + self._places(positions)
+        if self._waves:
+            return states + (sinusoids(positions, states.shape[1]) * self._waves).to(states)
+        return states
+
+    @property
+    def windows(self) -> list[int | None]:
+        """How far back each layer looks; None: to the beginning."""
+        return [block.window for block in self._blocks]
 
     def logits(self, states: Tensor) -> Tensor:
         """(rows, vocabulary) from what `hidden` gave."""
@@ -114,12 +133,19 @@ class Lean:
         Computed once for each position: the last bit of a cosine depends on its place in the vector, and an answer
         must not depend on who is beside it.
         """
-        if self._rotation is None:
+        turned = self.table(reach)
+        if turned is None:
             return None, None
+        cosines, sines = turned[:, positions]
+        return cosines[:, None], sines[:, None]
+
+    def table(self, reach: int) -> Tensor | None:
+        """Cosines and sines (2, at least `reach` positions, width); None: nothing is turned."""
+        if self._rotation is None:
+            return None
         if self._turned is None or reach > self._turned.shape[1]:
             self._turned = self._computed_turns(-(-reach // TURNS) * TURNS)
-        cosines, sines = self._turned[:, positions]
-        return cosines[:, None], sines[:, None]
+        return self._turned
 
     def _computed_turns(self, count: int) -> Tensor:
         """(2, positions, width)."""

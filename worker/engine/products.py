@@ -15,7 +15,15 @@ PACKED_ROWS = 8  # the number of rows for which weights are laid out
 _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-class Int8Linear(nn.Module):
+class Own(nn.Module):
+    """A linear layer in a form of our own, which tells its weights itself."""
+
+    sizes: tuple[int, int]
+    nbytes: int = 0
+    matrix: Tensor
+
+
+class Int8Linear(Own):
     """A linear layer with int8 weights, one scale an output; its inputs get one scale a row as they come.
 
     So a row's result never depends on the rows beside it. `bias` as in the layer that it replaces.
@@ -30,7 +38,7 @@ class Int8Linear(nn.Module):
         quantised = torch._make_per_channel_quantized_tensor(whole, scales.double(), zeros, 0)
         self._packed = torch.ops.quantized.linear_prepack(quantised, None)
         self.bias = layer.bias
-        self.sizes = (whole.shape[0], whole.shape[1])
+        self.sizes, self.nbytes = (whole.shape[0], whole.shape[1]), whole.nbytes
 
     def forward(self, rows: Tensor) -> Tensor:
         """(…, in) to (…, out) in fp32."""
@@ -44,17 +52,18 @@ class Int8Linear(nn.Module):
         return out if rows.dim() == 2 else out.view(*rows.shape[:-1], -1)
 
     @property
-    def matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:  # type: ignore[override]
         """The weights (out, in) in fp32, as they are used."""
         return torch.ops.quantized.linear_unpack(self._packed)[0].dequantize()
 
     @property
-    def nbytes(self) -> int:
-        """Memory of the weights."""
-        return self.sizes[0] * self.sizes[1]
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """The weights (out, in) as int8 numbers, and the scale of each output."""
+        packed = torch.ops.quantized.linear_unpack(self._packed)[0]
+        return packed.int_repr(), packed.q_per_channel_scales()
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Own):
     """A linear layer whose weights lie in the order in which oneDNN reads them: with few rows up to twice as fast.
 
     Many rows are filled up to a round number: oneDNN keeps a kernel for every number that it has met.
@@ -81,12 +90,12 @@ class PackedLinear(nn.Module):
         return out if rows.dim() == 2 else out.view(*rows.shape[:-1], -1)
 
     @property
-    def matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:  # type: ignore[override]
         """The weights (out, in)."""
         return self._packed.to_dense()
 
 
-class Part(nn.Module):
+class Part(Own):
     """One of several linear layers of the same input, joined into one product: rows `start` to `end` of its weights.
 
     The first part holds the `whole`; the others ask it, and it computes once for all of them.
@@ -113,12 +122,12 @@ class Part(nn.Module):
         return None if bias is None else bias[self.start : self.end]
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, int]:  # type: ignore[override]
         """(out, in)."""
         return self.end - self.start, sizes(self.joined)[1]
 
     @property
-    def matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:  # type: ignore[override]
         """The weights (out, in), as they are used."""
         return matrix(self.joined)[self.start : self.end]
 
@@ -141,12 +150,12 @@ class Joint:
         return out
 
 
-Layer = nn.Linear | Conv1D | Int8Linear | PackedLinear | Part
+Layer = nn.Linear | Conv1D | Own
 
 
 def matrix(layer: nn.Module) -> Tensor:
     """The weights (out, in) of a linear layer of any kind; GPT-2 keeps them the other way round."""
-    if isinstance(layer, Int8Linear | PackedLinear | Part):
+    if isinstance(layer, Own):
         return layer.matrix
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight.T if isinstance(layer, Conv1D) else weight
@@ -154,7 +163,7 @@ def matrix(layer: nn.Module) -> Tensor:
 
 def sizes(layer: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer of any kind."""
-    if isinstance(layer, Int8Linear | PackedLinear | Part):
+    if isinstance(layer, Own):
         return layer.sizes
     out, width = matrix(layer).shape
     return out, width
@@ -162,7 +171,7 @@ def sizes(layer: nn.Module) -> tuple[int, int]:
 
 def size_bytes(model: PreTrainedModel) -> int:
     """Memory of the weights."""
-    whole = sum(layer.nbytes for layer in model.modules() if isinstance(layer, Int8Linear | PackedLinear))
+    whole = sum(layer.nbytes for layer in model.modules() if isinstance(layer, Own))
     return whole + sum(parameter.nbytes for parameter in model.parameters())
 
 

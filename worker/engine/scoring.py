@@ -8,8 +8,8 @@ from transformers import DynamicCache
 from app.contracts.conversation import Example, Message
 from app.text.template import TemplateFault
 from app.text.tokens import encode_example, encode_prompt, encode_text
-from worker.engine.foretelling import PIECE
 from worker.engine.generate import Loaded
+from worker.engine.reading import PIECE
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ answer; answers that speak hold the first slots, those that still read hold the 
 
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.contracts.generation import TokenEvent
+from worker.engine.compiled import compiled_pass
 from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
 from worker.engine.lean import Lean
@@ -68,6 +70,7 @@ class Slots:
     def __init__(self, loaded: Loaded, memory_bytes: int = MEMORY_BYTES, cache_bytes: int = CACHE_BYTES) -> None:
         self.model, self.context_length, self._mixer = loaded.model, loaded.context_length, loaded.mixer
         self._lean = Lean(loaded.model)
+        self._compiled = compiled_pass(loaded.model, self._lean)
         self.memory_bytes, self.cache_bytes = memory_bytes, cache_bytes
         self.answers: list[Generation] = []
         self._speaking = 0
@@ -81,7 +84,8 @@ class Slots:
         self._mask: Tensor | None = None
         self._pieces: list[tuple[_Piece, Tensor | None]] = []
         self._level: int | None = None
-        self._seen = self._reach = self._rows = 0
+        self.wanted: Tensor | None = None
+        self._seen = self._reach = self._rows = self._beside = 0
 
     def _empty_cache(self) -> Tensor:
         """(layers, 2, slots, key heads, tokens, head width); it grows with the answers and is let go after the last."""
@@ -149,6 +153,7 @@ class Slots:
         if room < tokens:
             likely = RESERVED_BYTES // (slots * self.token_bytes)
             room = min(max(2 * room, likely, tokens), max(self.context_length, tokens))
+            room = -(-room // LINE) * LINE
         shape = (*old.shape[:2], slots, old.shape[3], room, old.shape[5])
         self._cache = zeros(shape, old.dtype, old.device)
         for place, answer in enumerate(self.answers[: old.shape[2]]):
@@ -180,11 +185,10 @@ class Slots:
         if not self.answers or (not most and not self._speaking):
             return []
         began = time.perf_counter()
-        ids = [answer.wanted()[0] for answer in self.answers[: self._speaking]]
-        pieces = self._next_pieces(most)
-        self._plan([answer.read for answer in self.answers[: self._speaking]], pieces)
-        logits = self._forward([*ids, *(token for piece in pieces for token in piece.ids)])
         spoke = self.answers[: self._speaking]
+        ids = [answer.wanted()[0] for answer in spoke]
+        pieces = self._next_pieces(most)
+        logits = self._logits(ids, [answer.read for answer in spoke], pieces)
         for answer in spoke:
             answer.read += 1
         readers = [(self.answers[piece.place], piece) for piece in pieces]
@@ -232,8 +236,24 @@ class Slots:
                 break
         return pieces
 
+    def _logits(self, ids: list[int], lengths: list[int], pieces: list[_Piece]) -> Tensor:
+        """Logits of every answer that speaks, then of each piece's last token: (answers and pieces, vocabulary)."""
+        done = []
+        if self._compiled is not None and ids:
+            self._make_room(max([*lengths, *(piece.end - 1 for piece in pieces)]) + 1, len(self.answers))
+            spoke = [answer.loaded.adapter for answer in self.answers[: len(ids)]]
+            done.append(self._compiled.logits(ids, lengths, self._cache, spoke))
+            ids, lengths = [], []
+        if ids or pieces:
+            self._plan(lengths, pieces)
+            done.append(self._forward([*ids, *(token for piece in pieces for token in piece.ids)]))
+        return done[0] if len(done) == 1 else torch.cat([part.float() for part in done])
+
     def _plan(self, lengths: list[int], pieces: list[_Piece]) -> None:
-        device, speaking = self.model.device, self._speaking
+        """Lay out a pass through torch of the answers that speak (their lengths; none where they speak through a
+        compiled pass) and of pieces of prompts."""
+        device, speaking = self.model.device, len(lengths)
+        self._beside = speaking
         read = sum(len(piece.ids) for piece in pieces)
         self._rows = speaking + read
         # Rows that nobody looks at, so that the products meet few different numbers of rows.
@@ -255,6 +275,10 @@ class Slots:
         if lengths:
             self._mask = self._hiding(None)
         self._pieces = [(p, causal(len(p.ids), p.end, None, device) if p.begin else None) for p in pieces]
+        # Of a piece only the last token's result is looked at.
+        ends = accumulate((len(piece.ids) for piece in pieces), initial=speaking - 1)
+        next(ends)
+        self.wanted = torch.tensor([*range(speaking), *ends], device=device) if pieces else None
         if self._level is None:
             # Where each row's keys and values go, counted in rows of one layer's slots.
             _, two, slots, heads, room, _ = self._cache.shape
@@ -265,7 +289,7 @@ class Slots:
 
     def _hiding(self, window: int | None) -> Tensor:
         """(answers, 1, 1, tokens) to be added to the scores of who speaks: minus infinity where they may not look."""
-        column, places = torch.arange(self._seen, device=self.model.device), self._positions[: self._speaking, None]
+        column, places = torch.arange(self._seen, device=self.model.device), self._positions[: self._beside, None]
         is_hidden = column > places
         if window is not None:
             is_hidden |= column <= places - window
@@ -273,22 +297,15 @@ class Slots:
         return mask.masked_fill_(is_hidden, -torch.inf)[:, None, None]
 
     def _forward(self, ids: list[int]) -> Tensor:
-        """Logits of every answer that speaks, then of each piece's last token: (answers and pieces, vocabulary)."""
+        """What `_logits` gives, of the pass that was planned."""
         lean, filling = self._lean, len(self._positions) - len(ids)
         tensor = torch.tensor(ids + [0] * filling, device=self.model.device)
         mixer = self._mixer if self._mixer is not None and self._mixer.is_used else None
-        states = lean.hidden(tensor, self._positions, self._reach, self, mixer)
-        if self._pieces:
-            last, wanted = self._speaking - 1, list(range(self._speaking))
-            for piece, _ in self._pieces:
-                last += len(piece.ids)
-                wanted.append(last)
-            states = states[wanted]
-        return lean.logits(states)
+        return lean.logits(lean.hidden(tensor, self._positions, self._reach, self, mixer))
 
     def attend(self, layer: int, query: Tensor, new: Tensor, scaling: float, window: int | None) -> Tensor:
         """Attention of the pass; see `lean.Attends`."""
-        cache, speaking = self._cache[layer], self._speaking
+        cache, speaking = self._cache[layer], self._beside
         heads = cache.shape[2]
         if self._places is None:
             cache[:, :speaking, :, self._level] = new.unflatten(1, (2, heads)).transpose(0, 1)
@@ -317,7 +334,13 @@ class Slots:
             start += count
         if start < len(query):
             done.append(done[-1].new_zeros(len(query) - start, done[-1].shape[1]))
-        return done[0] if len(done) == 1 else torch.cat(done)
+        rows = done[0] if len(done) == 1 else torch.cat(done)
+        if self.wanted is None or layer < len(self._cache) - 1:
+            return rows
+        if self._mixer is not None and self._mixer.is_used:
+            answers = [*range(speaking), *(piece.place for piece, _ in self._pieces)]
+            self._mixer.use([(self.answers[place].loaded.adapter, 1) for place in answers], single=speaking)
+        return rows[self.wanted]
 
 
 class _Chunk:

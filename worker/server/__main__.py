@@ -22,11 +22,14 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="number format on a CPU, where it fits"
     )
+    parser.add_argument("--compiled", action="store_true", help="compile passes for this processor, for faster answers")
     arguments = parser.parse_args()
     _bound_arenas()
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # What was compiled is kept beside the socket: the program's own folder may be read-only.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(arguments.socket.parent / "compiled"))
     import torch
     import uvicorn
 
@@ -37,7 +40,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     arguments.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     budget = int(arguments.memory_gib * 2**30) if arguments.memory_gib else None
-    app = create_server(budget, arguments.device, arguments.precision)
+    app = create_server(budget, arguments.device, arguments.precision, arguments.compiled)
     uvicorn.run(app, uds=str(arguments.socket), log_level="warning", timeout_graceful_shutdown=5)
 
 

@@ -116,6 +116,13 @@ class Residents:
             keys = [key for key, entry in self._entries.items() if entry.name == name]
             return sum(self._forget(key) for key in keys)
 
+    def forget_all(self) -> None:
+        """Let every model be loaded anew with the next question; answers in the making keep theirs."""
+        with self._lock:
+            for key in list(self._entries):
+                if key in self._entries and self._entries[key].future.done():
+                    self._forget(key)
+
     def _forget(self, key: str) -> int:
         """Drop an entry and the adapters that stand on it."""
         if self._entries.pop(key, None) is None:

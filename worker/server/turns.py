@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 MAX_ACTIVE = 8
 MAX_WAITING = 256
 BUFFER_EVENTS = 64
+PACE_S = 0.02  # words of one answer go out together that often: each on its own would cost more than to make them
 SLOW_READER_S = 60
 PATIENCE_S = 120  # the longest wait for a place
 
@@ -39,6 +40,7 @@ class Answer:
         self._loop = loop
         self._held, self._held_logprobs = "", list[TokenLogprob]()
         self._behind_since: float | None = None
+        self._told_at = 0.0
 
     @property
     def is_wanted(self) -> bool:
@@ -47,13 +49,17 @@ class Answer:
         return not self.is_cancelled and not is_stuck
 
     def tell(self, event: TokenEvent) -> None:
-        """Hand an event to the reader's loop. While the reader is far behind, words wait here and go out as one."""
+        """Hand an event to the reader's loop. Words that come faster than anybody reads wait here and go out as one,
+        and so they do while the reader is far behind."""
+        now = time.monotonic()
         is_behind = self.events.qsize() >= BUFFER_EVENTS
-        self._behind_since = (self._behind_since or time.monotonic()) if is_behind else None
+        self._behind_since = (self._behind_since or now) if is_behind else None
         self._held += event.text
         self._held_logprobs += event.logprobs or []
-        if event.finish_reason is None and (is_behind or not self._held):
+        is_early = now - self._told_at < PACE_S
+        if event.finish_reason is None and (is_behind or is_early or not self._held):
             return
+        self._told_at = now
         event = event.model_copy(update={"text": self._held, "logprobs": self._held_logprobs or None})
         self._held, self._held_logprobs = "", []
         self._loop.call_soon_threadsafe(self.events.put_nowait, event)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import ROOT, wait_for
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
-from worker.engine.foretelling import PIECE
+from worker.engine.reading import PIECE
 
 
 @pytest.fixture(scope="module")

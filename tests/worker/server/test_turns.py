@@ -75,6 +75,7 @@ def test_a_workspace_that_asks_much_holds_up_nobody(
 def test_a_reader_who_takes_nothing_is_let_go(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(turns_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(turns_module, "PACE_S", 0)
 
     async def run() -> None:
         nonlocal now
@@ -86,6 +87,27 @@ def test_a_reader_who_takes_nothing_is_let_go(loaded: Loaded, monkeypatch: pytes
         assert answer.is_wanted
         now += turns_module.SLOW_READER_S + 1
         assert not answer.is_wanted
+
+    asyncio.run(run())
+
+
+def test_words_that_come_fast_go_out_together(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(turns_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def run() -> None:
+        nonlocal now
+        answer = Answer(_request("one"), loaded, asyncio.get_running_loop())
+        for text in "abc":
+            answer.tell(TokenEvent(text=text))
+        now += 2 * turns_module.PACE_S
+        answer.tell(TokenEvent(text="d"))
+        answer.tell(TokenEvent(text="e"))
+        answer.tell(TokenEvent(text="f", finish_reason="length"))
+        await asyncio.sleep(0)
+        told = [answer.events.get_nowait() for _ in range(answer.events.qsize())]
+        assert [event.text for event in told] == ["a", "bcd", "ef"]
+        assert [event.finish_reason for event in told] == [None, None, "length"]
 
     asyncio.run(run())
 
