@@ -74,13 +74,13 @@ def recipe(steps: int):
 class Loop:
     """The runs, the events and the waiting."""
 
-    def __init__(self, home: Path, steps: int, seed: int, worker_command: list[str]) -> None:
+    def __init__(self, home: Path, steps: int, seed: int, worker_command: list[str], ahead: int) -> None:
         from app.core.db import transaction
         from benchmarks.killing import oracle
         from benchmarks.killing.stack import Stack
         from tests.factories import a_world
 
-        self.home, self.steps, self.chance = home, steps, random.Random(seed)
+        self.home, self.steps, self.chance, self.ahead = home, steps, random.Random(seed), ahead
         with transaction() as session:
             self.world = a_world(session)
         oracle.plant_triggers(home / "gpt-builder.db")
@@ -112,6 +112,11 @@ class Loop:
 
         with reading() as session:
             return session.scalar(select(func.count()).where(Run.state.not_in(END_STATES))) or 0
+
+    def keep_ahead(self) -> None:
+        """Queue runs until as many are open as there shall be."""
+        while self.open_runs() < self.ahead:
+            self.start_run()
 
     def wait_ended(self, what: str, timeout_s: float = END_WITHIN_S) -> float:
         """Wait until no run is open; seconds waited."""
@@ -164,6 +169,7 @@ class Loop:
             trainers = [p for p in self.stack.trainers().values() if parent and p.ppid() == parent]
             if ("trainer" in victim and not trainers) or (planted and not self.is_between(device)):
                 time.sleep(0.2)
+                self.keep_ahead()  # the run that was to be struck may have ended before its moment came
                 continue
             break
         # Somebody else takes a run some time after its lease ended.
@@ -235,15 +241,14 @@ def main() -> int:
     ahead = 1 if arguments.plant in ("no-lock", "no-fence") else AHEAD
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
-    loop = Loop(home, arguments.steps, arguments.seed, worker)
+    loop = Loop(home, arguments.steps, arguments.seed, worker, ahead)
     try:
         reference = loop.start_run()
         alone_s = loop.wait_ended("the undisturbed run")
         print(f"undisturbed run: {alone_s:.0f} s, {alone_s / LEASE_S:.0f} leases of {LEASE_S:.0f} s")
         print(f"{'event':>6} {'minute':>7} {'runs':>5} {'open':>5}", flush=True)
         for number in range(1, events + 1):
-            while loop.open_runs() < ahead:
-                loop.start_run()
+            loop.keep_ahead()
             time.sleep(loop.chance.uniform(0.3, 9))
             loop.one_event(arguments.plant)
             if number % 10 == 0:

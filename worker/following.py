@@ -36,11 +36,13 @@ def obeyed(
     environment: Mapping[str, str],
     again: str,
     tell: Callable[[dict[str, Any]], None],
+    begun: Callable[[int], None] = lambda pid: None,
 ) -> Outcome:
     """Run `python -m *module`, give it `order` (a line of JSON), hear its JSON lines until it ends.
 
-    `tell` is called with the newest line several times a second, with or without news: it keeps the lease and sees a
-    cancellation. When this worker is told to stop, the row is queued for the task `again`, not counting the attempt.
+    `begun` is told the child's process id. `tell` is called with each line, and several times a second with the newest
+    when there is no other: it keeps the lease and sees a cancellation. When this worker is told to stop, the row is
+    queued for the task `again`, not counting the attempt.
     Raises LostLease, and whatever `tell` raises; the child and its children are dead then.
     """
     with tempfile.TemporaryFile() as errors:
@@ -54,6 +56,7 @@ def obeyed(
             start_new_session=True,
         )
         try:
+            begun(child.pid)
             last = _followed(lease, child, order, again, tell)
         finally:
             _stop(child)

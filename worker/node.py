@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sqlalchemy import select
@@ -46,6 +46,15 @@ def lock(path: Path) -> Iterator[int | None]:
 def device_lock(device: str) -> contextlib.AbstractContextManager[int | None]:
     """Held by the one supervisor of a device."""
     return lock(get_settings().home_dir / "locks" / f"device-{device}.lock")
+
+
+def hold_devices(stack: contextlib.ExitStack, devices: Sequence[str]) -> bool:
+    """Take the locks of more devices for as long as `stack` lives; whether all were free. Else none is held."""
+    with contextlib.ExitStack() as taken:
+        if not all(taken.enter_context(device_lock(device)) is not None for device in devices):
+            return False
+        stack.push(taken.pop_all())
+        return True
 
 
 def run_lock(run_id: str) -> contextlib.AbstractContextManager[int | None]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -45,10 +46,12 @@ def work_off(device: str, draining: threading.Event, *, command: Sequence[str] =
             return 0
         node.release_leftovers(device)
         while not draining.is_set():
-            claimed = claim(node=node.name(), device=device, boot_id=boot_id())
-            if claimed is None:
-                break
-            Supervision(RunLease(claimed), draining, command).run()
+            with ExitStack() as others:
+                hold = partial(node.hold_devices, others)
+                claimed = claim(node=node.name(), device=device, boot_id=boot_id(), hold=hold)
+                if claimed is None:
+                    break
+                Supervision(RunLease(claimed), draining, command).run()
             made += 1
     return made
 
@@ -109,7 +112,7 @@ class Supervision:
         settling.drop_unregistered(self.lease)
         order = order_of(run)
         storage.require_space(0)
-        trainer = Trainer(order, command=self.command, lock=lock)
+        trainer = Trainer(order, command=self.command, lock=lock, devices=order.recipe.devices)
         try:
             one = trainer.identity
             settling.record_trainer(self.lease, pid=one.pid, started=one.started, boot_id=one.boot_id)

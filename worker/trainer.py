@@ -82,14 +82,21 @@ class Identity:
 class Trainer:
     """A running engine process. Its death signal hangs on the thread that starts it: start it from the main one."""
 
-    def __init__(self, order: TrainOrder, *, command: Sequence[str] = COMMAND, lock: int | None = None) -> None:
+    def __init__(
+        self,
+        order: TrainOrder,
+        *,
+        command: Sequence[str] = COMMAND,
+        lock: int | None = None,
+        devices: Sequence[str] = (),
+    ) -> None:
         self._process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=environment(),
+            env=environment(devices),
             cwd=ROOT,
             pass_fds=() if lock is None else (lock,),
         )
@@ -191,9 +198,14 @@ class Trainer:
             sys.stderr.write(f"{text}\n")
 
 
-def environment() -> dict[str, str]:
-    """The trainer's environment: only what it needs, nothing secret, one thread pool that does not spin."""
+def environment(devices: Sequence[str] = ()) -> dict[str, str]:
+    """The trainer's environment: only what it needs, nothing secret, one thread pool that does not spin.
+
+    `devices`: the graphics cards that it may see; empty: what this process sees.
+    """
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    if devices:
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     return kept | {
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",

@@ -169,8 +169,11 @@ class Control(Contract):
 EXIT_DONE = 0
 EXIT_BAD_DATA = 65
 EXIT_DEVICE_FAULT = 70
+EXIT_LOST_COMPANION = 71
 EXIT_PAUSED = 75
 EXIT_DIVERGED = 76
 EXIT_DISK_FULL = 77
 EXIT_OUT_OF_MEMORY = 78
 EXIT_CANCELLED = 79
+# Of several processes one lacks memory: all begin again, with the next rung of the ladder.
+EXIT_NEEDS_LESS = 80

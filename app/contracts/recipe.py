@@ -1,14 +1,16 @@
 """What a run is told to do. Frozen with the run; the same file drives the page, the API and the command line."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from app.contracts.base import Contract
 
 Method = Literal["lora", "last_layers", "full", "scratch"]
 BaseSource = Literal["starter", "scratch", "folder", "hub", "model"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
+# A card's number, or its UUID: what CUDA_VISIBLE_DEVICES takes.
+DeviceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,60}$")]
 
 
 class ScratchSpec(Contract):
@@ -130,6 +132,43 @@ class RecipeSpec(Contract):
     sample_max_tokens: int = Field(120, ge=1, le=2000)
     seed: int = Field(1, ge=0, le=2**31 - 1)
     threads: int | None = Field(None, ge=1, le=256, description="None: chosen by the engine")
+    processes: int = Field(
+        1, ge=1, le=64, description="that train together on the processor, each on its share of rows"
+    )
+    devices: list[DeviceName] = Field(
+        default_factory=list, max_length=16, description="graphics cards, a process on each; empty: one that is free"
+    )
+    shards: bool = Field(False, description="they split weights, gradients and optimiser between them (FSDP2)")
+
+    @property
+    def replicas(self) -> int:
+        """How many processes train together."""
+        return len(self.devices) or self.processes
+
+    @model_validator(mode="after")
+    def _replicas_agree(self) -> "RecipeSpec":
+        if len(set(self.devices)) < len(self.devices):
+            raise ValueError("devices must be named once each")
+        if self.devices and self.processes > 1:
+            raise ValueError("processes must be 1 where devices are named: each has one of its own")
+        if self.replicas > self.batch_size:
+            name = "devices" if self.devices else "processes"
+            raise ValueError(f"{name} must be at most batch_size, {self.batch_size}: each reads a row of every step")
+        if self.replicas > 1 and self.scratch and self.scratch.norm == "batch":
+            raise ValueError("norm batch counts over the rows of one process: train on one device, or choose another")
+        if self.shards:
+            self._shards_agree()
+        return self
+
+    def _shards_agree(self) -> None:
+        if self.replicas == 1:
+            raise ValueError("shards needs several devices or processes")
+        if self.method not in ("full", "scratch"):
+            raise ValueError("shards is for methods in which all weights learn: full, and from scratch")
+        if self.optimizer != "adamw":
+            raise ValueError(f"shards needs the optimizer adamw: {self.optimizer} looks at whole matrices")
+        if self.learn_from == "preferences":
+            raise ValueError("shards is for learning from answers: preferences look at two models at once")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "RecipeSpec":

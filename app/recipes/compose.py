@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.contracts.recipe import Method, RecipeSpec
 from app.core.errors import Invalid
-from app.recipes import defaults, fields, material, presets
+from app.recipes import defaults, fields, material, presets, several
 from app.recipes.base_facts import BaseFacts, from_scratch
 from app.recipes.bases import BaseModel
 from app.recipes.calibration import Measured
@@ -125,10 +125,11 @@ def compose(
             "AdamW in 8 bit needs an NVIDIA graphics card, and this machine has none. Choose AdamW; where memory is "
             "short, Adafactor."
         )
+    wrong |= several.refusals(values, proposal.method, machine)
     try:
         recipe = build(proposal.method, base, values)
     except Invalid as error:
-        raise Invalid(fields=wrong | error.fields) from None
+        raise Invalid(fields=error.fields | wrong) from None
     if wrong:
         raise Invalid(fields=wrong)
     facts = base.facts if base else _new_facts(recipe, version)
@@ -178,7 +179,18 @@ def sentences(error: ValidationError) -> dict[str, str]:
         else:
             message = str(item["msg"]).removeprefix("Value error, ")
             name = "lora.initialisation" if name == "lora" else name
-            for part in ("micro_batch_size", "label_smoothing", "learn_from", "heads", "kv_heads", "positions", "norm"):
+            for part in (
+                "devices",
+                "processes",
+                "shards",
+                "micro_batch_size",
+                "label_smoothing",
+                "learn_from",
+                "heads",
+                "kv_heads",
+                "positions",
+                "norm",
+            ):
                 if f"{part} " in message:
                     name = f"scratch.{part}" if f"scratch.{part}" in fields.BY_NAME else part
             found[name] = _named(message)

@@ -88,7 +88,10 @@ def count_steps(recipe: RecipeSpec, material: Material) -> tuple[int, int]:
 
 
 def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machine: Machine) -> int:
-    """Peak memory: weights, what the optimiser keeps, activations of a micro-batch, a chunk of the head, a floor."""
+    """Peak memory: weights, what the optimiser keeps, activations of a micro-batch, a chunk of the head, a floor.
+
+    Of several devices: of each.
+    """
     learned = trainable_parameters(recipe, base)
     width = 2 if recipe.precision != "fp32" and (machine.has_bf16 or machine.gpu_name) else 4
     frozen = 0.0 if recipe.method in ("full", "scratch") else float(base.parameters * width)
@@ -102,7 +105,11 @@ def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machin
     head = min(tokens, _HEAD_CHUNK_TOKENS) * base.vocabulary * 8
     # Weight and gradient in fp32, beside them two moments in fp32 or in 8 bit.
     kept = 10 if recipe.optimizer == "adamw_8bit" else 16
-    return int(frozen + kept * learned + activations + head + _FLOOR_BYTES[machine.device])
+    together = recipe.replicas
+    each = frozen + kept * learned / (together if recipe.shards else 1) + activations + head
+    each += _FLOOR_BYTES[machine.device]
+    # Processes on one processor share its memory; each card has its own.
+    return int(each * (1 if recipe.devices else together))
 
 
 def estimate(
@@ -130,6 +137,7 @@ def estimate(
     # Answers come one token at a time, which a small model does about 8 times slower than training.
     look_work = checked * per_token / 3 + answers * per_token / 3 * 8
     look_speed = median(measured.look_speeds) if measured.look_speeds else speed
+    speed *= max(1, len(recipe.devices))  # processes on one processor share its cores; looks are the first one's
     seconds = start_s + tokens * per_token / speed + look_work / look_speed
     errors = measured.errors
     spread = max(0.08, 1.5 * sum(errors) / len(errors)) if errors else _UNCALIBRATED

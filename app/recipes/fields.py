@@ -25,6 +25,7 @@ class Field:
     options: tuple[tuple[str, str], ...] = ()
     is_optional: bool = False
     needs_cuda: bool = False
+    needs_cpu: bool = False
 
     @property
     def bounds(self) -> dict[str, float | bool]:
@@ -177,6 +178,14 @@ FIELDS: tuple[Field, ...] = (
           options=(("auto", "Chosen by the machine"), ("fp32", "fp32"), ("bf16", "bf16"))),
     Field("threads", "Processor threads", "Machine", "integer", "Empty: chosen by the machine.", is_optional=True),
     Field("seed", "Seed", "Machine", "integer", "The same seed gives the same run on the same machine."),
+    Field("devices", "Graphics cards", "Devices", "words",
+          "Each reads its share of every step's rows. None ticked: one, whichever is free.", needs_cuda=True),
+    Field("processes", "Processes that train together", "Devices", "integer",
+          "Each reads its share of every step's rows, and they share the cores. The result is that of one.",
+          needs_cpu=True),
+    Field("shards", "Split the model between them", "Devices", "flag",
+          "Each holds a part of the weights and of the optimiser's memory, for models that do not fit otherwise; "
+          "slower. With AdamW.", methods=("full", "scratch")),
 )  # fmt: skip
 
 ONLY_CUDA = frozenset({"adamw_8bit"})
@@ -187,7 +196,7 @@ def groups(method: Method, device: str = "cpu") -> dict[str, list[Field]]:
     """The fields that this method reads on this kind of device, by group, in order."""
     found: dict[str, list[Field]] = {}
     for field in FIELDS:
-        if field.is_for(method) and (device == "cuda" or not field.needs_cuda):
+        if field.is_for(method) and not (field.needs_cpu if device == "cuda" else field.needs_cuda):
             found.setdefault(field.group, []).append(replace(field, options=offered(field, device)))
     return found
 

@@ -7,7 +7,10 @@ _OWN = ("do", "preset", "method", "version_id", "name", "base", "client_request_
 
 def form_changes(values: dict[str, Any]) -> dict[str, Any]:
     """The posted page as arguments of `service.save`."""
-    texts = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
+    texts = {
+        key: value if isinstance(value, str) else ", ".join(filter(None, value)) if key == "devices" else value[-1]
+        for key, value in values.items()
+    }
     has_drawer = texts.pop("drawer", "") == "shown"
     return {
         "preset": texts.get("preset"),

@@ -15,14 +15,23 @@ CORE_FLOPS = 1.07e11
 GPU_FLOPS = 5e13
 
 
+class Card(BaseModel):
+    """A graphics card: the name that CUDA knows it by, what it is called, its memory in bytes."""
+
+    id: str
+    name: str
+    memory_bytes: int
+
+
 class Machine(BaseModel):
-    """Cores we may use, memory in bytes, and the accelerator if there is one."""
+    """Cores we may use, memory in bytes, and the accelerators; `gpu_name` and its memory are the first one's."""
 
     cores: int
     memory_bytes: int
     has_bf16: bool
     gpu_name: str = ""
     gpu_memory_bytes: int = 0
+    cards: tuple[Card, ...] = ()
 
     @property
     def device(self) -> str:
@@ -45,13 +54,14 @@ class Machine(BaseModel):
 @lru_cache
 def this_machine() -> Machine:
     """Read once a process. Nothing here touches the tensor stack or keeps a graphics card busy."""
-    name, memory = _gpu()
+    cards = _cards()
     return Machine(
         cores=_cores(),
         memory_bytes=_memory_limit(),
         has_bf16=_has_bf16(),
-        gpu_name=name,
-        gpu_memory_bytes=memory,
+        gpu_name=cards[0].name if cards else "",
+        gpu_memory_bytes=cards[0].memory_bytes if cards else 0,
+        cards=cards,
     )
 
 
@@ -80,14 +90,26 @@ def _has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _gpu() -> tuple[str, int]:
+def _cards() -> tuple[Card, ...]:
+    """The cards that training may use: all, or those that CUDA_VISIBLE_DEVICES names, in its order."""
     program = shutil.which("nvidia-smi")
     if not program:
-        return "", 0
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        return ()
+    query = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True)
-        name, memory = answer.stdout.splitlines()[0].rsplit(",", 1)
-        return name.strip(), int(memory) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return "", 0
+        return cards_of(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+
+
+def cards_of(told: str, visible: str | None) -> tuple[Card, ...]:
+    """The cards in what nvidia-smi told, a line each of index, UUID, name, MiB; of those only the `visible` ones."""
+    known: dict[str, Card] = {}
+    for line in told.splitlines():
+        index, uuid, name, memory = (part.strip() for part in line.split(",", 3))
+        for one in (index, uuid):
+            known[one] = Card(id=one, name=name, memory_bytes=int(memory) * 2**20)
+    if visible is None:
+        return tuple(card for one, card in known.items() if one.isdigit())
+    return tuple(known[one.strip()] for one in visible.split(",") if one.strip() in known)

@@ -16,7 +16,7 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
-from app.recipes import bases, fields, files, new_model, probes, service, tokens_preview
+from app.recipes import bases, fields, files, new_model, probes, service, several, tokens_preview
 from app.recipes.forms import form_changes
 from app.recipes.vetting import allowed_roots
 
@@ -52,6 +52,7 @@ def show(
         page=page,
         chosen=page.chosen,
         composed=page.composed,
+        device_fields=groups.pop(several.GROUP, []),
         groups=groups,
         shown=fields.shown,
         bounds=fields.bounds_sentence,

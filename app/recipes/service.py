@@ -11,7 +11,7 @@ from app.core.errors import Conflict, Invalid, NotFound
 from app.datasets.models import DatasetVersion
 from app.projects import service as projects
 from app.projects.models import Project
-from app.recipes import bases, charts, drafts, fields, files, new_model, probes, room
+from app.recipes import bases, charts, drafts, fields, files, new_model, probes, room, several
 from app.recipes.base_facts import BaseFacts
 from app.recipes.bases import BaseModel
 from app.recipes.compose import Composed, Version
@@ -104,6 +104,8 @@ def try_out(session: Session, actor: Actor, project_id: str, kind: probes.Kind) 
     if chosen is None:
         raise Conflict("Freeze a dataset version first: a probe needs the rows that will be learned from.")
     recipe = drafts.composed_of(session, project, chosen, chosen.preset).recipe
+    if kind == "cost" and recipe.replicas > 1:
+        raise Conflict("Only a run on one device can be measured before it starts. Its time is told by formula.")
     return probes.ask(
         session,
         project_id=project.id,
@@ -262,7 +264,7 @@ def adopt(
         choices["method"] = recipe.method
     values = recipe.model_dump(mode="json")
     overrides = {f.name: fields.get(values, f.name) for f in fields.FIELDS if f.is_for(recipe.method)}
-    draft.choices = {**choices, "overrides": overrides}
+    draft.choices = {**choices, "overrides": several.without_strangers(overrides, this_machine())}
     session.flush()
     _drop_idle_overrides(session, actor, project, draft)
     return draft

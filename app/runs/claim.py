@@ -1,11 +1,11 @@
 """Claiming a run, fairly between workspaces and people, and writing as its owner: a lease, a fence, no clocks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import case, func, text, update
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -19,21 +19,39 @@ from app.runs.states import Claimed, move
 _ADVISORY_LOCK = 0x6770745F72756E  # "gpt_run": one claimer at a time
 
 
-def claim(*, node: str, device: str, boot_id: str = "") -> Claimed | None:
-    """Take the next run for a device; None when nothing is due or the device already has an open attempt."""
+def claim(*, node: str, device: str, boot_id: str = "", hold: Callable[[Sequence[str]], bool] = bool) -> Claimed | None:
+    """Take the next run for a device; None when nothing is due or a device that it needs has an open attempt.
+
+    `hold` is asked to take a run's other devices on this machine, and whether it has them all. A run that waits for
+    one holds up whatever comes after it on its others: else a run of several devices might never find them all free.
+    """
     attempt_id = new_id()
     try:
         with transaction() as session:
             if session.get_bind().dialect.name == "postgresql":
                 session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            line = turns.waiting(session, due_only=True)
+            line = [one for one in turns.waiting(session, due_only=True) if one.may_use(device)]
             row = turns.next_of(line, turns.served(session, line), get_settings().runs_per_workspace)
             if row is None:
+                return None
+            devices = row.devices or (device,)
+            if _taken(session, node) & set(devices):
+                return None
+            others = [one for one in devices if one != device]
+            if others and not hold(others):
                 return None
             claimed = Claimed(row.id, row.fence + 1, attempt_id)
             # The index refuses a second open attempt of the run, or of the device.
             session.add(
-                Attempt(id=attempt_id, run_id=row.id, fence=claimed.fence, node=node, device=device, boot_id=boot_id)
+                Attempt(
+                    id=attempt_id,
+                    run_id=row.id,
+                    fence=claimed.fence,
+                    node=node,
+                    device=device,
+                    devices=list(devices),
+                    boot_id=boot_id,
+                )
             )
             session.flush()
             move(
@@ -53,6 +71,12 @@ def claim(*, node: str, device: str, boot_id: str = "") -> Claimed | None:
             return claimed
     except IntegrityError:
         return None
+
+
+def _taken(session: Session, node: str) -> set[str]:
+    """The devices of a machine that have an open attempt. Claims come one after the other, so this is still so."""
+    query = select(Attempt.device, Attempt.devices).where(Attempt.node == node, Attempt.ended_at.is_(None))
+    return {device for row in session.execute(query) for device in (row.device, *row.devices)}
 
 
 class RunLease:

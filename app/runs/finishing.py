@@ -7,7 +7,7 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from app.contracts.events import Ended
-from app.contracts.recipe import ModelFiles, Overlay
+from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec
 from app.core import storage
 from app.core.db import utcnow
 from app.recipes import calibration
@@ -87,8 +87,8 @@ def finish(lease: RunLease, ended: Ended) -> str:
 
 
 def _calibrate(session: Session, run: Run, peak_memory_bytes: int) -> None:
-    """Let later estimates know how quick this run was. Only the clock of an uninterrupted run says something."""
-    if run.started_at is None or run.attempts != 1:
+    """Let later estimates know how quick this run was. Only an uninterrupted run on one device says something."""
+    if run.started_at is None or run.attempts != 1 or RecipeSpec.model_validate(run.recipe).replicas > 1:
         return
     calibration.record(
         session,

@@ -82,7 +82,7 @@ class Run(Base):
 
 
 class Attempt(Base):
-    """One claim of a run by one worker. At most one of a run, and of a device, is open."""
+    """One claim of a run by one worker. At most one of a run, and of each of its devices, is open."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -107,7 +107,9 @@ class Attempt(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     fence: Mapped[int] = mapped_column(Integer)
     node: Mapped[str] = mapped_column(String(100))
+    # Of the worker that claimed it, and all that the run holds.
     device: Mapped[str] = mapped_column(String(60))
+    devices: Mapped[list[str]] = mapped_column(JSON, default=list)
     pid: Mapped[int | None] = mapped_column(Integer)
     pid_started: Mapped[float | None] = mapped_column(Float)
     boot_id: Mapped[str] = mapped_column(String(40), default="")

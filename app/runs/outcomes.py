@@ -69,11 +69,15 @@ def judge(facts: Facts) -> Outcome:
     if code == codes.EXIT_DISK_FULL:
         sentence = f"Paused: {message or 'the disk is full.'} {_kept(facts)} It goes on by itself once there is space."
         return Outcome("waiting", "disk_full", "disk_full", sentence, sentence, "warning")
-    # With this code the trainer has taken every rung itself; a kill leaves the next one to be taken.
-    if code == codes.EXIT_OUT_OF_MEMORY or (code == -9 and facts.was_memory_short):
+    # With its own code the trainer has taken every rung itself; a kill leaves the next one; so do several processes.
+    was_killed_for_it = code in (-9, codes.EXIT_LOST_COMPANION) and facts.was_memory_short
+    if code in (codes.EXIT_OUT_OF_MEMORY, codes.EXIT_NEEDS_LESS) or was_killed_for_it:
         return _out_of_memory(facts, is_last=code == codes.EXIT_OUT_OF_MEMORY or not facts.relief)
     if code == codes.EXIT_DEVICE_FAULT:
         return _interrupted(facts, "device_fault", "The device stopped responding.", message)
+    if code == codes.EXIT_LOST_COMPANION:
+        what = message or "One of the processes that train together ended unexpectedly; the others were stopped."
+        return _interrupted(facts, "companion_lost", what, message)
     if facts.is_hung:
         return _interrupted(facts, "hung", "The training stood still and was stopped.", message)
     return _interrupted(facts, _kind(code), "The training process ended unexpectedly.", message)

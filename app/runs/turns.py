@@ -20,7 +20,7 @@ from app.runs.models import LIVE_STATES, Attempt, Run
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A queued run. `person` is who started it, empty where that person is gone."""
+    """A queued run. `person` is who started it, empty where that person is gone; without `devices` any one will do."""
 
     id: str
     workspace_id: str
@@ -28,6 +28,11 @@ class Waiting:
     priority: int
     queued_at: datetime
     fence: int = 0
+    devices: tuple[str, ...] = ()
+
+    def may_use(self, device: str) -> bool:
+        """Whether this device is one of those that the run was given."""
+        return not self.devices or device in self.devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +56,20 @@ class Turn:
 
 def waiting(session: Session, *, due_only: bool = False) -> list[Waiting]:
     """Every queued run; with `due_only` without those that wait for a moment after a fault."""
-    query = select(Run.id, Run.workspace_id, Run.created_by, Run.priority, Run.queued_at, Run.fence)
+    query = select(Run.id, Run.workspace_id, Run.created_by, Run.priority, Run.queued_at, Run.fence, Run.recipe)
     query = query.where(Run.state == "queued")
     if due_only:
         query = query.where(or_(Run.next_attempt_at.is_(None), Run.next_attempt_at <= utcnow()))
     return [
-        Waiting(row.id, row.workspace_id, row.created_by or "", row.priority, row.queued_at, row.fence)
+        Waiting(
+            row.id,
+            row.workspace_id,
+            row.created_by or "",
+            row.priority,
+            row.queued_at,
+            row.fence,
+            tuple(row.recipe.get("devices", ())),
+        )
         for row in session.execute(query)
     ]
 

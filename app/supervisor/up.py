@@ -18,6 +18,7 @@ import httpx
 
 from app.core import migrations, redis_server
 from app.core.config import Settings, get_settings
+from app.recipes.machine import this_machine
 from app.supervisor.children import Child, Console
 
 TRAINER_GRACE_S = 150
@@ -82,6 +83,13 @@ def listen(host: str, port: int, console: Console) -> socket.socket:
         raise CannotStart(
             f"Cannot serve at {host}:{port}: {error.strerror}. Choose another address with --host and --port."
         ) from error
+
+
+def trainers(cards: list[str]) -> dict[str, dict[str, str]]:
+    """Name and environment of each train worker: one a graphics card, one where there is at most one device."""
+    if len(cards) < 2:
+        return {"train worker": {}}
+    return {f"train worker {card}": {"CUDA_VISIBLE_DEVICES": card} for card in cards}
 
 
 class Stack:
@@ -171,9 +179,11 @@ class Stack:
         told = self._front_settings()
         self.start("front", *command, environment=told, grace_s=grace_s, pass_fds=(fd,), secluded=True)
         self.start("housekeeper", python, "-m", "worker.housekeeper", environment=queue_rights, niceness=5)
-        for queue, grace_s, niceness in (("data", 30, 10), ("train", TRAINER_GRACE_S, 0)):
-            command = (python, "-m", "worker", "--queue", queue)
-            self.start(f"{queue} worker", *command, grace_s=grace_s, environment=queue_rights, niceness=niceness)
+        command = (python, "-m", "worker", "--queue", "data")
+        self.start("data worker", *command, grace_s=30, environment=queue_rights, niceness=10)
+        for name, environment in trainers([card.id for card in this_machine().cards]).items():
+            command, told = (python, "-m", "worker", "--queue", "train"), queue_rights | environment
+            self.start(name, *command, grace_s=TRAINER_GRACE_S, environment=told)
         options = ["--precision", self.settings.answer_precision]
         if self.settings.answer_compiled:
             options.append("--compiled")

@@ -15,10 +15,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from app.contracts import events as e
 from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
+
+if TYPE_CHECKING:
+    from worker.engine.control import Commands
+    from worker.engine.launch import Companions
 
 BEGAN_AT = time.monotonic()
 EXITS: dict[str, int] = {"paused": e.EXIT_PAUSED, "cancelled": e.EXIT_CANCELLED}
@@ -59,17 +63,29 @@ def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, sec
     from worker.engine import tokenising
 
     tokenising.begin(order)
-    from worker.engine import ranks
+    from worker.engine import launch
     from worker.engine.control import LineCommands
+
+    commands = LineCommands(sys.stdin if is_supervised else open(os.devnull))  # noqa: SIM115
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: commands.put(e.Control(verb="pause")))
+    with contextlib.ExitStack() as stack:
+        companions = None
+        if verb == "train" and launch.is_first_of_several(order):
+            companions = stack.enter_context(launch.Companions(order))
+        return _follow(order, out, commands, verb, seconds, companions)
+
+
+def _follow(
+    order: TrainOrder, out: BinaryIO, commands: "Commands", verb: str, seconds: float, companions: "Companions | None"
+) -> int:
+    from worker.engine import ranks
     from worker.engine.errors import DeviceFault, DiskFull, EngineError, is_device_fault, is_disk_full, is_out_of_memory
     from worker.engine.probe import Clock, probe
     from worker.engine.rates import try_rates
     from worker.engine.train import train
 
-    commands = LineCommands(sys.stdin if is_supervised else open(os.devnull))  # noqa: SIM115
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: commands.put(e.Control(verb="pause")))
-    exit_code = e.EXIT_DONE
+    exit_code, step = e.EXIT_DONE, 0
     try:
         told: Iterator[e.EngineEvent] = (
             train(order, commands)
@@ -79,14 +95,17 @@ def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, sec
             else probe(order, seconds, Clock(BEGAN_AT, 0.0))
         )
         for event in told:
-            out.write(event.model_dump_json().encode() + b"\n")
-            out.flush()
+            tell(out, event)
+            step = getattr(event, "step", step)
             if isinstance(event, e.Ended):
                 exit_code = EXITS.get(event.reason, e.EXIT_DONE)
     except EngineError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except (RuntimeError, OSError, MemoryError) as error:
+        if companions is not None and (lost := companions.loss()) is not None:
+            tell(out, e.Ended(reason="failed", step=step, message=lost.sentence))
+            return lost.exit_code
         if verb != "train" and is_out_of_memory(error):
             sys.stderr.write(f"{error}\n")
             return e.EXIT_OUT_OF_MEMORY
@@ -97,6 +116,12 @@ def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, sec
         raise
     ranks.leave()
     return exit_code
+
+
+def tell(out: BinaryIO, event: e.EngineEvent) -> None:
+    """Write an event as a line."""
+    out.write(event.model_dump_json().encode() + b"\n")
+    out.flush()
 
 
 def order_from_file(recipe: Path, data: Path, out: Path, base: Path | None) -> TrainOrder:

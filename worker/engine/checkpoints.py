@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worker.engine import ranks
 from worker.engine.errors import DiskFull, is_disk_full
 
 MANIFEST = "MANIFEST.json"
@@ -48,19 +49,22 @@ class Checkpoints:
         self,
         step: int,
         write_weights: Callable[[Path], None],
-        optimizers: dict[str, torch.optim.Optimizer],
-        named: list[tuple[str, torch.nn.Parameter]],
+        memory: dict[str, Tensor],
         state: dict[str, Any],
         best_step: int | None,
     ) -> Saved:
-        """Write checkpoint `step`, then delete all but the newest `keep` and the best. Raises DiskFull."""
+        """Write checkpoint `step`, then delete all but the newest `keep` and the best. Raises DiskFull.
+
+        `memory` is what the optimisers keep (`optimizer_tensors`), whole.
+        """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".tmp-{step:08d}-{self.attempt_id}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             write_weights(temporary / "weights")
-            tensors = {**optimizer_tensors(optimizers, named), **random_state()}
+            tensors = {**memory, **random_state()}
+            tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
             save_file(tensors, temporary / "optimizer.safetensors")
             head = {
                 "format": 1,
@@ -177,7 +181,7 @@ def restore_optimizers(
             # bitsandbytes counts in a plain number.
             optimizers[kind].state[parameter][slot] = int(tensor) if kind == "adamw_8bit" else tensor.clone()
         else:
-            optimizers[kind].state[parameter][slot] = tensor.to(parameter.device).clone()
+            optimizers[kind].state[parameter][slot] = ranks.part_of(tensor, parameter).clone()
 
 
 def optimizer_tensors(
@@ -188,7 +192,7 @@ def optimizer_tensors(
     for kind, optimizer in optimizers.items():
         for name, parameter in named:
             for slot, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{kind}/{slot}/{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
+                tensors[f"{kind}/{slot}/{name}"] = torch.as_tensor(value)
     return tensors
 
 

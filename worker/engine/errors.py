@@ -38,6 +38,12 @@ class DiskFull(EngineError):
     exit_code = events.EXIT_DISK_FULL
 
 
+class NeedsLess(EngineError):
+    """One of several processes lacks memory: all must begin again with less."""
+
+    exit_code = events.EXIT_NEEDS_LESS
+
+
 class OutOfMemory(EngineError):
     """The smallest micro-batch does not fit."""
 

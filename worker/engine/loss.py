@@ -13,6 +13,7 @@ CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MB in fp32
 HALVED_ELEMENTS = 2**23  # the same in bf16
 LEAST = 1.2e-38  # the smallest number that bf16 holds exactly
 _share = 1  # hold one part in so many of them
+OF_SHARDS = "summed_loss_of_shards"  # the name under which a model split between processes has its own `packed_loss`
 
 
 def summed_loss(
@@ -21,6 +22,12 @@ def summed_loss(
     """Loss in nats summed over the supervised tokens of `batch`, and how many of them were the likeliest token."""
     if not is_packable(model):
         return _one_by_one(model, batch, label_smoothing, noise_alpha)
+    own = getattr(model, OF_SHARDS, None)
+    return own(batch, label_smoothing, noise_alpha) if own else packed_loss(model, batch, label_smoothing, noise_alpha)
+
+
+def packed_loss(model: PreTrainedModel, batch: Pack, label_smoothing: float, noise_alpha: float) -> tuple[Tensor, int]:
+    """`summed_loss` of a family that packs; its weights must be whole."""
     learned = (batch.targets != NOT_LEARNED).nonzero()[:, 0]
     hidden = hidden_states(model, batch, noise_alpha)[learned]
     head = model.get_output_embeddings()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.optimization import Adafactor
 
 from app.contracts.recipe import RecipeSpec
@@ -109,5 +110,7 @@ def clip(named: Named, limit: float) -> float:
     """Scale the gradients down to norm `limit` in place; return the norm before."""
     gradients = [p.grad for _, p in named if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()  # each process has the norm of its part
     torch.nn.utils.clip_grads_with_norm_([p for _, p in named], limit, norm)
     return float(norm)

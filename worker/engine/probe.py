@@ -17,7 +17,7 @@ from app.contracts.probe import Costs, Probed
 from app.contracts.recipe import RecipeSpec, TrainOrder
 from worker.engine import devices, evaluate, finish, optim
 from worker.engine.answers import LONGEST_ANSWER, answer
-from worker.engine.checkpoints import Checkpoints
+from worker.engine.checkpoints import Checkpoints, optimizer_tensors
 from worker.engine.data import TokenRows
 from worker.engine.data import order as row_order
 from worker.engine.errors import BadData
@@ -211,8 +211,7 @@ def _measure_end(
     saved = store.save(
         1,
         lambda place: material.method.write(material.model, place),
-        optimizers,
-        named,
+        optimizer_tensors(optimizers, named),
         {"position": asdict(position), "threads": torch.get_num_threads(), "versions": finish.versions()},
         None,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # The others wait while the first one evaluates, writes samples and saves.
 LONGEST_WAIT = timedelta(hours=2)
@@ -75,6 +76,14 @@ def summed(values: Sequence[float], device: torch.device) -> Sequence[float]:
     tensor = torch.tensor(values, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     dist.all_reduce(tensor)
     return [float(value) for value in tensor]
+
+
+def part_of(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """What this process keeps of a whole tensor of the parameter's shape: all of it, unless the model is split."""
+    here = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor) and here.shape == parameter.shape:
+        return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return here
 
 
 def add_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> None:

@@ -1,15 +1,18 @@
 """The training loop, to be read from top to bottom: load, tokenise, resume, step, evaluate, save, finish."""
 
 import hashlib
+import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import orjson
 import torch
+from torch.distributed.tensor import DTensor
 
 from app.contracts import events as e
 from app.contracts.probe import SAMPLE_SHARE
@@ -20,7 +23,7 @@ from worker.engine.checkpoints import Checkpoints
 from worker.engine.control import Commands
 from worker.engine.data import TokenRows
 from worker.engine.data import order as row_order
-from worker.engine.errors import DiskFull, Diverged, EngineError, OutOfMemory, is_out_of_memory
+from worker.engine.errors import DiskFull, Diverged, EngineError, NeedsLess, OutOfMemory, is_out_of_memory
 from worker.engine.loss import hold_fewer_logits, summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
@@ -48,11 +51,16 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
                     yield event
             return
         except EngineError as error:
-            yield e.Ended(reason="diverged" if isinstance(error, Diverged) else "failed", step=step, message=str(error))
+            if ranks.is_first():
+                reason: e.EndReason = "diverged" if isinstance(error, Diverged) else "failed"
+                yield e.Ended(reason=reason, step=step, message=str(error))
             raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if ranks.count() > 1 and rung < len(rungs) - 1:
+                # The others wait in the middle of this step: all have to begin again.
+                raise NeedsLess("One of the processes that train together ran out of memory.") from error
             if rung == len(rungs) - 1:
                 message = "The machine ran out of memory. Choose a smaller base model or shorter rows."
                 yield e.Ended(reason="failed", step=step, message=message)
@@ -83,14 +91,18 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
         # Under its older name too, for the older releases of transformers.
         recompute = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         recompute({"use_reentrant": False})
-    named = optim.learning_parameters(model)
-    optimizers = optim.build(named, recipe, material.embedding_ids)
-
     if recipe.learn_from == "preferences":
         reference = yield from reference_of_run(material, recipe, device, run_dir, spec_sha256)
         material = replace(material, reference=reference)
     if ranks.is_first():
         ranks.wait()
+    is_split = recipe.shards and ranks.count() > 1
+    if is_split:
+        from worker.engine import sharding
+
+        sharding.shard(model, device.device)
+    named = optim.learning_parameters(model)
+    optimizers = optim.build(named, recipe, material.embedding_ids)
 
     # 2. Go on from the newest checkpoint that is whole.
     position = Position(micro_batch_size, recipe.learning_rate, recipe.epochs, recipe.evaluate_every_steps)
@@ -109,7 +121,8 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
         material.method.read(model, whole / "weights")
         checkpoints.restore_optimizers(whole, optimizers, named)
         state = checkpoints.read_state(whole)
-        threads = devices.set_threads(state["threads"])
+        if state.get("processes", 1) == ranks.count():
+            threads = devices.set_threads(state["threads"])
         position = Position(**state["position"])
         position.micro_batch_size = min(position.micro_batch_size, micro_batch_size)
     ranks.draw_apart(recipe.seed, position.step)
@@ -143,8 +156,7 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
                 yield e.Ended(reason="cancelled", step=position.step, best_step=position.best_step)
                 return
             if command.verb == "pause":
-                if ranks.is_first():
-                    yield _save(store, material, optimizers, named, position, threads)
+                yield from _save(store, material, optimizers, named, position, threads)
                 yield e.Ended(reason="paused", step=position.step, best_step=position.best_step)
                 return
             if command.verb == "stop_and_keep":
@@ -171,7 +183,8 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
             factor = optim.rate_factor(position.step, total_steps, recipe)
             optim.set_rate(optimizers, factor * position.learning_rate / recipe.learning_rate)
             found = backward(material, chosen, device, recipe, position.micro_batch_size)
-            ranks.add_gradients(named)
+            if not is_split:  # else they are added on the way back, and each has its part
+                ranks.add_gradients(named)
             norm = optim.clip(named, recipe.clip_norm)
             position.step += 1
             if np.isfinite(found.loss) and np.isfinite(norm):
@@ -202,10 +215,12 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
         is_finite = not position.bad_steps or position.bad_steps[-1] != position.step
         is_due = position.step % position.evaluate_every_steps == 0 or evaluate_now or is_last
         if is_due and len(material.validation_rows) and recipe.validation_rows:
-            if ranks.is_first():
+            # Split weights come together only where all processes look; they look at the same then, and one tells.
+            if ranks.is_first() or is_split:
                 model.eval()
                 yield evaluate.evaluate(material, device, recipe, position)
-                if sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s:
+                has_time = sampled_s <= SAMPLE_SHARE * (time.monotonic() - started_at) or is_last or not sampled_s
+                if ranks.told(has_time) if is_split else has_time:
                     sampling_at = time.monotonic()
                     yield from evaluate.samples(material, device, recipe, position.step)
                     sampled_s += time.monotonic() - sampling_at
@@ -215,8 +230,8 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
                 position.ending = position.ending or "early_stopped"
         waited = time.monotonic() - saved_at >= recipe.checkpoint_every_s
         counted = recipe.checkpoint_every_steps and position.step % recipe.checkpoint_every_steps == 0
-        if ranks.is_first() and is_finite and (is_due or waited or counted or position.ending):
-            yield _save(store, material, optimizers, named, position, threads)
+        if is_finite and ranks.told(bool(is_due or waited or counted or position.ending)):
+            yield from _save(store, material, optimizers, named, position, threads)
             saved_at = time.monotonic()
 
     # 5. What the run leaves behind: the best checkpoint, reloaded and tried.
@@ -245,7 +260,7 @@ def backward(
 
     Of several processes each makes the part of its own rows; `ranks.add_gradients` puts them together.
     """
-    chosen = ranks.share(chosen)
+    of_all, chosen = chosen, ranks.share(chosen)
     rows, kept, reference = material.train_rows, material.prefix.train if material.prefix else None, material.reference
     numbers = [longest_first(rows, rows.of(chosen[start : start + micro])) for start in range(0, len(chosen), micro)]
     parts = [pack([rows.row(i) for i in some], device.device) for some in numbers]
@@ -264,11 +279,25 @@ def backward(
                 loss, margin, right = judged.loss, margin + judged.margin, right + judged.right
         (loss / share).backward()
         loss_sum += loss.detach()
+    if isinstance(next(material.model.parameters()), DTensor):
+        _take_part(material, of_all, len(parts), device, recipe, micro)
     sums = ranks.summed([float(loss_sum), float(margin), float(right)], device.device)
     mean, margin_mean, accuracy = (value / share for value in sums)
     if reference is None:
         return _Gradients(mean, tokens, supervised)
     return _Gradients(mean, tokens, supervised, margin_mean, accuracy)
+
+
+def _take_part(
+    material: Material, of_all: np.ndarray, done: int, device: devices.Device, recipe: RecipeSpec, micro: int
+) -> None:
+    """Go through the motions, learning nothing, while others of a split model still have rows of this step."""
+    rows = material.train_rows
+    most = math.ceil(len(of_all) / ranks.count())
+    for _ in range(done, math.ceil(most / micro)):
+        with device.autocast():
+            loss, _ = summed_loss(material.model, pack([rows.row(rows.of(of_all[:1])[0])], device.device))
+        (0 * loss).backward()
 
 
 def _save(
@@ -278,28 +307,30 @@ def _save(
     named: optim.Named,
     position: Position,
     threads: int,
-) -> e.CheckpointSaved:
-    """Save a checkpoint; on a full disk make room among our own older ones and try once more."""
-    state = {"position": asdict(position), "threads": threads, "versions": finish.versions()}
+) -> Iterator[e.CheckpointSaved]:
+    """Save a checkpoint; on a full disk make room among our own older ones and try once more. All processes call it."""
+    state = {"position": asdict(position), "threads": threads, "processes": ranks.count()}
+    state["versions"] = finish.versions()
+    memory = checkpoints.optimizer_tensors(optimizers, named)
+    write_weights: Callable[[Path], None] = partial(material.method.write, material.model)
+    if any(isinstance(parameter, DTensor) for _, parameter in named):
+        from worker.engine import sharding
+
+        memory, write_weights = sharding.whole(memory), sharding.writer(material)
+    if not ranks.is_first():
+        return
 
     def write(keep_fewer: bool) -> checkpoints.Saved:
         if keep_fewer:
             for path in [p for p in store.newest_first()[1:] if p.name != f"step-{position.best_step or 0:08d}"]:
                 shutil.rmtree(path)
-        return store.save(
-            position.step,
-            lambda folder: material.method.write(material.model, folder),
-            optimizers,
-            named,
-            state,
-            position.best_step,
-        )
+        return store.save(position.step, write_weights, memory, state, position.best_step)
 
     try:
         saved = write(keep_fewer=False)
     except DiskFull:
         saved = write(keep_fewer=True)
-    return e.CheckpointSaved(
+    yield e.CheckpointSaved(
         step=saved.step,
         dir=f"checkpoints/{saved.path.name}",
         manifest_sha256=saved.manifest_sha256,
@@ -315,6 +346,8 @@ def _spec_sha256(order: TrainOrder) -> str:
     version = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     # A run may go on with fewer rows at a time (want of memory) or other saving habits.
     habits = {"micro_batch_size", "keep_checkpoints", "checkpoint_every_s", "checkpoint_every_steps"}
+    # Or on another number of devices: the result is that of one.
+    habits |= {"processes", "devices", "shards"}
     parts = [order.recipe.model_dump(mode="json", exclude=habits), version, order.system_prompt]
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 

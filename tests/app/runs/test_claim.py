@@ -18,7 +18,7 @@ from app.runs.reconcile import Reconciler, release
 from tests.factories import World, a_recipe, a_world
 
 
-def start(world: World, count: int = 1) -> list[str]:
+def start(world: World, count: int = 1, **recipe: object) -> list[str]:
     with transaction() as session:
         return [
             service.start(
@@ -26,7 +26,7 @@ def start(world: World, count: int = 1) -> list[str]:
                 world.actor,
                 project_id=world.project_id,
                 version_id=world.version_id,
-                recipe=a_recipe(),
+                recipe=a_recipe(**recipe),
                 client_request_id=new_id(),
             ).id
             for _ in range(count)
@@ -158,3 +158,32 @@ def test_a_run_that_kills_every_machine_is_given_up(any_database: str) -> None:
         run = session.get_one(Run, run_id)
         assert (run.state, run.reason) == ("failed", "crash_loop")
         assert "given up" in run.sentence
+
+
+def test_a_run_of_two_devices_holds_both(any_database: str) -> None:
+    world = a_world_of("Ada")
+    (both,), (anywhere,) = start(world, devices=["0", "1"]), start(world)
+    asked: list[list[str]] = []
+
+    def hold(devices: object) -> bool:
+        asked.append(list(devices))  # type: ignore[call-overload]
+        return len(asked) > 1
+
+    # Device 1 is still held by somebody else: the run waits for it, and holds up what comes after it on device 0.
+    assert claim(node="here", device="0", hold=hold) is None
+    claimed = claim(node="here", device="0", hold=hold)
+    assert claimed is not None
+    assert (claimed.run_id, asked) == (both, [["1"], ["1"]])
+    assert claim(node="here", device="1") is None
+    with reading() as session:
+        assert session.scalars(select(Attempt.devices)).all() == [["0", "1"]]
+    # A device that the first run was not given, and another machine's device of the same number, are free.
+    other = claim(node="there", device="1")
+    assert other is not None
+    assert other.run_id == anywhere
+    with transaction() as session:
+        release(session, both, claimed.fence, exit_kind="worker_lost")
+    assert claim(node="here", device="2") is None
+    again = claim(node="here", device="1", hold=lambda devices: devices == ["0"])
+    assert again is not None
+    assert again.run_id == both

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from app.contracts.recipe import RecipeSpec
+from worker.engine import ranks
 from worker.engine.methods import Kind
 from worker.engine.tokenizer_files import TOKENIZER_FILES
 
@@ -63,4 +64,4 @@ def copy_into(parameters: Mapping[str, torch.Tensor], tensors: dict[str, torch.T
         raise ValueError(f"weights differ in {sorted(set(parameters) ^ set(tensors))[:5]}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(ranks.part_of(tensors[name], parameter))
