@@ -124,6 +124,13 @@ def publish_artefact(local: Path, key: str) -> str:
     return target
 
 
+def delete_artefact(key: str) -> None:
+    """Delete `key` from the storage URL; what is gone already is passed over."""
+    filesystem, path = fsspec.core.url_to_fs(f"{get_settings().storage.rstrip('/')}/{key}")
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
 def fetch_artefact(key: str, local: Path) -> None:
     """Copy `key` from the storage URL into the folder `local`, whole or not at all. Raises FileNotFoundError."""
     filesystem, path = fsspec.core.url_to_fs(f"{get_settings().storage.rstrip('/')}/{key}")

@@ -14,6 +14,7 @@ class SearchForm(FormBase):
     points: int = 3
     budget_runs: int | None = None
     budget_hours: float | None = None
+    keeps_all: bool = False
     client_request_id: str = ""
 
     @field_validator("points", "budget_runs", "budget_hours", mode="before")

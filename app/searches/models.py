@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, UTCDateTime, new_id, utcnow
@@ -34,6 +34,8 @@ class Search(Base):
     parent_model_id: Mapped[str | None] = mapped_column(String(20))
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
     estimate: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    # Else only the best run keeps its weights.
+    keeps_all: Mapped[bool] = mapped_column(default=False)
     best_run_id: Mapped[str | None] = mapped_column(String(20))
     best_sentence: Mapped[str] = mapped_column(Text, default="")
     created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
@@ -53,3 +55,6 @@ class Trial(Base):
     # Set when the search ended it early; the sentence says against what.
     pruned_at_step: Mapped[int | None] = mapped_column(Integer)
     pruned_because: Mapped[str] = mapped_column(Text, default="")
+    # Bytes of the weights that its run has given up; None: it keeps what it has. `is_erased`: they are gone from disk.
+    freed_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    is_erased: Mapped[bool] = mapped_column(default=False)

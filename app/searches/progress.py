@@ -4,12 +4,13 @@ Every look starts from the rows and may be repeated or interrupted anywhere: a t
 transaction, under an id that the search and the trial's number give.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.accounts.models import Member, User
@@ -18,6 +19,7 @@ from app.core.db import reading, transaction, utcnow
 from app.core.errors import AppError, Conflict
 from app.core.numbers import duration, number
 from app.core.numbers import loss as shown_loss
+from app.runs import discarding
 from app.runs import service as runs
 from app.runs.models import END_STATES, LIVE_STATES, Attempt, Checkpoint, MetricPoint, Model, Run
 from app.runs.states import move
@@ -44,11 +46,12 @@ def advance_all() -> int:
             log.info("a run of search %s moved on meanwhile; it is looked at again", search_id)
         except Exception:
             log.exception("search %s was not advanced; it is tried again", search_id)
+    _erase_discarded()
     return len(ids)
 
 
 def advance(session: Session, search_id: str) -> None:
-    """Look at one search: prune, keep to the budget, start the next run, name the best, end."""
+    """Look at one search: prune, keep to the budget, start the next run, name the best, give up the others, end."""
     search = session.get(Search, search_id, with_for_update=True)
     if search is None or search.state not in OPEN_STATES:
         return
@@ -64,6 +67,7 @@ def advance(session: Session, search_id: str) -> None:
         for trial, run in live:
             _prune(session, trial, run, looks)
     _name_best(session, search, known)
+    _discard_losers(session, search, known)
     if live:
         return
     if search.state == "stopping":
@@ -212,9 +216,38 @@ def _name_best(session: Session, search: Search, known: Sequence[tuple[Trial, Ru
     sentence = f"Lowest validation loss of {len(all_losses)} runs: {shown_loss(least)}, with {what}."
     if len(all_losses) > 2:
         sentence += f" The middle of all is {shown_loss(median(all_losses))}."
-    if len(ended) > 1 and ended[1][0] - least < 0.005 * least:
-        sentence += f" Trial {ended[1][1]} is within 0.5 % of it, which another seed can turn round: either will do."
+    # Among all that ended well: of another its values are of use, even where its weights are given up.
+    others = [(run.best_loss, trial.number) for trial, run in known if run.id in ids and run.id != best.id]
+    second = min(((loss, at) for loss, at in others if loss is not None), default=None)
+    if second and second[0] - least < 0.005 * least:
+        sentence += f" Trial {second[1]} is within 0.5 % of it, which another seed can turn round: either will do."
     search.best_sentence = sentence
+
+
+def _discard_losers(session: Session, search: Search, known: Sequence[tuple[Trial, Run]]) -> None:
+    """Give up the weights of every run that has ended and is not the best, unless all are to be kept."""
+    if search.keeps_all or search.best_run_id is None:
+        return
+    for trial, run in known:
+        if run.state in END_STATES and run.id != search.best_run_id and trial.freed_bytes is None:
+            with contextlib.suppress(Conflict):
+                trial.freed_bytes = discarding.discard(
+                    session, run, f"Search {search.number} keeps only the model of its best run."
+                )
+
+
+def _erase_discarded() -> None:
+    """Delete from disk what was given up, now or before an interruption."""
+    with reading() as session:
+        waiting = list(session.scalars(select(Trial.run_id).where(Trial.freed_bytes >= 0, ~Trial.is_erased)))
+    for run_id in waiting:
+        try:
+            discarding.erase(run_id)
+        except OSError:
+            log.warning("the weights of run %s are still there; it is tried again", run_id, exc_info=True)
+            continue
+        with transaction() as session:
+            session.execute(update(Trial).where(Trial.run_id == run_id).values(is_erased=True))
 
 
 def _finish(search: Search, state: str, sentence: str) -> None:

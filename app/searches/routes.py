@@ -94,6 +94,7 @@ def start(request: Request, project_id: str, actor: ActorDep, session: SessionDe
                 points=form.points,
                 budget_runs=form.budget_runs,
                 budget_hours=form.budget_hours,
+                keeps_all=form.keeps_all,
                 client_request_id=form.client_request_id or new_id(),
             )
             return RedirectResponse(f"/searches/{search.id}", 303)

@@ -31,6 +31,7 @@ def start(
     points: int = 3,
     budget_runs: int | None = None,
     budget_hours: float | None = None,
+    keeps_all: bool = False,
     client_request_id: str,
 ) -> Search:
     """Begin a search over the frozen recipe of `ready`. The same `client_request_id` gives the same search.
@@ -63,6 +64,7 @@ def start(
         points=points,
         budget_runs=budget_runs,
         budget_s=budget_hours * 3600 if budget_hours else None,
+        keeps_all=keeps_all,
         version_id=ready.version_id,
         base_model_id=ready.base_model_id,
         parent_model_id=ready.parent_model_id,

@@ -77,6 +77,12 @@ class SearchView:
         return min(1.0, max(shares)) if shares else None
 
     @property
+    def freed(self) -> tuple[int, int]:
+        """How many runs have given up their weights, and the bytes of them."""
+        sizes = [row.trial.freed_bytes for row in self.rows if row.trial.freed_bytes]
+        return len(sizes), sum(sizes)
+
+    @property
     def best_query(self) -> str:
         """The address part that compares the best six runs."""
         runs = [row.listed.run for row in self.rows if row.listed.run.best_loss is not None]

@@ -4,7 +4,6 @@ import re
 import shutil
 from pathlib import Path
 
-import fsspec
 from sqlalchemy import select
 
 from app.core import storage
@@ -56,18 +55,12 @@ def erase(lease: Lease, row: Forgetting) -> None:
         if folder.exists():
             raise OSError(f"{folder.name} could not be deleted")
     for key in [*(f"versions/{v}" for v in row.report["versions"]), *(f"models/{r}" for r in row.report["runs"])]:
-        _erase_stored(key)
+        storage.delete_artefact(key)
 
 
 def _set_number(folder: Path) -> float:
     found = re.search(r"set-(\d+)", folder.name)
     return int(found.group(1)) if found else float("inf")
-
-
-def _erase_stored(key: str) -> None:
-    filesystem, path = fsspec.core.url_to_fs(f"{get_settings().storage.rstrip('/')}/{key}")
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
 
 
 def is_erased(row: Forgetting) -> bool:

@@ -14,11 +14,16 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from app.core import config
+from app.core import config, storage
 from app.core.db import reading, transaction
+from app.recipes.service import Ready
 from app.runs import service
 from app.runs.models import END_STATES, Attempt, MetricPoint, Model, Run
 from app.runs.reconcile import Reconciler
+from app.searches import progress
+from app.searches import service as searches
+from app.searches.models import Search
+from app.searches.space import Dimension
 from tests.conftest import ROOT, wait_for
 from tests.factories import a_recipe, a_world
 from worker.supervision import work_off
@@ -185,3 +190,58 @@ def test_killed_trainers_and_supervisors_change_nothing(database: Path, short_le
     wait_for(lambda: state(disturbed).state in END_STATES, "the run ends", 120)
     assert_equal(undisturbed, disturbed)
     assert state(disturbed).attempts >= 5
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_its_worker_was_killed(database: Path, supervisor: "Supervisor") -> None:
+    steps = 400
+    with transaction() as session:
+        world = a_world(session)
+        recipe = a_recipe(max_steps=steps, evaluate_every_steps=100, checkpoint_every_steps=25)
+        ready = Ready(recipe, world.version_id, None, None, {"seconds": 5.0, "steps": steps}, "")
+        search_id = searches.start(
+            session,
+            world.actor,
+            project_id=world.project_id,
+            ready=ready,
+            space=[Dimension(name="learning_rate", scale="log", low=1e-3, high=1e-2)],
+            way="bayesian",
+            budget_runs=2,
+            client_request_id="click",
+        ).id
+
+    def trials() -> list[Run]:
+        progress.advance_all()
+        with reading() as session:
+            return [run for _, run in searches.trials(session, session.get_one(Search, search_id))]
+
+    # The first trial's worker dies with its trainer before a step is done, the second's trainer in the middle.
+    wait_for(lambda: len(trials()) == 1 and trainers(), "the first trainer")
+    trainers()[0].send_signal(signal.SIGSTOP)
+    supervisor.kill_and_restart()
+    wait_for(lambda: len(trials()) == 2 and trainers(), "the second trainer", 60)
+    (second,) = [run for run in trials() if run.state not in END_STATES]
+    folder = storage.run_dir(second.id) / "checkpoints"
+    wait_for(lambda: any(folder.glob("step-*")) or trials()[-1].state in END_STATES, "a checkpoint", 60)
+    for process in trainers():
+        process.kill()
+
+    def search() -> Search:
+        progress.advance_all()
+        with reading() as session:
+            return session.get_one(Search, search_id)
+
+    wait_for(lambda: search().state != "running", "the search ends", 120)
+    assert (search().state, search().sentence) == ("succeeded", "All 2 runs are done.")
+    runs = trials()
+    assert [run.state for run in runs] == ["succeeded", "succeeded"]
+    assert runs[0].attempts > 1
+    assert runs[0].recipe["learning_rate"] != runs[1].recipe["learning_rate"]
+    with reading() as session:
+        assert set(session.scalars(select(Run.id))) == {run.id for run in runs}
+        for run in runs:
+            query = select(MetricPoint.step).where(MetricPoint.run_id == run.id, MetricPoint.name == "loss")
+            assert sorted(session.scalars(query)) == list(range(1, steps + 1))
+    # Of the two only the better one keeps its weights.
+    kept = [run.id for run in runs if (storage.run_dir(run.id) / "model").is_dir()]
+    assert kept == [search().best_run_id]

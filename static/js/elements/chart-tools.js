@@ -1,4 +1,5 @@
 // The controls around the curve: legend, smoothing, range, compare, zoom, keyboard, table. Used by live-chart.
+import { stepped } from "./chart-frame.js";
 import { Series } from "./chart-series.js";
 
 export function connect(chart) {
@@ -28,12 +29,11 @@ export function connect(chart) {
   plot.ondblclick = () => chart.zoomTo();
   plot.onblur = () => chart.read(null);
   plot.onkeydown = (event) => {
-    const last = chart.data[0].length - 1, by = event.shiftKey ? 10 : 1;
-    const at = { ArrowLeft: (chart.at ?? last + 1) - by, ArrowRight: (chart.at ?? -1) + by, Home: 0, End: last }[event.key];
+    const at = stepped(event, chart.at, chart.data[0].length - 1);
     if (event.key === "Escape") chart.zoomTo();
-    if (at === undefined || last < 0) return;
+    if (at === undefined) return;
     event.preventDefault();
-    chart.point(Math.min(last, Math.max(0, at)));
+    chart.point(at);
   };
 }
 

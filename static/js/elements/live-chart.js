@@ -1,13 +1,9 @@
 // The learning curve: history by JSON, then `metrics` events of the page's stream. Listens before it loads.
+import { asked, frame, shown } from "./chart-frame.js";
 import { Series } from "./chart-series.js";
 import { options } from "./chart-plot.js";
 import { connect } from "./chart-tools.js";
 import { Tip } from "./chart-tip.js";
-
-function style(href) {
-  if (document.querySelector(`link[href="${href}"]`)) return;
-  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
-}
 
 customElements.define("live-chart", class extends HTMLElement {
   async connectedCallback() {
@@ -16,27 +12,17 @@ customElements.define("live-chart", class extends HTMLElement {
     this.listen = ({ detail }) => (this.series.add(JSON.parse(detail.data)), this.draw());
     this.stream = document.getElementById(this.dataset.stream);
     this.stream?.addEventListener("metrics", this.listen);
-    this.rebuild = () => this.plot && this.build();
-    addEventListener("theme-changed", this.rebuild);
-    this.scheme = matchMedia("(prefers-color-scheme: dark)");
-    this.scheme.addEventListener("change", this.rebuild);
-    style(this.dataset.uplotCss);
-    const [{ default: uPlot }, answer] = await Promise.all([import(this.dataset.uplot), fetch(this.dataset.history, { headers: { Accept: "application/json" } })]);
+    this.leave = frame(this, () => this.build());
+    const [{ default: uPlot }, history] = await Promise.all([import(this.dataset.uplot), asked(this.dataset.history)]);
     if (!this.isConnected) return;
     this.uPlot = uPlot;
-    if (answer.ok) this.series.add(await answer.json());
-    this.resized = new ResizeObserver(() => this.plot?.setSize({ width: this.box.clientWidth, height: this.box.clientHeight }));
-    this.resized.observe(this.box);
+    this.series.add(history);
     connect(this);
     this.draw();
   }
   disconnectedCallback() {
     this.stream?.removeEventListener("metrics", this.listen);
-    removeEventListener("theme-changed", this.rebuild);
-    this.scheme?.removeEventListener("change", this.rebuild);
-    this.resized?.disconnect();
-    this.plot?.destroy();
-    this.plot = null;
+    this.leave?.();
   }
   build() {
     this.plot?.destroy();
@@ -62,7 +48,7 @@ customElements.define("live-chart", class extends HTMLElement {
     }), pause);
   }
   format(value) {
-    return value == null ? "–" : value.toLocaleString(document.documentElement.lang, { minimumFractionDigits: 3, maximumFractionDigits: 3 });
+    return shown(value);
   }
   zoomTo(from, to) {
     this.zoom = from === undefined ? null : [from, to];

@@ -6,6 +6,7 @@ from statistics import median
 import pytest
 from sqlalchemy import func, select
 
+from app.core import config, storage
 from app.core.db import reading, transaction, utcnow
 from app.core.errors import Conflict, Invalid
 from app.recipes.service import Ready
@@ -88,6 +89,74 @@ def test_a_search_runs_one_after_the_other_and_names_the_best(world: World) -> N
         assert run.recipe["learning_rate"] == trial.values["learning_rate"]
         assert 1e-4 <= run.recipe["learning_rate"] <= 1e-1
     assert len({run.recipe["learning_rate"] for _, run in trials}) == 4
+
+
+@pytest.mark.parametrize("keeps_all", [False, True])
+def test_only_the_best_keeps_its_weights_unless_all_shall(world: World, keeps_all: bool) -> None:
+    search_id = begin(world, budget_runs=3, keeps_all=keeps_all)
+    for lowest in (1.9, 1.4, 1.401):
+        look(search_id)
+        run_id = known(search_id)[-1][1].id
+        with transaction() as session:
+            session.add(
+                Checkpoint(run_id=run_id, attempt_id="a", fence=1, step=10, dir="c", manifest_sha256="", size_bytes=7)
+            )
+        for name in ("model", "checkpoints"):
+            (storage.run_dir(run_id) / name).mkdir(parents=True)
+            (storage.run_dir(run_id) / name / "weights.safetensors").write_bytes(b"1")
+        storage.publish_artefact(storage.run_dir(run_id) / "model", f"models/{run_id}")
+        train(run_id, [2.0, lowest], "succeeded")
+    ended = look(search_id)
+    assert ended.state == "succeeded"
+    trials = known(search_id)
+    assert ended.best_run_id == trials[1][1].id
+    assert "Trial 3 is within 0.5 %" in ended.best_sentence
+    stored = config.get_settings().home_dir / "storage/models"
+    for trial, run in trials:
+        keeps = keeps_all or run.id == ended.best_run_id
+        assert trial.freed_bytes == (None if keeps else 7)
+        places = [storage.run_dir(run.id) / "model", storage.run_dir(run.id) / "checkpoints", stored / run.id]
+        assert [place.exists() for place in places] == [keeps] * 3
+        with reading() as session:
+            model = session.scalars(select(Model).where(Model.run_id == run.id)).one()
+            states = session.scalars(select(Checkpoint.state).where(Checkpoint.run_id == run.id)).all()
+        assert (model.deleted_at is None, states) == (keeps, ["kept" if keeps else "removed"])
+        if not keeps:
+            assert model.retired_because.endswith("Search 1 keeps only the model of its best run.")
+
+
+def test_what_an_interruption_left_on_disk_is_deleted_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    search_id = begin(world, budget_runs=2)
+    for lowest in (1.4, 1.9):
+        look(search_id)
+        train(known(search_id)[-1][1].id, [2.0, lowest], "succeeded")
+    loser = known(search_id)[1][1].id
+    (storage.run_dir(loser) / "model").mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(progress, "_erase_discarded", lambda: None)
+        assert look(search_id).state == "succeeded"
+    assert (storage.run_dir(loser) / "model").exists()
+    look(search_id)
+    assert not (storage.run_dir(loser) / "model").exists()
+
+
+def test_a_model_that_another_run_builds_on_stays(world: World) -> None:
+    search_id = begin(world, budget_runs=2)
+    look(search_id)
+    first = known(search_id)[-1][1].id
+    train(first, [2.0, 1.9], "succeeded")
+    with transaction() as session:
+        model = session.scalars(select(Model).where(Model.run_id == first)).one()
+        session.get_one(Run, first).parent_model_id = None
+        other = Run(
+            project_id=world.project_id, workspace_id=world.workspace_id, number=99, name="on top", recipe={},
+            parent_model_id=model.id,
+        )  # fmt: skip
+        session.add(other)
+    look(search_id)
+    train(known(search_id)[-1][1].id, [2.0, 1.2], "succeeded")
+    look(search_id)
+    assert known(search_id)[0][0].freed_bytes is None
 
 
 def test_a_doubled_click_is_one_search(world: World) -> None:
