@@ -219,10 +219,10 @@ def test_a_search_goes_on_after_its_worker_was_killed(database: Path, supervisor
     wait_for(lambda: len(trials()) == 1 and trainers(), "the first trainer")
     trainers()[0].send_signal(signal.SIGSTOP)
     supervisor.kill_and_restart()
-    wait_for(lambda: len(trials()) == 2 and trainers(), "the second trainer", 60)
+    wait_for(lambda: len(trials()) == 2 and trainers(), "the second trainer", 200)
     (second,) = [run for run in trials() if run.state not in END_STATES]
     folder = storage.run_dir(second.id) / "checkpoints"
-    wait_for(lambda: any(folder.glob("step-*")) or trials()[-1].state in END_STATES, "a checkpoint", 60)
+    wait_for(lambda: any(folder.glob("step-*")) or trials()[-1].state in END_STATES, "a checkpoint")
     for process in trainers():
         process.kill()
 
