@@ -12,8 +12,8 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "validation_accuracy": (
         "Next tokens guessed right",
-        "Of the tokens in rows it never trains on, the share that the model would have written itself. For short "
-        "answers such as labels this comes near to the share of right answers.",
+        "Of the tokens in rows it never trains on, the share that the model would have written itself. An answer of "
+        "several tokens is right only if all of them are, so fewer answers are right than tokens.",
     ),
     "hesitates": (
         "Hesitates between",

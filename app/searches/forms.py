@@ -21,9 +21,9 @@ class SearchForm(FormBase):
     @classmethod
     def _as_written(cls, value: Any) -> Any:
         """Empty is nothing; numbers as people write them."""
-        return as_written(value) or None
+        return None if value == "" else as_written(value)
 
     @field_validator("points", mode="before")
     @classmethod
     def _needed(cls, value: Any) -> Any:
-        return value or 3
+        return 3 if value in (None, "") else value
