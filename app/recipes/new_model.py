@@ -67,7 +67,7 @@ def shape_values(place: int) -> dict[str, int]:
     }
 
 
-def advice(parameters: int, text_tokens: int, read_tokens: int) -> list[str]:
+def advice(parameters: int, text_tokens: int, read_tokens: int, *, is_smallest: bool = False) -> list[str]:
     """Whether text and size suit each other. `text_tokens` of one pass, `read_tokens` of the whole run."""
     each = read_tokens / max(1, parameters)
     passes = read_tokens / max(1, text_tokens)
@@ -80,9 +80,10 @@ def advice(parameters: int, text_tokens: int, read_tokens: int) -> list[str]:
     useful = USEFUL_PASSES * text_tokens
     if useful < TOKENS_A_PARAMETER * parameters / 10:
         wanted = millions(TOKENS_A_PARAMETER * parameters / USEFUL_PASSES)
+        helps = "About" if is_smallest else "A smaller size, or about"
         found.append(
-            f"Your text is short for this size: it will soon know it by heart. A smaller size, or about {wanted} "
-            f"tokens of text ({millions(text_tokens)} now), suit each other better."
+            f"Your text is short for this size: it will soon know it by heart. {helps} {wanted} tokens of text "
+            f"({millions(text_tokens)} now) would suit better."
         )
     elif each > 3 * TOKENS_A_PARAMETER:
         found.append("There is text enough for a larger size, which would learn more from it.")

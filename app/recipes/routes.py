@@ -83,10 +83,12 @@ def _new_model(page: service.RecipePage) -> dict[str, Any]:
         return {}
     spec, facts, known = page.composed.recipe.scratch, page.composed.facts, page.composed.estimate
     sizes = new_model.sizes(spec, facts)
+    place = new_model.nearest(sizes, facts.parameters)
+    text_tokens = page.composed.material.tokens
     return {
         "sizes": sizes,
-        "size_place": new_model.nearest(sizes, facts.parameters),
-        "advice": new_model.advice(facts.parameters, page.composed.material.tokens, known.tokens),
+        "size_place": place,
+        "advice": new_model.advice(facts.parameters, text_tokens, known.tokens, is_smallest=place == 0),
         "network": new_model.drawing(spec, facts),
     }
 

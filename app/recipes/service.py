@@ -276,6 +276,14 @@ def ready(session: Session, actor: Actor, project_id: str) -> Ready:
     return _ready(session, project, drafts.draft_of(session, project), drafts.versions_of(session, project))
 
 
+def forget_name(session: Session, actor: Actor, project_id: str) -> None:
+    """The name was given to a run that has started: the next one is not called the same by accident."""
+    project = projects.get(session, actor, project_id, need="editor")
+    draft = drafts.stored(session, project)
+    draft.choices = {key: value for key, value in draft.choices.items() if key != "name"}
+    session.flush()
+
+
 def proposed(session: Session, actor: Actor, version: DatasetVersion, *, base: dict[str, Any]) -> Ready:
     """What is proposed for a version and a base, whatever stands on the recipe page, which stays as it is."""
     project = projects.get(session, actor, version.project_id, need="editor")

@@ -320,6 +320,9 @@ def _gap_row(curves: Curves) -> HealthRow:
     earlier = middle - _near(train, middle_step)
     if gap > 0.3 and gap > 2 * max(earlier, 0.05):
         return {"state": "warn", "title": "The two losses drift apart", "note": f"Gap {gap:.2f}, growing"}
+    if gap > 0.3 and gap > curves.val[-1][1] / 2:
+        note = f"Gap {gap:.2f}: it knows its examples much better"
+        return {"state": "warn", "title": "The two losses lie far apart", "note": note}
     return {"state": "good", "title": "The two losses agree", "note": f"Gap {gap:.2f}"}
 
 

@@ -114,8 +114,17 @@ def _drawn(
     for run, line in zip(runs, series, strict=True):
         if line:
             points = [at(x, y) for x, y in line]
-            found.append(Drawn(run, "M" + "L".join(f"{x} {y}" for x, y in points), points[-1]))
+            path = "M" + "L".join(f"{x} {y}" for x, y in points)
+            found.append(Drawn(run, path, _free(points[-1], [one.end for one in found])))
     return found, x_ticks, y_ticks
+
+
+def _free(end: tuple[float, float], taken: list[tuple[float, float]]) -> tuple[float, float]:
+    """Where a line's name can stand: lines that end at one place have their names under one another."""
+    x, y = end
+    while any(abs(x - other_x) < 100 and abs(y - other_y) < 13 for other_x, other_y in taken):
+        y += 13
+    return x, round(y, 1)
 
 
 def _recipe_rows(runs: list[Run]) -> list[Row]:

@@ -49,6 +49,7 @@ def start(project_id: str, actor: ActorDep, session: SessionDep, values: FormVal
         parent_model_id=ready.parent_model_id,
         estimate=ready.estimate,
     )
+    recipes.forget_name(session, actor, project_id)
     return _to(f"/runs/{run.id}")
 
 

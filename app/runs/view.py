@@ -317,6 +317,8 @@ def listed(session: Session, runs: list[Run]) -> list[Listed]:
     for run in runs:
         val = series.get(run.id, [])
         title, kind = verdicts.short(run, Curves([], val))
+        if run.state == "succeeded" and run.id not in models:
+            title, kind = "Its model was deleted", "idle"
         spark = [value for _, value in val]
         found.append(Listed(run, spark, title, kind, left_s(run), models.get(run.id), places.get(run.id)))
     return found

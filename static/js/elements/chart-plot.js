@@ -11,14 +11,14 @@ export function options(chart, box) {
   const faint = { stroke: `color-mix(in oklch, ${colour("--c-train")} 24%, transparent)`, width: 1, show: shown("train"), spanGaps: true, points: { show: false } };
   const val = { stroke: colour("--c-val"), width: 2, spanGaps: true, show: shown("val"), points: { show: true, size: 6, fill: colour("--surface") } };
   return {
-    width: box.clientWidth, height: box.clientHeight, legend: { show: false }, padding: [10, 10, 0, 0],
+    width: box.clientWidth, height: box.clientHeight, legend: { show: false }, padding: [10, 16, 0, 0],
     cursor: { drag: { x: true, y: false, setScale: false }, points: { size: 8, fill: (u, i) => u.series[i]._stroke ?? colour("--c-train") } },
     scales: { x: { time: false, range: (u, low, high) => chart.zoom ?? [low, high] }, y: { distr: chart.range === "log" ? 3 : 1, range: () => extent(chart) } },
     axes: [{ ...axis, grid: { show: false }, size: 30, values: number }, { ...axis, values: number }],
     series: [{}, faint, { stroke: colour("--c-train"), width: 2, spanGaps: true, show: shown("train"), points: { show: false } }, val,
       { stroke: colour("--c-other"), width: 1.75, dash: [6, 5], spanGaps: true, points: { show: false } }].slice(0, chart.compared ? 5 : 4),
     hooks: {
-      drawClear: [(u) => zone(u, chart, colour("--c-zone"))],
+      drawClear: [(u) => zone(u, chart, colour("--c-zone"), colour("--c-val"), font)],
       draw: [(u) => shown("val") && best(u, chart, colour("--c-val"), font)],
       setCursor: [(u) => chart.read(u.cursor.idx, u.cursor.left)],
       setSelect: [(u) => u.select.width > 6 && chart.zoomTo(u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x"))],
@@ -41,13 +41,16 @@ function extent(chart) {
   return [low - pad, high + pad];
 }
 
-function zone(u, chart, fill) {
+function zone(u, chart, fill, ink, font) {
   if (chart.series.zone === null) return;
   const { left, top, width, height } = u.bbox;
   const x = Math.max(left, u.valToPos(chart.series.zone, "x", true));
   if (x >= left + width) return;
   u.ctx.fillStyle = fill;
   u.ctx.fillRect(x, top, left + width - x, height);
+  const scale = devicePixelRatio;
+  Object.assign(u.ctx, { fillStyle: ink, font: font.replace("12px", `${12 * scale}px`), textAlign: "left" });
+  if (left + width - x > 90 * scale) u.ctx.fillText(chart.dataset.zone, x + 8 * scale, top + 16 * scale);
 }
 
 function best(u, chart, colour, font) {
@@ -61,5 +64,5 @@ function best(u, chart, colour, font) {
   u.ctx.beginPath(); u.ctx.moveTo(x, y); u.ctx.lineTo(x, top + height); u.ctx.stroke();
   u.ctx.setLineDash([]);
   u.ctx.beginPath(); u.ctx.arc(x, y, 5 * scale, 0, 7); u.ctx.fill();
-  u.ctx.fillText(chart.dataset.best ?? "Best so far", x, y - 12 * scale);
+  u.ctx.fillText(chart.dataset.best, x, y - 12 * scale);
 }

@@ -10,11 +10,15 @@ export function options({ box, keys, first, kind, style, point }, steps, lines) 
   const later = lines.flatMap((line) => line.filter((v, i) => v !== null && steps[i] >= start));
   const low = Math.min(...later), high = Math.max(...later), pad = (high - low) * 0.06 || 0.1;
   const look = (i) => i === first ? { stroke: main, width: 2.5 } : { stroke: colour("--c-other"), width: 1.75, dash: DASHES[i % 6] };
-  const names = (u) => keys.forEach((key, i) => {
+  const names = (u, placed = []) => keys.forEach((key, i) => {
     const end = lines[i].findLastIndex((v) => v !== null), scale = devicePixelRatio;
     if (end < 0) return;
+    // Lines that end at one place have their names under one another.
+    let [x, y] = [u.valToPos(steps[end], "x", true), Math.max(u.bbox.top, u.valToPos(lines[i][end], "y", true))];
+    while (placed.some((other) => Math.abs(other.x - x) < 100 * scale && Math.abs(other.y - y) < 13 * scale)) y += 13 * scale;
+    placed.push({ x, y });
     Object.assign(u.ctx, { fillStyle: i === first ? main : colour("--c-axis"), font: font.replace("12px", `${12 * scale}px`), textAlign: "left" });
-    u.ctx.fillText(key.dataset.name.slice(0, 16), u.valToPos(steps[end], "x", true) + 6 * scale, u.valToPos(lines[i][end], "y", true) + 4 * scale);
+    u.ctx.fillText(key.dataset.name.slice(0, 16), x + 6 * scale, y + 4 * scale);
   });
   return {
     width: box.clientWidth, height: box.clientHeight, legend: { show: false }, padding: [10, 110, 0, 0],

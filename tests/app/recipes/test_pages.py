@@ -249,6 +249,7 @@ def test_start_freezes_the_values_on_screen_and_a_second_click_finds_the_same_ru
     assert (run.name, run.state, run.recipe["epochs"], run.recipe["method"]) == ("First try", "queued", 2.0, "scratch")
     assert run.estimate["steps"] > 0
     assert "Waiting for its turn" in page.get(f"/runs/{run.id}").text
+    assert form_of(page.get(address).text)["name"] == "", "the next run is not called the same"
 
 
 def test_a_recipe_file_goes_out_and_comes_back(page):

@@ -65,6 +65,16 @@ def test_it_does_not_flicker_when_a_finding_holds_for_one_look_only():
     assert judged(found).finding == judged(spoiled).finding == "learning"
 
 
+def test_losses_that_lie_far_apart_do_not_agree():
+    steps = range(1, 401)
+    train = [(step, 3 * math.exp(-step / 80) + 0.2) for step in steps]
+    val = [(step, 3 * math.exp(-step / 80) + 1.3) for step in steps if step % 20 == 0]
+    row = coach.health(Curves(train, val))[2]
+    assert (row["state"], row["title"]) == ("warn", "The two losses lie far apart")
+    near = [(step, value - 1.0) for step, value in val]
+    assert coach.health(Curves(train, near))[2]["state"] == "good"
+
+
 def test_flat_needs_both_losses():
     assert judged(curves(1500, lambda s: 2.0, lambda s: 2.1, noise=0.001), 1500).finding == "flat"
     assert judged(curves(1500, falling, lambda s: 2.1, noise=0.001), 1500).finding != "flat"

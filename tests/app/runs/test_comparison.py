@@ -1,5 +1,7 @@
 """Runs side by side: what differs, what does not, whose they are, and what is drawn."""
 
+from itertools import pairwise
+
 import pytest
 
 from app.core.db import new_id, reading, transaction
@@ -64,6 +66,13 @@ def test_lines_share_their_axes(world: World) -> None:
     (long, short) = found.drawn
     assert long.end[0] > short.end[0]
     assert long.end[1] > short.end[1]  # lower loss, further down
+
+
+def test_names_of_lines_that_end_together_stand_under_one_another(world: World) -> None:
+    ends = [one.end for one in compared(world, *(a_run(world, [3.0, 2.0]) for _ in range(3))).drawn]
+    assert len({x for x, _y in ends}) == 1
+    heights = sorted(y for _x, y in ends)
+    assert all(later - earlier >= 13 for earlier, later in pairwise(heights))
 
 
 def test_runs_of_another_project_do_not_exist_here(world: World) -> None:
