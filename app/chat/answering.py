@@ -6,7 +6,9 @@ Pages only follow, so a reload loses nothing; what is said is saved every second
 import logging
 import math
 import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 from sqlalchemy import select, update
@@ -17,13 +19,15 @@ from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, Sampling, TokenEvent, TokenLogprob
 from app.core import events
 from app.core.db import transaction, utcnow
-from app.core.errors import AppError
+from app.core.errors import AppError, Unavailable
 from app.inference import client
 from app.inference.targets import Target
 
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
+PATIENCE_S = 45.0  # for a model server that starts
+ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
 _pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
 # Answers of this process that were asked to stop: seen at the next token. Other processes see the row, within a second.
@@ -66,7 +70,7 @@ def _answer(order: Order) -> None:
     said, untold, last = "", "", TokenEvent()
     odds: list[dict[str, object]] = []
     told_at = saved_at = time.monotonic()
-    stream = client.generate(_request(order))
+    stream = _events(order)
     for last in stream:
         said += last.text
         untold += last.text
@@ -94,6 +98,26 @@ def _answer(order: Order) -> None:
         _finish(order, said, "failed", error=last.error or "")
     else:
         _finish(order, said, "done", statistics=statistics)
+
+
+def _events(order: Order) -> Generator[TokenEvent]:
+    """What the model server says. One that has just died comes back within seconds: as long as nothing was said, the
+    answer waits for it."""
+    request, give_up_at = _request(order), time.monotonic() + PATIENCE_S
+    has_begun = False
+    while True:
+        try:
+            with closing(client.generate(request)) as events:
+                for event in events:
+                    has_begun = has_begun or bool(event.text)
+                    yield event
+            return
+        except Unavailable:
+            if has_begun or time.monotonic() > give_up_at:
+                raise
+        if order.message_id in _asked_to_stop or _save(order, ""):
+            return
+        time.sleep(ASK_AGAIN_S)
 
 
 def _odds(one: TokenLogprob) -> dict[str, object]:

@@ -309,7 +309,7 @@ def _page(
         choices=choices,
         refs=refs,
         target=target,
-        base=targets.base_of(session, actor, project.id, refs[0]) if refs else None,
+        base=targets.base_of(session, actor, project.id, refs[0]) if target else None,
         suggestions=[s["question"] for s in (objective.samples if objective else []) if s.get("question")][:3],
         sampling=sampling,
         system_prompt=system_prompt,

@@ -1,12 +1,14 @@
 """Conversations: answers come from the real model server, are saved, compared, stopped, tried again and rated."""
 
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 
-from app.chat import service
+from app.chat import answering, service
 from app.chat.models import Chat, ChatMessage, Feedback
 from app.chat.stream import _sse
 from app.core.db import reading, transaction, utcnow
@@ -258,11 +260,30 @@ def test_without_a_model_server_the_page_says_so(scene: Scene, monkeypatch: pyte
     from app.core.config import get_settings
 
     monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", "/nowhere/model.sock")
+    monkeypatch.setattr(answering, "PATIENCE_S", 0.0)
     get_settings.cache_clear()
     chat_id = _ask(scene)
     (answer,) = _finished(chat_id)
     assert answer.state == "failed"
     assert "starting or out of reach" in scene.client.get(f"/chats/{chat_id}").text
+
+
+def test_an_answer_waits_for_a_model_server_that_starts_again(
+    scene: Scene, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.core.config import get_settings
+
+    place = Path(tempfile.mkdtemp(prefix="gptb-")) / "model.sock"
+    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(place))
+    get_settings.cache_clear()
+    chat_id = _ask(scene)
+    stopped = _ask(scene)
+    scene.client.post(f"/chats/messages/{_answers(stopped)[0].id}/stop")
+    assert _finished(stopped)[0].state == "stopped", "whoever waits may stop waiting"
+    assert _answers(chat_id)[0].state == "streaming"
+    place.symlink_to(socket)
+    (answer,) = _finished(chat_id)
+    assert (answer.state, answer.statistics["completion_tokens"]) == ("done", 24)
 
 
 def test_a_page_costs_the_same_queries_however_long_the_talk(scene: Scene) -> None:
