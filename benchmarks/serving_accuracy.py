@@ -26,8 +26,11 @@ def main() -> int:
 
     from app.contracts.recipe import RecipeSpec
     from benchmarks.starter_tasks import COMMON, RECIPES, answers, line, read, tune, version
+    from worker.engine import compiled
     from worker.engine.generate import load
 
+    compiled.prepare()
+    compiled.is_ready()
     if options.threads:
         torch.set_num_threads(options.threads)
     train, test = read("train"), read("test")

@@ -214,6 +214,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--http", action="store_true", help="nothing but the rows against llama.cpp")
+    parser.add_argument("--accuracy", action="store_true", help="the row of int8 on a trained model, too: two minutes")
     parser.add_argument("--only", choices=SHAPES, help="one model")
     parser.add_argument("--tokens", type=int, help="new tokens of each answer")
     parser.add_argument("--rounds", type=int, default=3)
@@ -236,6 +237,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as home:
             missed += measure(name, Path(home), tokens, arguments)
     cpu_s = time.process_time() - began
+    if arguments.accuracy:
+        script = [sys.executable, str(ROOT / "benchmarks/serving_accuracy.py"), "--threads", str(arguments.threads)]
+        missed += ["int8 on a trained model"] if subprocess.run(script, cwd=ROOT).returncode else []
+    else:
+        print("int8 on a trained model, at most 1 point lost: --accuracy, or benchmarks/serving_accuracy.py")
     by = "CPU time" if IS_CPU else "the clock"
     conditions = f"{how}, {arguments.threads} threads, {tokens} tokens, by {by}, {cpu_s:.0f} s CPU"
     conditions += f", load {os.getloadavg()[0]:.0f}"

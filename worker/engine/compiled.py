@@ -202,8 +202,10 @@ class Compiled:
         self._scaling = np.array([b.self_attn.scaling for b in body.layers], np.float32)
         self._shape = np.array([
             config.num_hidden_layers, config.hidden_size, lean.heads, lean.key_heads, lean.width,
-            config.intermediate_size, 0, 0, layers[0].kind, model.dtype == torch.bfloat16, 0,
+            config.intermediate_size, 0, 0, layers[0].kind, 0, 0,
         ], np.int64)  # fmt: skip
+        # What int8 leaves of a number is less than bf16 keeps of it, and half as much has to be read.
+        self.cache_dtype = torch.bfloat16 if layers[0].kind == INT8 else model.dtype
         self._epsilon = np.float32(config.rms_norm_eps)
         self._turns: Tensor | None = None
         self._adapters: WeakKeyDictionary[Adapter, _Laid] = WeakKeyDictionary()
@@ -223,7 +225,7 @@ class Compiled:
             if self._turns is None or self._turns.shape != turns.shape:
                 self._turns = turns.float().contiguous()
             shape[10] = self._turns.shape[1]
-        shape[6], shape[7] = cache.shape[2], cache.shape[4]
+        shape[6], shape[7], shape[9] = cache.shape[2], cache.shape[4], cache.dtype == torch.bfloat16
         wanted = list(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
         laid = [self._laid(adapter) for adapter in wanted]
         tables = np.stack([one.table for one in laid]) if laid else np.zeros((1, 1, 7, 4), np.int64)

@@ -324,7 +324,9 @@ def decode(shape, epsilon, scaling, states, positions, first, sites, norms, cach
                 _normed(states[row], weights, epsilon, normed[row])
         given = normed if stage == 0 or stage == 2 else seen if stage == 1 else gated
         done = logits if is_last else joined if stage == 0 else wide if stage == 2 else added
-        linear(kind, site, rows, given.ctypes.data, given.shape[1], done.ctypes.data, done.shape[1])
+        # Of the same types as `compile_all` says, or the products were compiled twice.
+        sources, results = np.int64(given.ctypes.data), np.int64(done.ctypes.data)
+        linear(kind, site, rows, sources, given.shape[1], results, done.shape[1])
         if is_last:
             return
         for row in range(rows):

@@ -91,7 +91,8 @@ class Slots:
         """(layers, 2, slots, key heads, tokens, head width); it grows with the answers and is let go after the last."""
         model, lean = self.model, self._lean
         shape = (model.config.num_hidden_layers, 2, 0, lean.key_heads, 0, lean.width)
-        return torch.empty(shape, dtype=model.dtype, device=model.device)
+        dtype = model.dtype if self._compiled is None else self._compiled.cache_dtype
+        return torch.empty(shape, dtype=dtype, device=model.device)
 
     @torch.inference_mode()
     def add(self, answer: Generation) -> None:
@@ -311,7 +312,7 @@ class Slots:
             cache[:, :speaking, :, self._level] = new.unflatten(1, (2, heads)).transpose(0, 1)
         else:
             lines = new[: self._rows].reshape(-1, new.shape[-1])
-            cache.view(-1, cache.shape[-1]).index_copy_(0, self._places, lines)
+            cache.view(-1, cache.shape[-1]).index_copy_(0, self._places, lines.to(cache.dtype))
         keys, values = cache
         done = []
         if speaking:
@@ -327,7 +328,7 @@ class Slots:
                 mask = causal(count, end, window, query.device)
             out = F.scaled_dot_product_attention(
                 query[None, start : start + count].transpose(1, 2),
-                keys[None, piece.place, :, :end], values[None, piece.place, :, :end],
+                keys[None, piece.place, :, :end].to(query), values[None, piece.place, :, :end].to(query),
                 attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != heads,
             )  # fmt: skip
             done.append(out[0].transpose(0, 1).reshape(count, -1))

@@ -28,8 +28,9 @@ def main() -> None:
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # What was compiled is kept beside the socket: the program's own folder may be read-only.
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(arguments.socket.parent / "compiled"))
+    # What was compiled is kept beside the program or, where that may not be written, beside the socket.
+    if not os.access(Path(__file__).parent.parent / "engine", os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(arguments.socket.parent / "compiled"))
     import torch
     import uvicorn
 
