@@ -6,11 +6,23 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
+def _without_own_threads() -> None:
+    """Threads help within each operation, and rows go through the layers together."""
+    _set("worker.engine.sharing", "threads_of", lambda *_: 1)
+
+
+def _without_pass() -> None:
+    """The model's own forward, with the attention and the adapters below."""
+    _set("worker.engine.learning", "attach", lambda _: None)
+
+
 def _without_short_attention() -> None:
+    _without_pass()
     _set("worker.engine.packing", "is_short", lambda *_: False)
 
 
 def _without_light_adapters() -> None:
+    _without_pass()
     _set("worker.engine.methods.lora", "lighten", lambda *_: None)
 
 
@@ -63,8 +75,10 @@ def _without_muon_together() -> None:
 
 
 LEVERS: dict[str, Callable[[], None]] = {
-    "plain products for attention": _without_short_attention,
-    "light adapters": _without_light_adapters,
+    "threads with rows of their own": _without_own_threads,
+    "the pass for training": _without_pass,
+    "that and plain products for attention": _without_short_attention,
+    "that and light adapters": _without_light_adapters,
     "packing": _without_packing,
     "bf16": _without_half,
     "round shapes": _without_round_shapes,

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
 from app.contracts import events as e
 from app.contracts.recipe import RecipeSpec
+from worker.engine import replicas, sharing
 from worker.engine.answers import answer
 from worker.engine.devices import Device
 from worker.engine.errors import Diverged
@@ -15,8 +17,9 @@ from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
 from worker.engine.preference import judge
-from worker.engine.prefix import around, longest_first
+from worker.engine.prefix import around
 from worker.engine.prepare import Material, looked_at
+from worker.engine.sharing import longest_first
 
 PROMPTS = 3  # validation rows shown when the recipe names no prompts of its own
 
@@ -32,12 +35,21 @@ def evaluate(material: Material, device: Device, recipe: RecipeSpec, position: P
     rows = material.validation_rows
     chosen, kept = looked_at(rows, recipe), material.prefix.validation if material.prefix else None
     total, correct, supervised = 0.0, 0, 0
+    threads = sharing.threads_of(material.model, recipe)
+    sharing.make_ready(material.model, device, threads)
+
+    def one(part: sharing.Part) -> tuple[float, int, int]:
+        with device.autocast(), around(kept, part.numbers, part.batch):
+            loss, right = summed_loss(material.model, part.batch)
+        return float(loss), right, part.batch.supervised
+
     for start in range(0, len(chosen), recipe.micro_batch_size):
-        numbers = longest_first(rows, rows.of(chosen[start : start + recipe.micro_batch_size]))
-        part = pack([rows.row(i) for i in numbers], device.device)
-        with device.autocast(), around(kept, numbers, part):
-            loss, right = summed_loss(material.model, part)
-        total, correct, supervised = total + float(loss), correct + right, supervised + part.supervised
+        numbers = rows.of(chosen[start : start + recipe.micro_batch_size])
+        if kept is not None:
+            kept.make_ready(numbers)
+        parts = sharing.parts_of(rows, numbers, device, threads)
+        for loss, right, count in replicas.run([partial(one, part) for part in parts]):
+            total, correct, supervised = total + loss, correct + right, supervised + count
     mean, is_best = _judged(total / supervised, position)
     return e.Evaluated(step=position.step, loss=mean, accuracy=correct / supervised, rows=len(chosen), is_best=is_best)
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, rounded
+from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable
+from worker.engine.replicas import leaf
+from worker.engine.shapes import rounded
 
 CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MB in fp32
 HALVED_ELEMENTS = 2**23  # the same in bf16
@@ -29,10 +31,10 @@ def summed_loss(
 def packed_loss(model: PreTrainedModel, batch: Pack, label_smoothing: float, noise_alpha: float) -> tuple[Tensor, int]:
     """`summed_loss` of a family that packs; its weights must be whole."""
     learned = (batch.targets != NOT_LEARNED).nonzero()[:, 0]
-    hidden = hidden_states(model, batch, noise_alpha)[learned]
-    head = model.get_output_embeddings()
+    hidden = hidden_states(model, batch, noise_alpha, learned)
+    head: Any = model.get_output_embeddings()
     loss, correct = _ProjectedCrossEntropy.apply(
-        hidden, head.weight, batch.targets[learned], label_smoothing, torch.is_grad_enabled()
+        hidden, leaf(head.weight), batch.targets[learned], label_smoothing, torch.is_grad_enabled()
     )
     return loss, int(correct)
 
@@ -61,7 +63,7 @@ def hold_fewer_logits(share: int) -> None:
 
 
 def chunk_rows(vocabulary: int, elements: int | None = None) -> int:
-    """Rows of logits held at once: a round size (see `packing.rounded`), so that none of a product is filling.
+    """Rows of logits held at once: a round size (see `shapes.rounded`), so that none of a product is filling.
 
     `elements` None: as many as fp32 holds.
     """

@@ -29,18 +29,19 @@ class Muon(torch.optim.Muon):
 
     def _step_together(self, group: dict[str, Any], same: list[tuple[Tensor, Tensor]]) -> None:
         momentum, rate = group["momentum"], float(group["lr"])
-        wanted = []
-        for parameter, gradient in same:
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            kept = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-            wanted.append(gradient.lerp(kept, momentum) if group["nesterov"] else kept)
-        updates = orthogonal(torch.stack(wanted), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        parameters, gradients = [parameter for parameter, _ in same], [gradient for _, gradient in same]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        kept = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(kept, gradients, 1 - momentum)
+        wanted = torch._foreach_lerp(gradients, kept, momentum) if group["nesterov"] else kept
+        updates = orthogonal(torch.stack(list(wanted)), group["ns_coefficients"], group["ns_steps"], group["eps"])
         # As large as AdamW's steps are (Liu et al. 2025), so that the learning rate means the same.
-        length = 0.2 * rate * max(same[0][0].shape) ** 0.5
-        for (parameter, _), update in zip(same, updates, strict=True):
-            parameter.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-length)
+        length = 0.2 * rate * max(parameters[0].shape) ** 0.5
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates.float().unbind()), alpha=-length)
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -5,6 +5,7 @@ The linear layers see one long row of tokens; attention runs within each sequenc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from worker.engine.attention import is_short, short_attention
+from worker.engine.learning import LearningPass, pass_of
+from worker.engine.shapes import rounded
 
 NAME = "packed"
 NOT_LEARNED = -1
+MOST_WANTED = 0.9  # of the tokens; above, choosing costs more than it saves
 # Families whose attention is plain softmax attention and whose head is one matrix; a test compares each with
 # its own unpacked forward. Any other family runs one sequence at a time through its own code.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_builder"})
@@ -64,30 +68,36 @@ def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device) ->
     )
 
 
-def rounded(count: int) -> int:
-    """`count` rounded up to a multiple of 8, above 128 to one of eight sizes an octave.
-
-    oneDNN builds and keeps a kernel for every new shape of a bf16 product: with every row of another length, that
-    took 5 GB and half the speed on a CPU.
-    """
-    step = max(8, 1 << max(0, count.bit_length() - 4))
-    return -(-count // step) * step
-
-
 def is_packable(model: PreTrainedModel) -> bool:
     """Whether this model's family is known to give the same result packed."""
     return model.config.model_type in FAMILIES
 
 
-def hidden_states(model: PreTrainedModel, batch: Pack, noise_alpha: float = 0.0) -> Tensor:
-    """Final hidden states of every token, shape (tokens, width).
+def hidden_states(
+    model: PreTrainedModel, batch: Pack, noise_alpha: float = 0.0, wanted: Tensor | None = None
+) -> Tensor:
+    """Final hidden states of every token, shape (tokens, width), or of the tokens with the numbers `wanted`.
 
     `noise_alpha`: see `inputs_of`.
     """
+    if (known := pass_of(model)) is not None:
+        return _states_of(known, batch, noise_alpha, wanted)
     inputs = inputs_of(model, batch.ids, batch.lengths, noise_alpha)
     body = getattr(model, model.base_model_prefix)
     out = body(**inputs, position_ids=batch.positions[None], lengths=batch.lengths, use_cache=False)
-    return out.last_hidden_state[0]
+    states: Tensor = out.last_hidden_state[0]
+    return states if wanted is None else states[wanted]
+
+
+def _states_of(known: LearningPass, batch: Pack, noise_alpha: float, wanted: Tensor | None) -> Tensor:
+    """The same through the pass for training; of few wanted tokens only these go through the last block's end."""
+    noise = partial(_noisy, lengths=batch.lengths, alpha=noise_alpha) if noise_alpha else None
+    inputs = batch.ids, batch.positions, batch.lengths, noise
+    if wanted is None or len(wanted) > MOST_WANTED * len(batch.ids):
+        states = known.hidden(*inputs, None)
+        return states if wanted is None else states[wanted]
+    filled = F.pad(wanted, (0, rounded(len(wanted)) - len(wanted)))
+    return known.hidden(*inputs, filled)[: len(wanted)]
 
 
 def inputs_of(model: PreTrainedModel, ids: Tensor, lengths: tuple[int, ...], noise_alpha: float) -> dict[str, Tensor]:
@@ -97,10 +107,13 @@ def inputs_of(model: PreTrainedModel, ids: Tensor, lengths: tuple[int, ...], noi
     """
     if not noise_alpha:
         return {"input_ids": ids[None]}
-    embedded = model.get_input_embeddings()(ids)
+    return {"inputs_embeds": _noisy(model.get_input_embeddings()(ids), lengths, noise_alpha)[None]}
+
+
+def _noisy(embedded: Tensor, lengths: tuple[int, ...], alpha: float) -> Tensor:
     scale = torch.cat([torch.full((n,), (n * embedded.shape[1]) ** -0.5) for n in lengths])
-    noise = torch.empty_like(embedded).uniform_(-noise_alpha, noise_alpha)
-    return {"inputs_embeds": (embedded + noise * scale[:, None].to(noise))[None]}
+    noise = torch.empty_like(embedded).uniform_(-alpha, alpha)
+    return embedded + noise * scale[:, None].to(noise)
 
 
 def packed_attention(

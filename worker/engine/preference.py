@@ -19,9 +19,10 @@ from app.contracts.recipe import RecipeSpec
 from worker.engine.data import TokenRows
 from worker.engine.devices import Device
 from worker.engine.loss import chunk_rows
-from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, pack, rounded
-from worker.engine.prefix import longest_first
+from worker.engine.packing import NOT_LEARNED, Pack, hidden_states, inputs_of, is_packable, pack
 from worker.engine.prepare import Material, Reference, looked_at
+from worker.engine.shapes import rounded
+from worker.engine.sharing import longest_first
 
 TOLD_EVERY_S = 1.0
 
@@ -63,7 +64,7 @@ def answer_log_probabilities(model: PreTrainedModel, batch: Pack, noise_alpha: f
     learned = (batch.targets != NOT_LEARNED).nonzero()[:, 0]
     targets = batch.targets[learned]
     if is_packable(model):
-        hidden = hidden_states(model, batch, noise_alpha)[learned]
+        hidden = hidden_states(model, batch, noise_alpha, learned)
         values = _TokenLogProbabilities.apply(hidden, model.get_output_embeddings().weight, targets)
     else:
         values = torch.cat(_one_by_one(model, batch, noise_alpha))
@@ -171,6 +172,6 @@ def _chunks(count: int, vocabulary: int) -> list[tuple[int, int]]:
 
 
 def _logits(states: Tensor, matrix: Tensor) -> Tensor:
-    """In fp32; the product is made in a round size, as everywhere (see `packing.rounded`)."""
+    """In fp32; the product is made in a round size, as everywhere (see `shapes.rounded`)."""
     size = len(states)
     return (F.pad(states, (0, 0, 0, rounded(size) - size)) @ matrix.T)[:size].float()

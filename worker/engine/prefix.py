@@ -7,8 +7,10 @@ missing (after a restart) is computed again, in the same company as the first ti
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.contracts.recipe import RecipeSpec
-from worker.engine import devices
+from worker.engine import devices, replicas, sharing
 from worker.engine.data import TokenRows, order
+from worker.engine.learning import pass_of
 from worker.engine.packing import Pack, hidden_states, is_packable, pack
+from worker.engine.sharing import longest_first
 
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free
 _GIB = 2**30
@@ -31,14 +35,33 @@ class _Reached(Exception):
 
 
 class Border:
-    """Where frozen blocks end and learning ones begin. Idle unless told to take or to give."""
+    """Where frozen blocks end and learning ones begin. Idle unless told to take or to give, each thread for itself.
+
+    `place` is the number of the first block that learns.
+    """
 
     def __init__(self, frozen: Sequence[nn.Module], first: nn.Module) -> None:
-        self.taken: list[Tensor] | None = None
-        self.given: list[Tensor] | None = None
+        self._here = threading.local()
+        self.place = len(frozen)
         for block in frozen:
             block.forward = self._passing(block.forward)
         first.register_forward_pre_hook(self._cross)
+
+    @property
+    def taken(self) -> list[Tensor] | None:
+        """What has come to the border; None: nobody wants it."""
+        return getattr(self._here, "taken", None)
+
+    @property
+    def given(self) -> list[Tensor] | None:
+        """What begins here in place of what the frozen blocks would say; None: they run."""
+        return getattr(self._here, "given", None)
+
+    def reach(self, states: Tensor) -> None:
+        """End the pass here where somebody takes what comes to the border."""
+        if self.taken is not None:
+            self.taken.append(states)
+            raise _Reached
 
     def _passing(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def step(*args: Any, **kwargs: Any) -> Tensor:
@@ -51,28 +74,26 @@ class Border:
             return None  # a family that calls its blocks in another way; nothing is ever given to it
         if self.given is not None:
             return (self.given.pop(0), *args[1:])
-        if self.taken is not None:
-            self.taken.append(args[0])
-            raise _Reached
+        self.reach(args[0])
         return None
 
     @contextlib.contextmanager
     def taking(self) -> Iterator[list[Tensor]]:
         """Collect what comes to the border; each pass ends there with _Reached."""
-        self.taken = []
+        self._here.taken = found = []
         try:
-            yield self.taken
+            yield found
         finally:
-            self.taken = None
+            self._here.taken = None
 
     @contextlib.contextmanager
     def giving(self, states: list[Tensor]) -> Iterator[None]:
         """Leave the frozen blocks out; the passes get these states instead, one after the other."""
-        self.given = states
+        self._here.given = states
         try:
             yield
         finally:
-            self.given = None
+            self._here.given = None
 
 
 @dataclass
@@ -90,31 +111,38 @@ class Kept:
     starts: np.ndarray
     bundle_of: np.ndarray
     store: Tensor
+    threads: int = 1
     done: set[int] = field(default_factory=set)
 
     @contextlib.contextmanager
     def around(self, numbers: np.ndarray, batch: Pack) -> Iterator[None]:
         """A forward pass over `batch`, the pack of the rows `numbers` in its order, may run inside; it begins at the
         border."""
-        for bundle in sorted({int(self.bundle_of[i]) for i in numbers} - self.done):
-            self._compute(bundle)
+        self.make_ready(numbers)
         with self.border.giving(self._states(numbers, batch.lengths)):
             yield
 
+    def make_ready(self, numbers: np.ndarray) -> None:
+        """Compute what of these rows is not there yet; by one thread, before others ask for it."""
+        for bundle in sorted({int(self.bundle_of[i]) for i in numbers} - self.done):
+            self._compute(bundle)
+
     @torch.no_grad()
     def _compute(self, bundle: int) -> None:
-        batch = pack([self.rows.row(i) for i in self.bundles[bundle]], self.device.device)
-        with self.border.taking() as taken, self.device.autocast():
-            read_until(self.model, batch, len(self.bundles[bundle]))
-        self._keep(bundle, taken, batch.lengths)
+        sharing.make_ready(self.model, self.device, self.threads)
+        parts = sharing.parts_of(self.rows, self.bundles[bundle], self.device, self.threads)
+        replicas.run([partial(self._read, part) for part in parts])
+        self.done.add(bundle)
 
-    def _keep(self, bundle: int, taken: list[Tensor], lengths: tuple[int, ...]) -> None:
-        pieces = taken[0][0].split(lengths) if is_packable(self.model) else [states[0] for states in taken]
-        for number, piece in zip(self.bundles[bundle], pieces, strict=False):
+    def _read(self, part: sharing.Part) -> None:
+        with self.border.taking() as taken, self.device.autocast():
+            read_until(self.model, part.batch, len(part.numbers))
+        is_one = is_packable(self.model)
+        pieces = taken[0][0].split(part.batch.lengths) if is_one else [states[0] for states in taken]
+        for number, piece in zip(part.numbers, pieces, strict=False):
             size = int(self.rows.lengths[number]) - 1
             start = int(self.starts[number])
             self.store[start : start + size] = piece[:size].to(self.store)
-        self.done.add(bundle)
 
     def _states(self, numbers: np.ndarray, lengths: tuple[int, ...]) -> list[Tensor]:
         """As the blocks expect them: zeros where a sequence is filled, which causal attention hides."""
@@ -137,11 +165,6 @@ class Prefix:
 
     train: Kept | None
     validation: Kept | None
-
-
-def longest_first(rows: TokenRows, numbers: np.ndarray) -> np.ndarray:
-    """Row numbers in the order in which `pack` lays them."""
-    return numbers[np.argsort(-rows.lengths[numbers], kind="stable")]
 
 
 @contextlib.contextmanager
@@ -202,6 +225,8 @@ def plan(
     if not sum(tokens):
         return None, ""
     border = Border(frozen, first)
+    if (known := pass_of(model)) is not None:
+        known.border = border
     sample = _sample(model, border, rows[0], device)
     if sample is None:
         return None, "The frozen layers run in every pass: those of this kind of model cannot be run apart."
@@ -213,8 +238,9 @@ def plan(
             f"{devices.free_memory_bytes() / _GIB:.1f} GB of memory and {shutil.disk_usage(folder).free / _GIB:.1f} GB "
             "of disk are free for everything. The result is the same, only later."
         )
+    threads = sharing.threads_of(model, recipe)
     both = [
-        _kept(model, border, device, part, of, piece) if len(of) else None
+        _kept(model, border, device, part, of, piece, threads) if len(of) else None
         for part, of, piece in zip(rows, bundles, store.split(tokens), strict=True)
     ]
     return Prefix(*both), ""
@@ -227,6 +253,7 @@ def _kept(
     rows: TokenRows,
     bundles: list[np.ndarray],
     store: Tensor,
+    threads: int,
 ) -> Kept:
     starts, bundle_of = np.full((2, len(rows.rids)), -1, np.int64)
     place = 0
@@ -234,7 +261,7 @@ def _kept(
         for row in bundle:
             starts[row], bundle_of[row] = place, number
             place += int(rows.lengths[row]) - 1
-    return Kept(model, border, device, rows, bundles, starts, bundle_of, store)
+    return Kept(model, border, device, rows, bundles, starts, bundle_of, store, threads)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from app.contracts import events as e
 from app.contracts.conversation import Example, Message
 from app.contracts.recipe import RecipeSpec, TrainOrder
 from app.text.template import CHATML
-from worker.engine import loading, methods, optim, ranks, scratch, tokenising
+from worker.engine import learning, loading, methods, optim, ranks, scratch, tokenising
 from worker.engine import tokenizer as tokenizers_of_ours
 from worker.engine.answers import LONGEST_ANSWER, Prompt, fits
 from worker.engine.data import TokenRows, read_examples
@@ -100,6 +100,7 @@ def prepare(order: TrainOrder, device: Device, micro_batch_size: int) -> Generat
     method.prepare(model, recipe)
     if not (recipe.shards and ranks.count() > 1):  # what is split moves in parts: the whole may not fit there
         model.to(device.device)  # type: ignore[arg-type]
+        learning.attach(model)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     embeddings.add(id(model.get_output_embeddings().weight))
 

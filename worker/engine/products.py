@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from worker.engine.packing import rounded
+from worker.engine.shapes import rounded
 
 PACKED_ROWS = 8  # the number of rows for which weights are laid out
 _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

@@ -18,8 +18,9 @@ from worker.engine.compiled import compiled_pass
 from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
 from worker.engine.lean import Lean
-from worker.engine.packing import causal, rounded
+from worker.engine.packing import causal
 from worker.engine.reserve import zeros
+from worker.engine.shapes import rounded
 
 # Rows that wait while a prompt is read: smaller pieces then, so that nobody's words falter.
 SHARED_CHUNK = 64

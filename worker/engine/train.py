@@ -18,7 +18,7 @@ from app.contracts import events as e
 from app.contracts.probe import SAMPLE_SHARE
 from app.contracts.recipe import RecipeSpec, TrainOrder
 from app.contracts.relief import Relief, ladder
-from worker.engine import checkpoints, devices, evaluate, finish, optim, ranks
+from worker.engine import checkpoints, devices, evaluate, finish, optim, ranks, replicas, sharing
 from worker.engine.checkpoints import Checkpoints
 from worker.engine.control import Commands
 from worker.engine.data import TokenRows
@@ -28,7 +28,7 @@ from worker.engine.loss import hold_fewer_logits, summed_loss
 from worker.engine.packing import pack
 from worker.engine.position import Position
 from worker.engine.preference import judge, reference_of_run
-from worker.engine.prefix import around, longest_first
+from worker.engine.prefix import around
 from worker.engine.prepare import Material, prepare
 
 
@@ -39,6 +39,7 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
     same effective batch. Where several processes train together, the first one tells.
     """
     ranks.join()
+    devices.keep_freed_memory()
     rungs = ladder(order.recipe, has_cuda=torch.cuda.is_available())
     rung, step = min(order.memory_rung, len(rungs) - 1), 0
     while True:
@@ -262,26 +263,41 @@ def backward(
     """
     of_all, chosen = chosen, ranks.share(chosen)
     rows, kept, reference = material.train_rows, material.prefix.train if material.prefix else None, material.reference
-    numbers = [longest_first(rows, rows.of(chosen[start : start + micro])) for start in range(0, len(chosen), micro)]
-    parts = [pack([rows.row(i) for i in some], device.device) for some in numbers]
-    counts = [sum(part.tokens for part in parts), sum(part.supervised for part in parts), len(chosen)]
+    threads = sharing.threads_of(material.model, recipe)
+    micros = [
+        sharing.parts_of(rows, rows.of(chosen[start : start + micro]), device, threads)
+        for start in range(0, len(chosen), micro)
+    ]
+    packs = [part.batch for parts in micros for part in parts]
+    counts = [sum(batch.tokens for batch in packs), sum(batch.supervised for batch in packs), len(chosen)]
     tokens, supervised, examples = (int(value) for value in ranks.summed(counts, device.device))
     share = supervised if reference is None else examples
-    loss_sum, margin, right = torch.zeros(3, device=device.device)
-    for some, part in zip(numbers, parts, strict=True):
-        with device.autocast(), around(kept, some, part):
+
+    def one(part: sharing.Part) -> torch.Tensor:
+        """Loss, margin and how many were told rightly apart, of one thread's rows; their gradients are left behind."""
+        margin, right = torch.zeros(2, device=device.device)
+        with device.autocast(), around(kept, part.numbers, part.batch):
             if reference is None:
                 loss, _ = summed_loss(
-                    material.model, part, label_smoothing=recipe.label_smoothing, noise_alpha=recipe.neftune_alpha
+                    material.model, part.batch, label_smoothing=recipe.label_smoothing, noise_alpha=recipe.neftune_alpha
                 )
             else:
-                judged = judge(material.model, part, some, reference.train, recipe, recipe.neftune_alpha)
-                loss, margin, right = judged.loss, margin + judged.margin, right + judged.right
+                judged = judge(material.model, part.batch, part.numbers, reference.train, recipe, recipe.neftune_alpha)
+                loss, margin, right = judged.loss, judged.margin, judged.right
         (loss / share).backward()
-        loss_sum += loss.detach()
+        return torch.stack([loss.detach(), margin, right.to(loss)])
+
+    learning = [parameter for parameter in material.model.parameters() if parameter.requires_grad]
+    found = torch.zeros(3, device=device.device)
+    for parts in micros:
+        if kept is not None:
+            kept.make_ready(np.concatenate([part.numbers for part in parts]))
+        sharing.make_ready(material.model, device, len(parts))
+        for told in replicas.run([partial(one, part) for part in parts], learning):
+            found += told
     if isinstance(next(material.model.parameters()), DTensor):
-        _take_part(material, of_all, len(parts), device, recipe, micro)
-    sums = ranks.summed([float(loss_sum), float(margin), float(right)], device.device)
+        _take_part(material, of_all, len(micros), device, recipe, micro)
+    sums = ranks.summed(found.tolist(), device.device)
     mean, margin_mean, accuracy = (value / share for value in sums)
     if reference is None:
         return _Gradients(mean, tokens, supervised)

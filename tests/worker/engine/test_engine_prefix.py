@@ -10,7 +10,7 @@ from app.contracts.events import Control
 from app.contracts.recipe import ModelFiles, TrainOrder
 from tests.worker.engine import families
 from tests.worker.engine.engine_material import COLOURS, THINGS, of, run
-from worker.engine import prefix
+from worker.engine import learning, prefix
 
 MakeOrder = Callable[..., TrainOrder]
 TEXTS = [f"What colour is the {thing}? The {thing} is {colour}, as here." for thing in THINGS for colour in COLOURS]
@@ -57,16 +57,14 @@ def test_the_losses_are_those_of_layers_that_run_every_time(
 
 def test_frozen_layers_run_once_a_row_and_no_more(last: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    plain = prefix.Border._passing
+    plain = learning.Block.forward
 
-    def counted(self: prefix.Border, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(states: Any, *args: Any, **kwargs: Any) -> Any:
-            seen.append(states.shape[1])
-            return forward(states, *args, **kwargs)
+    def counting(self: learning.Block, states: Any, *rest: Any) -> Any:
+        if not self.asking.is_learning:
+            seen.append(len(states))
+        return plain(self, states, *rest)
 
-        return plain(self, counting)
-
-    monkeypatch.setattr(prefix.Border, "_passing", counted)
+    monkeypatch.setattr(learning.Block, "forward", counting)
     counts = []
     for passes in (2, 3):
         seen.clear()

@@ -13,8 +13,7 @@ from app.contracts.conversation import Message
 from app.contracts.events import Control, EngineEvent
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
 from tests.worker.engine.engine_material import Script, of, run, turns, write_version
-from worker.engine import packing
-from worker.engine import train as train_module
+from worker.engine import packing, sharing
 from worker.engine.answers import Prompt, answer
 from worker.engine.errors import BadData, Diverged, OutOfMemory
 from worker.engine.generate import load
@@ -203,9 +202,9 @@ def test_training_goes_on_from_an_earlier_model(make_order: MakeOrder, bases: Ca
 def test_when_memory_runs_out_the_run_goes_on_with_half_the_rows_at_a_time(
     make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = of(run(make_order("full", out="whole", micro_batch_size=1)), "step")
-    monkeypatch.setattr(train_module, "pack", _small_machine(rows=2))
-    order = make_order("full", micro_batch_size=8)
+    whole = of(run(make_order("full", out="whole", micro_batch_size=1, threads=1)), "step")
+    monkeypatch.setattr(sharing, "pack", _small_machine(rows=2))
+    order = make_order("full", micro_batch_size=8, threads=1)
     events = run(order)
     told = [(event.kind, event.rung) for event in of(events, "warned")]
     assert told == [("out_of_memory", rung) for rung in (1, 2, 3, 4)]
@@ -217,7 +216,7 @@ def test_when_memory_runs_out_the_run_goes_on_with_half_the_rows_at_a_time(
 def test_a_row_that_never_fits_ends_with_a_plain_sentence(
     make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "pack", _small_machine(rows=0))
+    monkeypatch.setattr(sharing, "pack", _small_machine(rows=0))
     with pytest.raises(OutOfMemory, match="smaller base model or shorter rows"):
         run(make_order("full", micro_batch_size=4))
 
