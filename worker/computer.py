@@ -16,11 +16,12 @@ _RAPL = Path("/sys/class/powercap/intel-rapl:0")
 
 
 class Computer:
-    """Observes one trainer process. Nothing here can fail the run: what cannot be read is left out."""
+    """Observes one trainer with its children. Nothing here can fail the run: what cannot be read is left out."""
 
     def __init__(self, pid: int) -> None:
         self._at = 0.0
         self._process: psutil.Process | None = None
+        self._children: dict[int, psutil.Process] = {}
         self._smi = shutil.which("nvidia-smi")
         self._joules = 0.0
         self._energy: int | None = None
@@ -41,10 +42,14 @@ class Computer:
         passed, self._at = now - self._at, now
         try:
             cores = psutil.cpu_count() or 1
+            # Those that train together are its children; each is kept, since it counts from its last look on.
+            now_there = {child.pid: child for child in self._process.children()}
+            self._children = {pid: self._children.get(pid, child) for pid, child in now_there.items()}
+            together = [self._process, *self._children.values()]
             found: dict[str, Any] = {
-                "cpu_share": round(min(1.0, self._process.cpu_percent() / 100 / cores), 3),
+                "cpu_share": round(min(1.0, sum(one.cpu_percent() for one in together) / 100 / cores), 3),
                 "cores": cores,
-                "memory_bytes": self._process.memory_info().rss,
+                "memory_bytes": sum(one.memory_info().rss for one in together),
                 "free_bytes": psutil.virtual_memory().available,
             }
         except psutil.Error:

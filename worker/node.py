@@ -13,6 +13,7 @@ from sqlalchemy import select
 from app.core.config import get_settings
 from app.core.db import reading, transaction
 from app.core.work import LostLease
+from app.recipes.machine import this_machine
 from app.runs.models import Attempt
 from app.runs.reconcile import release
 from worker.trainer import Identity
@@ -41,6 +42,17 @@ def lock(path: Path) -> Iterator[int | None]:
     finally:
         # Closing is enough; an explicit unlock would also take it from a trainer that inherited it.
         os.close(descriptor)
+
+
+def own_devices() -> list[str]:
+    """The devices that this worker serves, one after the other: what CUDA shows it, else every card, else one."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [shown] if shown else [card.id for card in this_machine().cards] or ["0"]
+
+
+def only(device: str) -> list[str]:
+    """What a trainer of one device may see, where this worker sees more; empty: what this worker sees."""
+    return [device] if len(own_devices()) > 1 else []
 
 
 def device_lock(device: str) -> contextlib.AbstractContextManager[int | None]:

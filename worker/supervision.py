@@ -51,7 +51,7 @@ def work_off(device: str, draining: threading.Event, *, command: Sequence[str] =
                 claimed = claim(node=node.name(), device=device, boot_id=boot_id(), hold=hold)
                 if claimed is None:
                     break
-                Supervision(RunLease(claimed), draining, command).run()
+                Supervision(RunLease(claimed), draining, command, device).run()
             made += 1
     return made
 
@@ -59,8 +59,10 @@ def work_off(device: str, draining: threading.Event, *, command: Sequence[str] =
 class Supervision:
     """One attempt, from the claim to its end."""
 
-    def __init__(self, lease: RunLease, draining: threading.Event, command: Sequence[str] = COMMAND) -> None:
-        self.lease, self.draining, self.command = lease, draining, command
+    def __init__(
+        self, lease: RunLease, draining: threading.Event, command: Sequence[str] = COMMAND, device: str = "0"
+    ) -> None:
+        self.lease, self.draining, self.command, self.device = lease, draining, command, device
         self.recorder = Recorder(lease)
         self.want = "run"
         self.told: set[tuple[str, object]] = set()
@@ -112,7 +114,9 @@ class Supervision:
         settling.drop_unregistered(self.lease)
         order = order_of(run)
         storage.require_space(0)
-        trainer = Trainer(order, command=self.command, lock=lock, devices=order.recipe.devices)
+        trainer = Trainer(
+            order, command=self.command, lock=lock, devices=order.recipe.devices or node.only(self.device)
+        )
         try:
             one = trainer.identity
             settling.record_trainer(self.lease, pid=one.pid, started=one.started, boot_id=one.boot_id)

@@ -1,6 +1,8 @@
 """The computer panel's figures: of this very process, at most every five seconds, never a fault."""
 
 import os
+import subprocess
+import sys
 
 import psutil
 
@@ -9,12 +11,18 @@ from worker import computer
 from worker.computer import Computer
 
 
-def test_it_sees_this_process(monkeypatch) -> None:
-    seen = Computer(os.getpid()).look()
+def test_it_sees_this_process_and_its_children() -> None:
+    me = psutil.Process()
+    with subprocess.Popen([sys.executable, "-c", "a = bytes(range(256)) * 800_000; print(); input()"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.readline()
+        seen = Computer(os.getpid()).look()
+        rss = sum(one.memory_info().rss for one in (me, *me.children()))
+        child.kill()
     assert seen is not None
     assert 0 <= seen["cpu_share"] <= 1
-    rss = psutil.Process().memory_info().rss
-    assert 0.5 * rss < seen["memory_bytes"] < 2 * rss
+    assert 0.9 * rss < seen["memory_bytes"] < 1.1 * rss
     assert 0 < seen["free_bytes"] < psutil.virtual_memory().total
 
 

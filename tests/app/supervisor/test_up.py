@@ -19,7 +19,7 @@ import pytest
 from app.core import redis_server
 from app.core.config import get_settings
 from app.core.queue import nudge
-from app.supervisor.up import SAME_SIGNAL_S
+from app.supervisor.up import SAME_SIGNAL_S, trainers
 from tests.conftest import ROOT, LiveServer, start_stack, wait_for
 
 PARTS = ("redis", "front", "web", "stream", "housekeeper", "data worker", "train worker")
@@ -49,6 +49,13 @@ def is_healthy(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_every_graphics_card_has_a_trainer_of_its_own() -> None:
+    assert trainers([]) == trainers(["0"]) == {"train worker": {}}
+    several = trainers(["0", "GPU-ab"])
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in several.values()] == ["0", "GPU-ab"]
+    assert len(several) == 2
 
 
 def test_it_serves_and_tells_how_to_begin(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
