@@ -193,6 +193,7 @@ def test_killed_trainers_and_supervisors_change_nothing(database: Path, short_le
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_search_goes_on_after_its_worker_was_killed(database: Path, supervisor: "Supervisor") -> None:
     steps = 400
     with transaction() as session:

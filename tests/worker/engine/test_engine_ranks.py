@@ -48,6 +48,7 @@ def test_two_processes_come_to_what_one_comes_to(make_order: Callable[..., Train
         torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.timeout(600)
 def test_a_split_model_learns_the_same_and_goes_on_after_a_kill(
     make_order: Callable[..., TrainOrder], tmp_path: Path
 ) -> None:
