@@ -21,6 +21,7 @@ from app.deployments import routes as deployments
 from app.drafting import routes as drafting
 from app.evaluations import routes as evaluations
 from app.exports import routes as exports
+from app.externals import routes as externals
 from app.monitoring import routes as monitoring
 from app.overview import routes as overview
 from app.overview import shell
@@ -43,6 +44,7 @@ PRIVATE: list[APIRouter] = [
     evaluations.router,
     chat.router,
     chat_stream.router,
+    externals.router,
     deployments.router,
     exports.router,
     sources.router,

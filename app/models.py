@@ -9,6 +9,7 @@ from app.deployments import models as deployments
 from app.drafting import models as drafting
 from app.evaluations import models as evaluations
 from app.exports import models as exports
+from app.externals import models as externals
 from app.projects import models as projects
 from app.recipes import models as recipes
 from app.runs import models as runs
@@ -24,6 +25,7 @@ __all__ = [
     "drafting",
     "evaluations",
     "exports",
+    "externals",
     "leader",
     "outbox",
     "projects",

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.chat import asked
+from app.chat.asked import Asked
 from app.chat.models import ChatMessage
 from app.contracts.conversation import Message
-from app.contracts.generation import GenerationRequest, Sampling, TokenEvent, TokenLogprob
+from app.contracts.generation import Sampling, TokenEvent, TokenLogprob
 from app.core import events
 from app.core.db import transaction, utcnow
 from app.core.errors import AppError, Unavailable
-from app.inference import client
-from app.inference.targets import Target
 
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
@@ -39,7 +39,7 @@ class Order:
     """All that is needed to make one answer, without a session."""
 
     message_id: str
-    target: Target
+    target: Asked
     messages: list[Message]
     sampling: Sampling
 
@@ -103,12 +103,12 @@ def _answer(order: Order) -> None:
 def _events(order: Order) -> Generator[TokenEvent]:
     """What the model server says. One that has just died comes back within seconds: as long as nothing was said, the
     answer waits for it."""
-    request, give_up_at = _request(order), time.monotonic() + PATIENCE_S
+    give_up_at = time.monotonic() + PATIENCE_S
     has_begun = False
     while True:
         try:
-            with closing(client.generate(request)) as events:
-                for event in events:
+            with closing(asked.generate(order.target, order.sampling, order.messages)) as told:
+                for event in told:
                     has_begun = has_begun or bool(event.text)
                     yield event
             return
@@ -124,14 +124,6 @@ def _odds(one: TokenLogprob) -> dict[str, object]:
     """A token, its probability, and the likeliest ones in its place."""
     others = [[other.token, round(math.exp(other.logprob), 4)] for other in one.top]
     return {"token": one.token, "p": round(math.exp(one.logprob), 4), "top": others}
-
-
-def _request(order: Order) -> GenerationRequest:
-    if order.target.is_chat:
-        return client.request_for(order.target, order.sampling, messages=order.messages)
-    # A model of plain text goes on from the words; it knows no turns.
-    words = next((m.content for m in reversed(order.messages) if m.role == "user"), "")
-    return client.request_for(order.target, order.sampling, prompt=words)
 
 
 def _save(order: Order, said: str) -> bool:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.chat import answering, corrections, ratings, service, transcripts
+from app.chat import answering, asked, corrections, ratings, service, transcripts
 from app.chat.forms import AskForm, CorrectionForm, EditForm, FeedbackForm, SettingsForm, TitleForm
 from app.chat.models import TAGS_BY_THUMB, Chat, ChatMessage
 from app.contracts.generation import Sampling
@@ -21,6 +21,7 @@ from app.core.forms import FormValues, checked
 from app.core.templates import gettext as _
 from app.core.templates import ngettext, render
 from app.core.web import SessionDep, is_partial
+from app.externals import service as externals
 from app.inference import targets
 from app.inference.targets import Choice
 from app.projects import service as projects
@@ -91,7 +92,7 @@ def _ask(
 
 
 def _begin(session: Session, actor: Actor, chat: Chat, answer: ChatMessage) -> None:
-    target = targets.resolve(session, actor, chat.project_id, answer.model_ref)
+    target = asked.resolve(session, actor, chat.project_id, answer.model_ref)
     order = answering.Order(
         message_id=answer.id,
         target=target,
@@ -284,12 +285,12 @@ def _page(
     chats: Sequence[Chat] | None = None,
     search: str = "",
 ) -> Response:
-    choices = targets.choices(session, actor, project.id)
+    choices = asked.choices(session, actor, project.id)
     refs = _named(session, actor, project.id, refs, choices)
     if not refs and choices:
         refs = [choices[0].ref]
     try:
-        target = targets.resolve(session, actor, project.id, refs[0]) if refs else None
+        target = asked.resolve(session, actor, project.id, refs[0]) if refs else None
     except NotFound:
         target = None
     objective = session.get(Objective, project.id)
@@ -318,6 +319,8 @@ def _page(
         search=search,
         project_id=project.id,
         may_ask=actor.may(project.workspace_id, service.ASKS),
+        outside=[choice for choice in choices if choice.group == externals.KIND and choice.ref in refs],
+        may_edit=actor.may(project.workspace_id, "editor"),
         names=service.names(session, actor, chat) if chat else {},
         ratings=ratings.by_message(session, actor, chat) if chat else {},
         markdown=markdown.render,

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from app.accounts.service import Actor
+from app.chat import asked
+from app.chat.asked import Asked
 from app.chat.models import Chat, ChatMessage
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling
@@ -87,7 +89,7 @@ def ask(
     if not named:
         raise Invalid(fields={"model": "Choose the model to ask."})
     for ref in named:
-        targets.resolve(session, actor, project.id, ref)
+        asked.resolve(session, actor, project.id, ref)
     chat.model_refs, chat.system_prompt = named, system_prompt
     chat.sampling = sampling.model_dump(include=KEPT_SETTINGS)
     chat.is_blind = is_blind and len(named) > 1
@@ -121,7 +123,7 @@ def edit(session: Session, actor: Actor, message_id: str, *, content: str) -> tu
     if is_answering(session, chat):
         raise Conflict("An answer is still being written. Wait for it, or stop it first.")
     for ref in chat.model_refs:
-        targets.resolve(session, actor, chat.project_id, ref)
+        asked.resolve(session, actor, chat.project_id, ref)
     question = ChatMessage(
         chat_id=chat.id, parent_id=earlier.parent_id, position=earlier.position, role="user", content=content
     )
@@ -168,7 +170,7 @@ def again(session: Session, actor: Actor, message_id: str) -> tuple[Chat, ChatMe
     settle_abandoned(session, chat)
     if is_answering(session, chat):
         raise Conflict("An answer is still being written. Wait for it, or stop it first.")
-    targets.resolve(session, actor, chat.project_id, message.model_ref)
+    asked.resolve(session, actor, chat.project_id, message.model_ref)
     question = session.get(ChatMessage, message.parent_id)
     if question is None:
         raise NotFound
@@ -286,7 +288,7 @@ def _versions(same: list[ChatMessage], message: ChatMessage) -> dict[str, Versio
     return {message.id: Versions(place + 1, len(ids), before, after)}
 
 
-def history(session: Session, chat: Chat, answer: ChatMessage, target: Target) -> list[Message]:
+def history(session: Session, chat: Chat, answer: ChatMessage, target: Asked) -> list[Message]:
     """What the model reads before this answer: the system prompt, and the turns as this model answered them."""
     messages = [Message(role="system", content=chat.system_prompt)] if chat.system_prompt else []
     for turn in turns(session, chat):
@@ -336,7 +338,7 @@ def names(session: Session, actor: Actor, chat: Chat) -> dict[str, str]:
     for ref in [*session.scalars(query), *chat.model_refs]:
         if ref not in found:
             try:
-                found[ref] = targets.resolve(session, actor, chat.project_id, ref).name
+                found[ref] = asked.resolve(session, actor, chat.project_id, ref).name
             except NotFound:
                 found[ref] = "A model that was deleted"
     return found
@@ -355,10 +357,12 @@ class Memory:
         return min(1.0, self.used / self.all)
 
 
-def memory(shown: Sequence[Turn], target: Target | None) -> Memory | None:
-    """What the conversation takes of `target`'s context; None before its first answer."""
-    context = targets.context_tokens(target.files) if target else None
-    answers = [m for turn in shown for m in turn.answers if target and m.model_ref == target.ref and m.statistics]
+def memory(shown: Sequence[Turn], target: Asked | None) -> Memory | None:
+    """What the conversation takes of `target`'s context; None before its first answer, and of an external model."""
+    if not isinstance(target, Target):
+        return None
+    context = targets.context_tokens(target.files)
+    answers = [m for turn in shown for m in turn.answers if m.model_ref == target.ref and m.statistics]
     if not context or not answers:
         return None
     counts = answers[-1].statistics
@@ -368,7 +372,7 @@ def memory(shown: Sequence[Turn], target: Target | None) -> Memory | None:
 def memory_of(session: Session, actor: Actor, chat: Chat) -> Memory | None:
     """As `memory`, for the first model of a saved chat."""
     try:
-        target = targets.resolve(session, actor, chat.project_id, chat.model_refs[0]) if chat.model_refs else None
+        target = asked.resolve(session, actor, chat.project_id, chat.model_refs[0]) if chat.model_refs else None
     except NotFound:
         return None
     return memory(turns(session, chat), target)

@@ -8,7 +8,8 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import httpcore
@@ -31,7 +32,9 @@ _CLOSED_6 = [ipaddress.IPv6Network(n) for n in ("2001:db8::/32", "2001::/23", "2
 CONNECT_S, READ_S = 10.0, 30.0
 # An answer that trickles in slower than this, once the first minute of waiting is over, is given up.
 PATIENCE_S, LEAST_BYTES_PER_S = 60.0, 2000
+POLL_S = 0.5
 _CLOSED = "which is not a public address"
+UNWANTED = "nobody waits for the answer any more"
 
 
 class Forbidden(httpcore.ConnectError):
@@ -85,24 +88,16 @@ def is_refusal(error: BaseException | None) -> bool:
     return False
 
 
-class _Patient(httpcore.NetworkStream):
-    """A stream that gives a server up which sends its answer, head or body, byte by byte."""
+class _Stream(httpcore.NetworkStream):
+    """A checked connection; each kind below reads in its own way."""
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
-        self._waited_s, self._seen = 0.0, 0
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        began = time.monotonic()
-        found = self._stream.read(max_bytes, timeout)
-        self._waited_s += time.monotonic() - began
-        self._seen += len(found)
-        if found and self._waited_s > PATIENCE_S and self._seen < LEAST_BYTES_PER_S * self._waited_s:
-            raise httpcore.ReadTimeout("it arrives too slowly")
-        return found
+        return self._stream.read(max_bytes, timeout)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._waited_s, self._seen = 0.0, 0  # another question, another answer
         self._stream.write(buffer, timeout)
 
     def close(self) -> None:
@@ -111,14 +106,55 @@ class _Patient(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Patient(self._stream.start_tls(ssl_context, server_hostname, timeout))
+        self._stream = self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return self
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
+class _Patient(_Stream):
+    """Gives a server up which sends its answer, head or body, byte by byte."""
+
+    _waited_s, _seen = 0.0, 0
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        began = time.monotonic()
+        found = super().read(max_bytes, timeout)
+        self._waited_s += time.monotonic() - began
+        self._seen += len(found)
+        if found and self._waited_s > PATIENCE_S and self._seen < LEAST_BYTES_PER_S * self._waited_s:
+            raise httpcore.ReadTimeout("it arrives too slowly")
+        return found
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._waited_s, self._seen = 0.0, 0  # another question, another answer
+        super().write(buffer, timeout)
+
+
+class _Wanted(_Stream):
+    """For answers that are made word by word: as slow as they like, for as long as somebody wants them."""
+
+    def __init__(self, stream: httpcore.NetworkStream, is_wanted: Callable[[], bool]) -> None:
+        super().__init__(stream)
+        self._is_wanted = is_wanted
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        give_up_at = time.monotonic() + (timeout or READ_S)
+        while self._is_wanted():
+            try:
+                return super().read(max_bytes, POLL_S)
+            except httpcore.ReadTimeout:
+                if time.monotonic() >= give_up_at:
+                    raise
+        raise httpcore.ReadError(UNWANTED)
+
+
 class _Backend(httpcore.SyncBackend):
     """Connects to what was checked, and to nothing else."""
+
+    def __init__(self, kind: Callable[[httpcore.NetworkStream], httpcore.NetworkStream]) -> None:
+        self._kind = kind
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
@@ -127,7 +163,7 @@ class _Backend(httpcore.SyncBackend):
         last: Exception | None = None
         for address in resolved(host, port):
             try:
-                return _Patient(super().connect_tcp(address, port, timeout, local_address, socket_options))
+                return self._kind(super().connect_tcp(address, port, timeout, local_address, socket_options))
             except httpcore.ConnectError as error:
                 last = error
         raise last or httpcore.ConnectError(host)
@@ -136,11 +172,16 @@ class _Backend(httpcore.SyncBackend):
         raise Forbidden("sockets of this machine are not for fetching")
 
 
-def client() -> httpx.Client:
-    """An HTTP client without redirects, proxies and cookies that reaches public addresses only."""
+def client(is_wanted: Callable[[], bool] | None = None) -> httpx.Client:
+    """An HTTP client without redirects, proxies and cookies that reaches public addresses only.
+
+    A server that trickles is given up. With `is_wanted`, which is asked every half second, it may be slow: a model
+    that is thinking.
+    """
+    kind = partial(_Wanted, is_wanted=is_wanted) if is_wanted else _Patient
     transport = httpx.HTTPTransport(trust_env=False)
     transport._pool = httpcore.ConnectionPool(
-        ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=_Backend(), max_connections=4
+        ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=_Backend(kind), max_connections=4
     )
     return httpx.Client(
         transport=transport,

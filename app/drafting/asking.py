@@ -53,7 +53,7 @@ def ask(where: Endpoint | Target, text: str) -> str:
     }  # fmt: skip
     headers = {"authorization": f"Bearer {where.key}"} if where.key else {}
     try:
-        with addresses.client() as http:
+        with addresses.client(is_wanted=lambda: True) as http:
             timeout = httpx.Timeout(READ_S, connect=addresses.CONNECT_S)
             answer = http.post(f"{where.url.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout)
     except (httpx.TransportError, httpcore.ConnectError) as error:

@@ -163,6 +163,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("workspace_id", name=op.f("pk_draft_endpoints")),
     )
     op.create_table(
+        "external_models",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("name", sa.String(length=80), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("sealed_key", sa.Text(), nullable=False),
+        sa.Column("problem", sa.Text(), nullable=False),
+        sa.Column("tried_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_external_models_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["workspace_id"], ["workspaces.id"], name=op.f("fk_external_models_workspace_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_external_models")),
+    )
+    with op.batch_alter_table("external_models", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_external_models_workspace_id"), ["workspace_id"], unique=False)
+
+    op.create_table(
         "idempotent_answers",
         sa.Column("workspace_id", sa.String(length=20), nullable=False),
         sa.Column("key", sa.String(length=128), nullable=False),
@@ -1358,6 +1381,10 @@ def downgrade() -> None:
     op.drop_table("members")
     op.drop_table("invitations")
     op.drop_table("idempotent_answers")
+    with op.batch_alter_table("external_models", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_external_models_workspace_id"))
+
+    op.drop_table("external_models")
     op.drop_table("draft_endpoints")
     with op.batch_alter_table("base_models", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_base_models_state"))

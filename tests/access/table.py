@@ -279,6 +279,12 @@ TABLE: dict[str, Rule] = {
     "GET /versions/{version_id}/statistics": viewer(),
     "GET /versions/{version_id}/rows": viewer(),
     "GET /versions/{version_id}/rows/live": viewer(),
+    # external models
+    "GET /projects/{project_id}/external-models": viewer(),
+    "POST /projects/{project_id}/external-models": editor(form={"url": "http://127.0.0.1:9/v1", "model": "m"}),
+    "POST /projects/{project_id}/external-models/{external_id}/try": editor(),
+    "POST /projects/{project_id}/external-models/{external_id}/key": editor(form={"key": "k"}),
+    "POST /projects/{project_id}/external-models/{external_id}/remove": editor(),
     "GET /files/{file_id}/drafting": viewer(),
     "POST /files/{file_id}/endpoint": owner(form={"url": "https://api.example.org/v1", "model": "m", "key": "k"}),
     "POST /files/{file_id}/chunks": editor(form={"size": "100", "overlap": "10"}),

@@ -25,6 +25,7 @@ from app.deployments.models import ApiKey
 from app.drafting.models import Draft, Drafting
 from app.evaluations.models import CaseResult, Evaluation, TestCase
 from app.exports.models import Export
+from app.externals.models import ExternalModel
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry, Probe
 from app.runs.models import Checkpoint, Model, Notice, Run
@@ -86,7 +87,10 @@ def make_world(name: str) -> World:
         drafting = Drafting(
             project_id=project_id, workspace_id=workspace_id, file_id=file.id, target="endpoint", state="failed"
         )
-        session.add_all([comparison, drafting])
+        external = ExternalModel(
+            workspace_id=workspace_id, name="Big one", url="http://127.0.0.1:9/v1", model="m", tried_at=utcnow()
+        )
+        session.add_all([comparison, drafting, external])
         session.flush()
         draft = Draft(drafting_id=drafting.id, chunk=0, passage="Soup is hot.", question="Is it?", answer="Yes.")
         session.add(draft)
@@ -172,6 +176,7 @@ def make_world(name: str) -> World:
             "earlier_version_id": earlier.id,
             "comparison_id": comparison.id,
             "drafting_id": drafting.id,
+            "external_id": external.id,
             "draft_id": str(draft.id),
             "finding_id": str(finding.id),
             "change_id": str(change.id),
