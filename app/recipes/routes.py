@@ -213,7 +213,9 @@ def bring_from_hub(request: Request, project_id: str, actor: ActorDep, values: F
 def bases_fragment(request: Request, project_id: str, actor: ActorDep, session: SessionDep) -> Response:
     """The models that were brought in, with their progress."""
     page = service.page(session, actor, project_id)
-    return render(request, "recipes/_bases.html", project=page.project, page=page, chosen=page.chosen, may_edit=True)
+    may_edit = actor.may(page.project.workspace_id, "editor")
+    values = {"project": page.project, "page": page, "chosen": page.chosen, "may_edit": may_edit}
+    return render(request, "recipes/_bases.html", **values)
 
 
 @router.post("/projects/{project_id}/recipe/bases/{base_id}/download")

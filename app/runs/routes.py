@@ -58,7 +58,8 @@ def earlier_models(request: Request, project_id: str, actor: ActorDep, session: 
     """Models of the project as bases to go on from: a part of the recipe page that only this slice can fill."""
     project = projects.get(session, actor, project_id)
     models = service.models_of(session, actor, project_id)[:12]
-    return render(request, "runs/_earlier_models.html", project=project, models=models)
+    may_edit = actor.may(project.workspace_id, "editor")
+    return render(request, "runs/_earlier_models.html", project=project, models=models, may_edit=may_edit)
 
 
 @router.post("/projects/{project_id}/recipe/model")

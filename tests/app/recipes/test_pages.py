@@ -47,6 +47,23 @@ def test_without_a_frozen_version_the_page_says_what_to_do(app, database):
     assert "Freeze your rows first" in shown.text
 
 
+def test_a_viewer_sees_everything_and_no_button_that_would_be_refused(app, page):
+    reader = browser_of(app, make_person("Vera", "viewer", workspace_id=page.workspace_id))
+    text = reader.get(f"/projects/{page.project_id}/recipe").text
+    picks = re.findall(r'<button class="choice recipe-pick"([^>]*)>', text)
+    assert len(picks) >= 4
+    assert all(" disabled " in pick for pick in picks)
+    for words in ("Start training", "Use these values", "Use this size", "Measure on this machine"):
+        assert words not in text
+    assert "Letter by letter" in text
+    assert (
+        "disabled"
+        not in re.findall(
+            r'<button class="choice recipe-pick"([^>]*)>', page.get(f"/projects/{page.project_id}/recipe").text
+        )[0]
+    )
+
+
 def test_the_page_proposes_and_explains(page):
     text = page.get(f"/projects/{page.project_id}/recipe").text
     for words in ("Quick", "Balanced", "Thorough", "Letter by letter", "What to expect", "Start training"):
