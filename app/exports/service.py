@@ -153,8 +153,14 @@ def delete(session: Session, actor: Actor, export_id: str) -> Export:
     if row.state in LIVE:
         raise Conflict("This export is going on. Stop it first.")
     row.deleted_at, row.sealed_token, row.files = utcnow(), "", []
-    shutil.rmtree(folder_of(row), ignore_errors=True)
+    for folder in (folder_of(row), making_of(row)):
+        shutil.rmtree(folder, ignore_errors=True)
     return row
+
+
+def making_of(row: Export) -> Path:
+    """Where its files are made before they are renamed into place; the next attempt clears what a killed one left."""
+    return folder_of(row).with_name(f".tmp-{row.id}")
 
 
 def folder_of(row: Export) -> Path:

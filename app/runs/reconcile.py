@@ -179,6 +179,8 @@ def tidy() -> int:
             strays = [folder] if _is_old(folder) else []
         elif state in END_STATES:
             inside = [*folder.rglob(".tmp-*"), *folder.glob("checkpoints/*")]
+            # An export of an ended run may be at work right now: its half-made folder is its own to clear.
+            inside = [path for path in inside if folder / "exports" not in path.parents]
             strays = [p for p in inside if (folder.name, f"checkpoints/{p.name}") not in named]
         else:
             continue

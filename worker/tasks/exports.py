@@ -51,7 +51,7 @@ def make(export_id: str) -> bool:
 
 def _publish(lease: Lease, row: Export, folder: Path) -> None:
     """Make the files aside and rename them into place, whole and durable."""
-    temporary = folder.with_name(f".tmp-{row.id}")
+    temporary = service.making_of(row)
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.mkdir(parents=True, mode=0o700)

@@ -18,6 +18,7 @@ from app.core.work import Watcher
 from app.exports import service
 from app.exports.models import Export
 from app.runs.models import Model
+from app.runs.reconcile import tidy
 from tests.app.exports.conftest import TOKEN, Hub, Scene
 from tests.conftest import ROOT, wait_for
 from worker.tasks.exports import make
@@ -112,6 +113,20 @@ def test_a_model_that_is_gone_gives_no_files(scene: Scene, made: Path) -> None:
     assert folder.is_dir()
     scene.client.post(f"/exports/{export_id}/delete")
     assert not folder.exists()
+
+
+def test_tidying_leaves_an_export_alone_that_is_being_made(scene: Scene) -> None:
+    row = row_of(asked(scene, kind="merged"))
+    making = service.making_of(row)
+    stray = making.parents[1] / ".tmp-sample"
+    for folder in (making, stray):
+        folder.mkdir(parents=True)
+    tidy()
+    assert making.is_dir(), "the half-made files of an export that takes long were deleted under it"
+    assert not stray.exists()
+    scene.client.post(f"/exports/{row.id}/cancel")
+    scene.client.post(f"/exports/{row.id}/delete")
+    assert not making.exists()
 
 
 def test_an_export_goes_to_a_hub_and_the_token_is_forgotten(scene: Scene, hub: Hub, made: Path) -> None:
