@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.contracts.generation import TokenEvent
+from worker.engine.answer_attention import begun, is_short, spoken
 from worker.engine.compiled import compiled_pass
 from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
@@ -281,13 +282,13 @@ class Slots:
         ends = accumulate((len(piece.ids) for piece in pieces), initial=speaking - 1)
         next(ends)
         self.wanted = torch.tensor([*range(speaking), *ends], device=device) if pieces else None
-        if self._level is None:
-            # Where each row's keys and values go, counted in rows of one layer's slots.
+        if lengths and self._level is None:
+            # Where the keys and values of who speaks go, counted in rows of one layer's slots.
             _, two, slots, heads, room, _ = self._cache.shape
-            which = torch.tensor([*range(speaking), *(p.place for p in pieces for _ in p.ids)], device=device)
+            which = torch.arange(speaking, device=device)
             first = torch.arange(two, device=device)[:, None] * slots
             lines = (first + which[:, None, None]) * heads + torch.arange(heads, device=device)
-            self._places = (lines * room + self._positions[: self._rows, None, None]).flatten()
+            self._places = (lines * room + self._positions[:speaking, None, None]).flatten()
 
     def _hiding(self, window: int | None) -> Tensor:
         """(answers, 1, 1, tokens) to be added to the scores of who speaks: minus infinity where they may not look."""
@@ -309,40 +310,47 @@ class Slots:
         """Attention of the pass; see `lean.Attends`."""
         cache, speaking = self._cache[layer], self._beside
         heads = cache.shape[2]
-        if self._places is None:
-            cache[:, :speaking, :, self._level] = new.unflatten(1, (2, heads)).transpose(0, 1)
-        else:
-            lines = new[: self._rows].reshape(-1, new.shape[-1])
-            cache.view(-1, cache.shape[-1]).index_copy_(0, self._places, lines.to(cache.dtype))
+        fresh = new.unflatten(1, (2, heads))
+        if self._level is not None:
+            cache[:, :speaking, :, self._level] = fresh[:speaking].transpose(0, 1)
+        elif self._places is not None:
+            lines = new[:speaking].reshape(-1, new.shape[-1])
+            cache.view(-1, cache.shape[-1]).index_copy_(0, self._places, lines)
         keys, values = cache
         done = []
         if speaking:
             seen = self._seen
             mask = self._mask if window is None or seen <= window else self._hiding(window)
             grouped = query[:speaking].unflatten(1, (heads, -1))
-            out = _spoken(grouped, keys[:speaking, :, :seen], values[:speaking, :, :seen], mask, scaling)
+            out = spoken(grouped, keys[:speaking, :, :seen], values[:speaking, :, :seen], mask, scaling)
             done.append(out.reshape(speaking, -1))
         start = speaking
         for piece, mask in self._pieces:
             end, count = piece.end, len(piece.ids)
-            if window is not None and end > window:
+            rows = slice(start, start + count)
+            cache[:, piece.place, :, piece.begin : end] = fresh[rows].permute(1, 2, 0, 3)
+            start += count
+            is_seen_whole = window is None or end <= window
+            if not piece.begin and is_seen_whole and is_short(query[rows]):
+                done.append(begun(query[rows], fresh[rows, 0], fresh[rows, 1], scaling))
+                continue
+            if not is_seen_whole:
                 mask = causal(count, end, window, query.device)
             out = F.scaled_dot_product_attention(
-                query[None, start : start + count].transpose(1, 2),
+                query[None, rows].transpose(1, 2),
                 keys[None, piece.place, :, :end].to(query), values[None, piece.place, :, :end].to(query),
                 attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != heads,
             )  # fmt: skip
             done.append(out[0].transpose(0, 1).reshape(count, -1))
-            start += count
         if start < len(query):
             done.append(done[-1].new_zeros(len(query) - start, done[-1].shape[1]))
-        rows = done[0] if len(done) == 1 else torch.cat(done)
+        whole = done[0] if len(done) == 1 else torch.cat(done)
         if self.wanted is None or layer < len(self._cache) - 1:
-            return rows
+            return whole
         if self._mixer is not None and self._mixer.is_used:
             answers = [*range(speaking), *(piece.place for piece, _ in self._pieces)]
             self._mixer.use([(self.answers[place].loaded.adapter, 1) for place in answers], single=speaking)
-        return rows[self.wanted]
+        return whole[self.wanted]
 
 
 class _Chunk:
@@ -364,17 +372,6 @@ class _Chunk:
         elif read >= LEAST_CHUNK:
             token_s = max(took_s - (self._step_s if spoke else 0), 0.1 * took_s) / read
             self._token_s = token_s if not self._token_s else 0.8 * self._token_s + 0.2 * token_s
-
-
-def _spoken(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """One token of every answer; heads that share a key head are its queries: (answers, key heads, shared, width)."""
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-    # The processor's own attention takes three times as long for a single query in bf16 as these products.
-    scores = (query * scaling) @ keys.transpose(-1, -2)
-    if mask is not None:
-        scores += mask
-    return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ values
 
 
 def _told(answer: Generation, logits: Tensor) -> TokenEvent:
