@@ -16,7 +16,7 @@ SIDE = {
     "tokens_per_s": ("Speed", "tokens/s", "token"),
 }
 # Measured at each look instead of at each step: what people can imagine better than a loss.
-AT_LOOKS = {"validation_accuracy": ("Next tokens guessed right", "", "validation_accuracy")}
+AT_LOOKS = {"validation_accuracy": ("Right guesses", "", "validation_accuracy")}
 # A run that learns from preferences: what counts there comes first.
 OF_PREFERENCES = {
     "preference_accuracy": ("Pairs told rightly apart", "", "preference_accuracy"),

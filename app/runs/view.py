@@ -238,8 +238,10 @@ def _samples(session: Session, run: Run, wanted: int | None, all_looks: bool = F
             select(SampleAnswer.step).where(SampleAnswer.run_id == run.id).distinct().order_by(SampleAnswer.step)
         )
     )
-    shown = wanted if wanted in steps else (steps[-1] if steps else None)
     best = max((step for step in steps if run.best_step is not None and step <= run.best_step), default=None)
+    # Of a finished run the look that became the model, while it trains the newest.
+    newest = steps[-1] if steps else None
+    shown = wanted if wanted in steps else (best or newest) if run.state == "succeeded" else newest
     stops = _stops(steps, {shown, best})
     query = select(SampleAnswer).where(SampleAnswer.run_id == run.id)
     query = query.where(SampleAnswer.step.in_(stops) if all_looks else SampleAnswer.step == shown)

@@ -105,6 +105,11 @@ def test_the_answers_of_all_looks_stand_under_one_another(browser, world):
     places = [page.index(f"{text}<") for text in ("the cat sat 0 ", "the cat the cat 0 ", "the cat sat 1 ")]
     assert places == sorted(places)
     assert "skip=samples" in page, "the stream must not put one look in their place"
+    with transaction() as session:
+        session.get_one(Run, run_id).state = "succeeded"
+    page = browser.get(f"/runs/{run_id}").text
+    assert "the cat sat 0" in page, "what became the model is shown first"
+    assert "the cat the cat 0" not in page
 
 
 def test_the_share_of_right_guesses_has_its_curve(browser, world):
@@ -113,4 +118,4 @@ def test_the_share_of_right_guesses_has_its_curve(browser, world):
         for step, value in ((7, 0.25), (17, 0.5), (27, 0.615)):
             session.add(MetricPoint(run_id=run_id, name="validation_accuracy", step=step, value=value))
     page = browser.get(f"/runs/{run_id}").text
-    assert "Next tokens guessed right from 25 % to 62 % until step 27" in page
+    assert "Right guesses from 25 % to 62 % until step 27" in page
