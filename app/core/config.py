@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         True,
         description="compile passes of answers for this processor: ten seconds once, answers two to four times faster",
     )
+    model_server: Literal["auto", "own", "vllm"] = Field(
+        "auto", description="engine of answers; auto: vLLM where it answers at vllm_url, else our own"
+    )
+    vllm_url: str = Field("", description="where a vLLM server answers, such as http://127.0.0.1:8001")
+    vllm_key: str = Field("", description="the --api-key of that server")
     data_processes: int | None = Field(None, ge=1, description="that prepare data; empty: two where there are cores")
 
     @property
@@ -89,6 +94,11 @@ class Settings(BaseSettings):
     def server_socket(self) -> Path:
         """Unix socket of the model server."""
         return self.model_server_socket or self.home_dir / "sockets" / "model.sock"
+
+    @property
+    def vllm_address(self) -> str:
+        """Of the vLLM server that answers for its models; empty: our own engine answers for all."""
+        return self.vllm_url if self.model_server != "own" else ""
 
     @property
     def secrets_path(self) -> Path:

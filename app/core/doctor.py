@@ -209,6 +209,47 @@ def processes() -> Iterator[Finding]:
             yield Finding(name, "ok", "answers")
 
 
+def answers() -> Iterator[Finding]:
+    """Which engine answers, and why that one."""
+    settings = get_settings()
+    name, address = "Engine of answers", settings.vllm_address.rstrip("/").removesuffix("/v1")
+    if not address:
+        if settings.model_server == "vllm":
+            yield Finding(name, "bad", "vLLM is chosen, without an address", "Set GPT_BUILDER_VLLM_URL.")
+        elif settings.model_server == "own":
+            yield Finding(name, "ok", "our own, chosen by GPT_BUILDER_MODEL_SERVER")
+        elif shutil.which("nvidia-smi"):
+            advice = (
+                "For models of billions of weights start vLLM and set GPT_BUILDER_VLLM_URL; see the operations guide."
+            )
+            yield Finding(name, "ok", f"our own, since no vLLM is named; there is a GPU. {advice}")
+        else:
+            yield Finding(name, "ok", "our own: no vLLM is named, and there is no GPU for it")
+        return
+    headers = {"authorization": f"Bearer {settings.vllm_key}"} if settings.vllm_key else {}
+    try:
+        with httpx.Client(base_url=address, headers=headers, timeout=5, trust_env=False) as client:
+            listed = client.get("/v1/models")
+            listed.raise_for_status()
+            held = next(one for one in listed.json()["data"] if not one.get("parent"))
+            # Without a name nothing is loaded: only whether there is such a path is told.
+            takes_adapters = client.post("/v1/load_lora_adapter", json={}).status_code not in (404, 405)
+    except (httpx.HTTPError, StopIteration, KeyError, TypeError, ValueError):
+        is_needed = settings.model_server == "vllm"
+        fix = "Start vLLM, or set GPT_BUILDER_MODEL_SERVER=own."
+        level: Level = "bad" if is_needed else "note"
+        yield Finding(name, level, f"vLLM at {address} does not answer" + ("" if is_needed else "; our own does"), fix)
+        return
+    found = f"vLLM at {address}, for {held.get('root') or held['id']}; our own for all other models"
+    if takes_adapters:
+        yield Finding(name, "ok", found)
+    else:
+        fix = (
+            "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True; until then our own engine answers."
+        )
+        yield Finding(name, "note", f"{found}. It takes no adapters", fix)
+
+
 def versions() -> Iterator[Finding]:
     """Python and the libraries that have a floor, all in one line when they are right."""
     good = [f"Python {platform.python_version()}"]
@@ -243,6 +284,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     database,
     broker,
     processes,
+    answers,
     versions,
 )
 

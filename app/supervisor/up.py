@@ -187,7 +187,13 @@ class Stack:
         options = ["--precision", self.settings.answer_precision]
         if self.settings.answer_compiled:
             options.append("--compiled")
-        self.start("model server", python, "-m", "worker.server", "--socket", model, *options, secluded=True)
+        told = {}
+        if self.settings.vllm_address:
+            options += ["--vllm", self.settings.vllm_address]
+            options += ["--vllm-needed"] if self.settings.model_server == "vllm" else []
+            told = {"GPT_BUILDER_VLLM_KEY": self.settings.vllm_key}
+        command = (python, "-m", "worker.server", "--socket", model, *options)
+        self.start("model server", *command, environment=told, secluded=True)
 
     def _front_settings(self) -> dict[str, str]:
         settings = self.settings

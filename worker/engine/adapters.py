@@ -18,7 +18,7 @@ from worker.engine.errors import BadData
 from worker.engine.products import Layer, matrix, sizes
 
 # What changes more than a product of two narrow matrices beside a linear layer; such an adapter is merged instead.
-_BEYOND = (
+BEYOND = (
     "modules_to_save", "layer_replication", "trainable_token_indices", "alpha_pattern", "lora_bias",
     "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora",
 )  # fmt: skip
@@ -56,7 +56,7 @@ def read(folder: Path, model: PreTrainedModel, key: str) -> Adapter | None:
     config = orjson.loads((folder / "adapter_config.json").read_bytes())
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         return None
-    if any(config.get(name) for name in _BEYOND):
+    if any(config.get(name) for name in BEYOND):
         return None
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():

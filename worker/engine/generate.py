@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -29,6 +30,21 @@ from worker.engine.vocabulary import vocabulary_of
 PREFILL_CHUNK = 256  # tokens; other answers wait for at most one chunk
 
 
+class Reads(Protocol):
+    """What turns a question into ids: a loaded model, or all of one but its weights."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def template(self) -> ChatTemplate: ...
+    @property
+    def end_ids(self) -> frozenset[int]: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """A model ready to answer. `context_length` counts prompt and answer together, in tokens.
@@ -50,6 +66,11 @@ class Loaded:
     base: "Loaded | None" = None
 
     @property
+    def vocabulary_size(self) -> int:
+        """How many ids the model knows."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
     def root(self) -> "Loaded":
         """Whose weights these are."""
         return self.base or self
@@ -68,7 +89,7 @@ def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") 
     join_norms(model)
     if is_packable(model):
         join(model)
-    folder = _tokenizer_folder(files)
+    folder = tokenizer_folder(files)
     tokenizer = load_tokenizer(folder)
     got, note = ("bf16", "")
     if device == "cpu":
@@ -98,7 +119,7 @@ def lay(base: Loaded, files: ModelFiles, key: str) -> Loaded | None:
     if adapter is None:
         return None
     tokenizer, template = base.tokenizer, base.template
-    folder, below = _tokenizer_folder(files), _tokenizer_folder(stem(files))
+    folder, below = tokenizer_folder(files), tokenizer_folder(stem(files))
     if folder != below:
         name = "tokenizer.json"
         if (folder / name).read_bytes() != (below / name).read_bytes():
@@ -122,7 +143,7 @@ def stem(files: ModelFiles) -> ModelFiles:
     return files.model_copy(update={"overlays": files.overlays[:-1]}) if has_adapter else files
 
 
-def _tokenizer_folder(files: ModelFiles) -> Path:
+def tokenizer_folder(files: ModelFiles) -> Path:
     """The newest folder with a tokenizer: what was trained on top may bring its own template."""
     folders = [Path(overlay.dir) for overlay in reversed(files.overlays)] + [Path(files.base_dir)]
     return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), folders[-1])
@@ -244,7 +265,7 @@ class Generation:
         )
 
 
-def fit_prompt(loaded: Loaded, request: GenerationRequest) -> tuple[list[int], int]:
+def fit_prompt(loaded: Reads, request: GenerationRequest) -> tuple[list[int], int]:
     """Prompt ids that leave room for an answer, and how many turns were left out of the front to make it so.
 
     Whole turns go, never the system prompt nor the last one. Raises BadData when the last turn alone is too long.
@@ -271,11 +292,11 @@ def fit_prompt(loaded: Loaded, request: GenerationRequest) -> tuple[list[int], i
         messages = messages[:first] + messages[following:]
 
 
-def plain_ids(loaded: Loaded, text: str, ids: list[int] | None) -> list[int]:
+def plain_ids(loaded: Reads, text: str, ids: list[int] | None) -> list[int]:
     """The ids of a plain text, or `ids` themselves. Raises BadData for an id that the model does not have."""
     if ids is None:
         return encode_text(loaded.tokenizer, text)
-    size = loaded.model.config.get_text_config().vocab_size
-    if max(ids) >= size:
-        raise BadData(f"The prompt has the token id {max(ids)}, and this model knows ids up to {size - 1}.")
+    last = loaded.vocabulary_size - 1
+    if max(ids) > last:
+        raise BadData(f"The prompt has the token id {max(ids)}, and this model knows ids up to {last}.")
     return ids

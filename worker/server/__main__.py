@@ -23,6 +23,8 @@ def main() -> None:
         "--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="number format on a CPU, where it fits"
     )
     parser.add_argument("--compiled", action="store_true", help="compile passes for this processor, for faster answers")
+    parser.add_argument("--vllm", default="", help="address of a vLLM server, which answers for what it holds")
+    parser.add_argument("--vllm-needed", action="store_true", help="no answer of our own engine while it is away")
     arguments = parser.parse_args()
     _bound_arenas()
 
@@ -35,13 +37,17 @@ def main() -> None:
     import uvicorn
 
     from worker.server.api import create_server
+    from worker.server.vllm import Vllm
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     arguments.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     budget = int(arguments.memory_gib * 2**30) if arguments.memory_gib else None
-    app = create_server(budget, arguments.device, arguments.precision, arguments.compiled)
+    # The key comes by the environment: other users of the machine can read a command line.
+    key, is_needed = os.environ.get("GPT_BUILDER_VLLM_KEY", ""), arguments.vllm_needed
+    vllm = Vllm(arguments.vllm, key, is_needed=is_needed) if arguments.vllm else None
+    app = create_server(budget, arguments.device, arguments.precision, arguments.compiled, vllm)
     uvicorn.run(app, uds=str(arguments.socket), log_level="warning", timeout_graceful_shutdown=5)
 
 

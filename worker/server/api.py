@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from worker.engine.scoring import Scoring
 from worker.server import embedding
 from worker.server.residents import Residents
 from worker.server.turns import Answer, Busy, Turns
+from worker.server.vllm import Away, Unfit, Vllm
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
@@ -59,10 +60,14 @@ class UnloadRequest(Contract):
 
 
 def create_server(
-    budget_bytes: int | None = None, device: str = "cpu", precision: Precision = "fp32", compiles: bool = False
+    budget_bytes: int | None = None,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    compiles: bool = False,
+    vllm: Vllm | None = None,
 ) -> FastAPI:
     """The application; one model thread lives as long as it. `compiles`: faster answers on a CPU, after the about ten
-    seconds that compiling takes the first time."""
+    seconds that compiling takes the first time. What `vllm` holds, it answers; our own engine the rest."""
     residents = Residents(budget_bytes, device, precision)
     if compiles and device == "cpu":
         # Models that were loaded meanwhile are loaded anew with the next question.
@@ -73,6 +78,8 @@ def create_server(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(turns.stop)
+        if vllm is not None:
+            await vllm.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -100,14 +107,34 @@ def create_server(
         return {"models": residents.listing()}
 
     @app.post("/unload")
-    def unload(order: UnloadRequest) -> dict[str, int]:
-        return {"unloaded": residents.unload(order.model_ref)}
+    async def unload(order: UnloadRequest) -> dict[str, int]:
+        count = await asyncio.to_thread(residents.unload, order.model_ref)
+        if vllm is not None:
+            with suppress(Away):  # with it its adapters went
+                count += await vllm.unload(order.model_ref)
+        return {"unloaded": count}
+
+    async def there(request: GenerationRequest) -> AsyncGenerator[TokenEvent] | None:
+        """The answer of vLLM; None for a model that it cannot hold."""
+        if vllm is None:
+            return None
+        try:
+            return vllm.generate(await vllm.name_of(request.files, request.model_ref), request)
+        except (Unfit, Away) as reason:
+            if isinstance(reason, Away) and vllm.is_needed:
+                raise
+            log.info("our own engine answers for %s: %s", request.model_ref, reason)
+            return None
 
     @app.post("/generate")
     async def generate(request: GenerationRequest) -> StreamingResponse:
         async def lines() -> AsyncIterator[bytes]:
             answer: Answer | None = None
             try:
+                if (elsewhere := await there(request)) is not None:
+                    async for event in beating(elsewhere, HEARTBEAT_S):
+                        yield _line(event)
+                    return
                 waiting = asyncio.ensure_future(loaded(request.files, request.model_ref))
                 while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
                     yield _line(TokenEvent(is_loading=True))
@@ -126,6 +153,8 @@ def create_server(
             except Busy:
                 sentence = "Too many answers are waiting. Try again shortly."
                 yield _line(TokenEvent(finish_reason="error", error=sentence, error_kind="busy"))
+            except Away as error:
+                yield _line(TokenEvent(finish_reason="error", error=str(error), error_kind="busy"))
             except (EngineError, TemplateFault, OSError) as error:
                 kind: Literal["failed", "refused"] = "failed" if isinstance(error, OSError) else "refused"
                 yield _line(TokenEvent(finish_reason="error", error=_sentence(error), error_kind=kind))
@@ -191,6 +220,27 @@ def _settling(
             loop.call_soon_threadsafe(settle, value, None)
 
     return run
+
+
+async def beating(events: AsyncGenerator[TokenEvent], every_s: float) -> AsyncGenerator[TokenEvent]:
+    """The events, and a sign of life wherever none has come for so long. Closing it closes them."""
+    coming: asyncio.Task[TokenEvent] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            if not (await asyncio.wait({coming}, timeout=every_s))[0]:
+                yield TokenEvent()
+                continue
+            came, coming = coming, None
+            try:
+                yield came.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})
+        await events.aclose()
 
 
 def _line(event: TokenEvent) -> bytes:
