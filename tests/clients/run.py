@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from app.core import config, db
 from app.core.db import reading
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.deployments.snippets import snippets
 from app.models import Base
 from tests.app.deployments.conftest import Stack, key_of, running
 from tests.worker.tiny import make_model
@@ -81,6 +82,9 @@ def _stack(folder: Path) -> Iterator[tuple[Stack, dict[str, str]]]:
             "GPT_BUILDER_TRAIN_KEY": key_of(stack, scopes=["read", "train"], requests_per_minute=10_000),
             "GPT_BUILDER_MODEL": stack.model,
             "GPT_BUILDER_TOKENIZER": str(base),
+            "GPT_BUILDER_PROGRAM": next(
+                one.text for one in snippets(f"{stack.url}/v1", stack.model, "Hi") if one.key == "langchain"
+            ),
             "GPT_BUILDER_EXPECTED": json.dumps([_expected(base, " card?"), _expected(base, " soup")]),
         }
         os.environ["GPT_BUILDER_HOME"] = str(stack.home)

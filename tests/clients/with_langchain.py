@@ -1,5 +1,9 @@
 """LangChain's OpenAI classes: invoke, stream, batch, structured output, embeddings."""
 
+import os
+import subprocess
+import sys
+
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 from said import KEY, MODEL, URL, call, holds
@@ -30,3 +34,10 @@ with call("completions"):
 with call("embeddings"):
     vectors = OpenAIEmbeddings(base_url=URL, api_key=KEY, model=MODEL, check_embedding_ctx_length=False)
     holds(len(vectors.embed_documents(["Where is my card?", "Hi"])) == 2, "two vectors")
+with call("the program on the Deploy page"):
+    environment = {**os.environ, "GPT_BUILDER_API_KEY": KEY}
+    done = subprocess.run(
+        [sys.executable, "-c", os.environ["GPT_BUILDER_PROGRAM"]], env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    holds(done.stdout.strip(), "an answer")
