@@ -214,7 +214,7 @@ def bases_fragment(request: Request, project_id: str, actor: ActorDep, session: 
     """The models that were brought in, with their progress."""
     page = service.page(session, actor, project_id)
     may_edit = actor.may(page.project.workspace_id, "editor")
-    values = {"project": page.project, "page": page, "chosen": page.chosen, "may_edit": may_edit}
+    values: dict[str, Any] = {"project": page.project, "page": page, "chosen": page.chosen, "may_edit": may_edit}
     return render(request, "recipes/_bases.html", **values)
 
 

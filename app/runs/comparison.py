@@ -110,7 +110,7 @@ def _drawn(
 
     x_ticks = [(at(value, low)[0], number(int(value))) for value in nice_ticks(min(steps), max(steps), 5)]
     y_ticks = [(at(steps[0], value)[1], f"{value:g}") for value in nice_ticks(low, high, 5)]
-    found = []
+    found: list[Drawn] = []
     for run, line in zip(runs, series, strict=True):
         if line:
             points = [at(x, y) for x, y in line]
