@@ -21,51 +21,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
-from app.text.template import CHATML
-from tests.worker.engine.engine_material import turns, write_version
-from worker.engine import prefix, tokenizer
+from benchmarks.training import material
+from worker.engine import prefix
 from worker.engine.control import NoCommands
 from worker.engine.train import train
 
 BATCH = 8
-SHAPES = {
-    False: {"width": 576, "heads": 9, "kv": 3, "inner": 1536, "vocabulary": 49_152},
-    True: {"width": 192, "heads": 3, "kv": 3, "inner": 512, "vocabulary": 8_192},
-}
-
-
-def base_model(folder: Path, quick: bool) -> Path:
-    """Random weights in bf16 with a small tokenizer; the vocabulary is larger than it, as the shape wants."""
-    shape = SHAPES[quick]
-    words = tokenizer.train_bpe(["the parcel is on its way to the office and will be there by noon "] * 50, 400)
-    tokenizer.save(words, folder, chat_template=CHATML, context_length=512)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape["vocabulary"],
-        hidden_size=shape["width"],
-        intermediate_size=shape["inner"],
-        num_hidden_layers=30,
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv"],
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
 
 
 def rows(folder: Path, count: int) -> Path:
     """Questions and answers of digits and letters, so that a token is about a character."""
     generator = np.random.default_rng(0)
     texts = ["".join(chr(c) for c in generator.integers(97, 122, n)) for n in generator.integers(30, 110, 2 * count)]
-    return write_version(folder, [{"messages": turns(texts[2 * i], texts[2 * i + 1])} for i in range(count)])
+    some = [{"messages": material.turns(*texts[2 * i : 2 * i + 2])} for i in range(count)]
+    return material.write_version(folder, some)
 
 
 def passes(base: Path, data: Path, out: Path, count: int, is_kept: bool) -> tuple[list[float], list[float], int]:
@@ -124,7 +95,8 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        base, data = base_model(home / "base", asked.quick), rows(home / "data", asked.rows)
+        base = material.base_model(home / "base", "deep" if asked.quick else "135M")
+        data = rows(home / "data", asked.rows)
         found: dict[bool, list[list[float]]] = {True: [], False: []}
         losses: dict[bool, list[float]] = {}
         for number in range(asked.rounds):

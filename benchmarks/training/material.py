@@ -6,6 +6,7 @@ Rows are conversations of one question and one answer. A token is about a letter
 
 import json
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ SHAPES = {
     "15M": Shape(288, 6, 6, 6, 768, 32_000),
     "135M": Shape(576, 30, 9, 3, 1536, 49_152),
     "6M": Shape(256, 6, 4, 4, 704, 4_096),
+    "deep": Shape(192, 30, 3, 3, 512, 8_192),
     "tiny": Shape(64, 5, 2, 2, 128, 512),
 }
 
@@ -81,12 +83,7 @@ def conversations(count: int) -> list[list[dict[str, Any]]]:
         total = int(np.clip(generator.lognormal(4.85, 0.55), 24, 500))
         asked = max(4, int(total * generator.uniform(0.15, 0.5)))
         texts = ["".join(chr(c) for c in generator.integers(97, 122, n)) for n in (asked, max(4, total - asked))]
-        found.append(
-            [
-                {"role": role, "content": text, "train": True}
-                for role, text in zip(("user", "assistant"), texts, strict=True)
-            ]
-        )
+        found.append(turns(*texts))
     return found
 
 
@@ -98,6 +95,14 @@ def write_version(folder: Path, rows: list[dict[str, Any]]) -> Path:
     pq.write_table(table, folder / "data-00000.parquet")
     (folder / "manifest.json").write_text(json.dumps({"rows": len(rows)}), encoding="utf-8")
     return folder
+
+
+def turns(*texts: str) -> list[dict[str, Any]]:
+    """User and assistant in turn."""
+    return [
+        {"role": role, "content": text, "train": True}
+        for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
+    ]
 
 
 def version_of(folder: Path, count: int) -> Path:
