@@ -199,7 +199,7 @@ def view(
 
 def left_s(run: Run) -> float | None:
     """Seconds until the end of the training: from the estimate at first, then more and more from the run's own pace."""
-    if run.state in END_STATES or run.state in ("paused", "waiting") or verdicts.is_finishing(run):
+    if run.state in END_STATES or run.state in ("paused", "waiting", "cancelling") or verdicts.is_finishing(run):
         return None
     seconds, steps = run.estimate.get("seconds"), run.estimate.get("steps") or run.total_steps
     expected = float(seconds) if seconds else None

@@ -39,6 +39,7 @@ def test_after_a_tenth_it_is_the_pace_of_the_run_without_the_loading():
 
 def test_a_paused_or_ended_run_has_none():
     assert left_s(a_run(50, state="paused")) is None
+    assert left_s(a_run(50, state="cancelling")) is None
     assert left_s(a_run(100, state="succeeded")) is None
 
 
