@@ -1,5 +1,6 @@
 """The pass for training and threads with rows of their own: the plain model's loss and gradients, whoever learns."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.contracts.recipe import LoraSpec, RecipeSpec
+from app.contracts.events import Control
+from app.contracts.recipe import LoraSpec, RecipeSpec, TrainOrder
+from tests.worker.engine.engine_material import run
 from tests.worker.engine.test_engine_loss import CPU, build, reference, rows
 from worker.engine import attention, learning, replicas
 from worker.engine.devices import Device
@@ -159,6 +162,25 @@ def test_threads_with_rows_of_their_own_give_the_gradients_of_one(learns: str) -
         assert_same(found, together)
     assert torch.get_num_threads() == threads
     assert sum(losses) == pytest.approx(float(summed_loss(model, pack(rows(), CPU))[0].detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "last_layers"])
+def test_a_run_on_two_threads_goes_on_to_the_bit_and_learns_as_on_one(
+    method: str, make_order: Callable[..., TrainOrder]
+) -> None:
+    def losses(events: list[Any]) -> list[float]:
+        return [event.loss for event in events if event.type in ("step", "evaluated")]
+
+    alone = losses(run(make_order(method, out="alone")))
+    try:
+        whole = losses(run(make_order(method, out="whole", threads=2)))
+        order = make_order(method, out="paused", threads=2)
+        first = losses(run(order, {5: Control(verb="pause")}))
+        assert first + losses(run(order)) == whole
+    finally:
+        torch.set_num_threads(1)
+    assert whole == pytest.approx(alone, rel=1e-4)
+    assert whole != alone
 
 
 def test_rows_are_shared_evenly() -> None:
