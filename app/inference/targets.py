@@ -91,7 +91,7 @@ def choices(session: Session, actor: Actor, project_id: str) -> list[Choice]:
         .where(Run.project_id == project_id, Checkpoint.state == "kept")
         .order_by(Run.created_at.desc(), Checkpoint.step.desc())
     )
-    ended = []
+    ended: list[Choice] = []
     for checkpoint_id, step, name, is_open in session.execute(kept):
         one = Choice(f"checkpoint:{checkpoint_id}", f"{name} · step {step:,}", "checkpoints" if is_open else "ended")
         (found if is_open else ended).append(one)
