@@ -66,10 +66,10 @@ class Asked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        states, weight, scale, narrow, *turns = ctx.saved_tensors
+        states, weight, scale, narrow, cosines, sines = ctx.saved_tensors
         group, _, turned, half = ctx.about
         grad = grads[0]
-        turn(grad.view(len(grad), -1, turns[0].shape[-1])[:, :turned], *turns, back=True)
+        turn(grad.view(len(grad), -1, cosines.shape[-1])[:, :turned], cosines, sines, back=True)
         rows = _scaled(states, scale, weight, half)
         wants_rows = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         to_rows, to_learning = group.backward(grad, rows, narrow, wants_rows)

@@ -94,11 +94,14 @@ class Group:
 
     def sites(self) -> list[tuple[Tensor, Tensor, float, int]]:
         """(A, B, scale, first output) of each adapter."""
-        found, start = [], 0
+        found: list[tuple[Tensor, Tensor, float, int]] = []
+        start = 0
         for layer, size in zip(self.layers, self.sizes, strict=True):
             if isinstance(layer, AdaptedLinear):
                 name = layer.active_adapters[0]
-                found.append((layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], start))
+                a: Any = layer.lora_A[name]
+                b: Any = layer.lora_B[name]
+                found.append((a.weight, b.weight, layer.scaling[name], start))
             start += size
         return found
 

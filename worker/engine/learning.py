@@ -54,8 +54,8 @@ class Block:
     ) -> Tensor:
         """(rows, width) to the same; with `wanted` (numbers of rows) only these."""
         first, second = self.norms
-        about = self.asking, first.variance_epsilon, self.heads + self.key_heads, half
-        joint = Asked.apply(states, leaf(first.weight), turns, about, *self.asking.learning())
+        asked = self.asking, first.variance_epsilon, self.heads + self.key_heads, half
+        joint = Asked.apply(states, leaf(first.weight), turns, asked, *self.asking.learning())
         found = Attended.apply(joint, (lengths, self.heads, self.key_heads, self.scaling, self.window))
         if wanted is not None:
             states, found = states.index_select(0, wanted), found.index_select(0, wanted)

@@ -80,7 +80,8 @@ class Border:
     @contextlib.contextmanager
     def taking(self) -> Iterator[list[Tensor]]:
         """Collect what comes to the border; each pass ends there with _Reached."""
-        self._here.taken = found = []
+        found: list[Tensor] = []
+        self._here.taken = found
         try:
             yield found
         finally:
