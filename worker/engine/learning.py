@@ -61,8 +61,8 @@ class Block:
             states, found = states.index_select(0, wanted), found.index_select(0, wanted)
         groups = self.out, self.middle, self.last
         learning = [part for group in groups for part in group.learning()]
-        about = *groups, second.variance_epsilon, half
-        done: Tensor = Answered.apply(states, found, leaf(second.weight), about, *learning)
+        rest = *groups, second.variance_epsilon, half
+        done: Tensor = Answered.apply(states, found, leaf(second.weight), rest, *learning)
         return done
 
 
