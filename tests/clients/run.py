@@ -36,7 +36,7 @@ CLIENTS = {
     "openai (Python) 3.54.0": ("with_openai.py", ["openai==3.54.0"]),
     "openai (npm) 7.57.0": ("node", []),
     "LangChain (langchain-openai 1.7.3)": ("with_langchain.py", ["langchain-openai==1.7.3", "openai==3.54.0"]),
-    "LiteLLM 1.109.1": ("with_litellm.py", ["litellm==1.109.1"]),
+    "LiteLLM 1.106.2": ("with_litellm.py", ["litellm==1.106.2"]),
     "lm-evaluation-harness 0.4.13": ("with_lm_eval.py", ["lm_eval[api]==0.4.13", "transformers==5.23.0"]),
     "Open WebUI, its documented calls": ("with_open_webui.py", ["httpx==0.28.1"]),
 }
