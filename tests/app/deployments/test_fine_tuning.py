@@ -1,6 +1,7 @@
 """Files and fine-tuning jobs at the API: the project's real versions and runs, by OpenAI's own client."""
 
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -11,8 +12,11 @@ from sqlalchemy import select
 
 from app.core.db import reading
 from app.datasets.models import CleaningPlan, DatasetVersion, SourceFile
+from app.recipes.base_facts import from_folder
+from app.recipes.models import BaseModelEntry
 from tests.app.deployments.conftest import Stack, at_home, inside, key_of
 from tests.factories import a_version
+from worker import supervision
 from worker.tasks.datasets import freeze, import_file, prepare
 
 
@@ -115,6 +119,42 @@ def test_an_uploaded_file_becomes_the_projects_own_and_is_trained_on(stack: Stac
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)
     assert file.id not in [one.id for one in client.files.list()]
+
+
+def test_from_an_uploaded_file_to_an_answer_of_the_trained_model(stack: Stack) -> None:
+    """The whole way of a program, with OpenAI's client and the real engine, from a small base model."""
+    with inside(stack) as session:
+        facts, folder = from_folder(stack.folder).model_dump(mode="json"), str(stack.folder)
+        base = BaseModelEntry(
+            workspace_id=stack.owner.workspace_id, source="folder", name="tiny-base", state="succeeded", ref=folder,
+            folder=folder, details={"facts": facts},
+        )  # fmt: skip
+        session.add(base)
+    key = key_of(stack, scopes=["read", "train", "chat"])
+    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=key, max_retries=0)
+    content = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
+    file = client.files.create(file=("taught.jsonl", content), purpose="fine-tune")
+    work_off(stack)
+    job = client.fine_tuning.jobs.create(
+        model="tiny-base", training_file=file.id, hyperparameters={"n_epochs": 1, "batch_size": 16}
+    )
+    with at_home(stack):
+        supervision.work_off("0", threading.Event())
+    job = client.fine_tuning.jobs.retrieve(job.id)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.trained_tokens
+    assert job.fine_tuned_model in [one.id for one in client.models.list()]
+    answer = client.chat.completions.create(
+        model=str(job.fine_tuned_model), messages=[{"role": "user", "content": "What is 2 and 2?"}], max_tokens=8
+    )
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert answer.usage.total_tokens > 0
+    assert client.fine_tuning.jobs.list_events(job.id).data
+    assert client.fine_tuning.jobs.checkpoints.list(job.id).data
+    with httpx.Client(base_url=stack.url, cookies={"sid": stack.owner.cookie}) as browser:
+        recipe = browser.get(f"/projects/{stack.project_id}/recipe").text
+    assert "holds one file that a program sent" in recipe, "whoever trains in the browser next is told"
 
 
 def test_a_file_that_teaches_nothing_says_why(stack: Stack) -> None:
