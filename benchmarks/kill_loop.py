@@ -182,6 +182,9 @@ class Loop:
             targets = [*trainers, worker]
         else:
             targets = [self.stack.parts[victim]]
+        pids = [getattr(target, "pid", None) for target in targets]
+        with (self.home / "events.log").open("a") as log:
+            log.write(f"{time.strftime('%X', time.gmtime())} {victim} {number.name} {device} {pids} {self.stalled()}\n")
         for target in targets:
             _send(target, number)
         if number == signal.SIGSTOP:

@@ -44,4 +44,4 @@ class Position:
 
     def advice(self) -> str:
         """What to do after a divergence."""
-        return f"The last good checkpoint is kept. Try a learning rate of {self.learning_rate / 3:.1e} or less."
+        return f"The last good checkpoint is kept. Try a learning rate of {self.learning_rate / 3:.2g} or less."
