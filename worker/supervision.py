@@ -1,6 +1,7 @@
 """The supervisor of a device: claims runs, keeps the lease, records what the trainer says; may die at any moment."""
 
 import logging
+import signal
 import statistics
 import threading
 import time
@@ -10,7 +11,7 @@ from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.contracts.events import EXIT_DONE, Control, Ended
+from app.contracts.events import EXIT_CANCELLED, EXIT_DONE, EXIT_PAUSED, Control, Ended
 from app.contracts.recipe import RecipeSpec, TrainOrder
 from app.contracts.relief import ladder
 from app.core import storage
@@ -33,6 +34,8 @@ _ASK_EVERY_S = 1.0
 _HANG_AT_LEAST_S = 600.0
 _HANG_STEPS = 20
 _KEPT_ENDINGS = ("completed", "early_stopped", "stopped_and_kept")
+# What a trainer that has said its last word would have ended with, had it not been killed on its way out.
+_SAID_CODES = {"paused": EXIT_PAUSED, "cancelled": EXIT_CANCELLED} | dict.fromkeys(_KEPT_ENDINGS, EXIT_DONE)
 
 
 def work_off(device: str, draining: threading.Event, *, command: Sequence[str] = COMMAND) -> int:
@@ -222,15 +225,18 @@ class Supervision:
             settling.give_back_quietly(self.lease)
             raise LostLease(self.lease.claimed.run_id)
         settling.patiently(self.recorder.flush)
-        ended = self.ended
-        if ended and trainer.exit_code == EXIT_DONE and ended.reason in _KEPT_ENDINGS and self.want != "cancel":
+        ended, exit_code = self.ended, trainer.exit_code
+        if ended and trainer.has_closed and exit_code == -signal.SIGKILL:
+            # On a crowded machine even leaving can take longer than the grace; what it had to write is written.
+            exit_code = _SAID_CODES.get(ended.reason, exit_code)
+        if ended and exit_code == EXIT_DONE and ended.reason in _KEPT_ENDINGS and self.want != "cancel":
             settling.succeed(self.lease, ended)
             return
         message = ended.message if ended and ended.message else ""
         settling.settle(
             self.lease,
             lambda run, kept: Facts(
-                exit_code=trainer.exit_code,
+                exit_code=exit_code,
                 message=message,
                 want=run.want,
                 step=ended.step if ended else run.step,

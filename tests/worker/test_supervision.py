@@ -229,6 +229,17 @@ def test_a_diverged_run_says_so_and_keeps_the_last_good_step(database: Path) -> 
         assert all(math.isfinite(value) for value in session.scalars(select(MetricPoint.value)))
 
 
+def test_a_trainer_that_takes_too_long_to_leave_has_done_its_work(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config.get_settings(), "stop_grace_s", 0.2)
+    _, run_id = start()
+    leaving = "import time; from worker.engine.__main__ import main; main(); time.sleep(600)"
+    work_off("0", threading.Event(), command=(sys.executable, "-c", leaving, "train"))
+    run = row(run_id)
+    assert (run.state, run.attempts) == ("succeeded", 1), (run.sentence, diary(run_id))
+
+
 def test_a_damaged_checkpoint_is_skipped(working: Callable[[], Working]) -> None:
     world, run_id = start(**LONG)
     supervisor = working()
