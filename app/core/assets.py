@@ -15,6 +15,7 @@ STATIC = Path(__file__).parents[2] / "static"
 BUNDLES = {
     "app.css": ("css", "*.css"), "chart.css": ("css/chart", "*.css"), "rows.css": ("css/rows", "*.css"),
     "clean.css": ("css/clean", "*.css"), "runs.css": ("css/runs", "*.css"), "chat.css": ("css/chat", "*.css"),
+    "evaluate.css": ("css/evaluate", "*.css"),
     "app.js": ("js/shell", "*.js"),
 }  # fmt: skip
 COMPRESSED = {".css", ".js", ".svg", ".txt", ".json", ".webmanifest"}

@@ -1,4 +1,5 @@
-// The points of one chart: grows by step, drops steps it has, gives uPlot snapshots that are never changed afterwards.
+// What every chart of runs has: its points, which only grow, and what it needs of its page.
+// Grows by step, drops steps it has, gives uPlot snapshots that are never changed afterwards.
 export class Series {
   constructor() {
     this.step = [];
@@ -56,4 +57,36 @@ export class Series {
     this.val.forEach((v, i) => v !== null && (at < 0 || v < this.val[at]) && (at = i));
     return at < 0 ? null : [this.step[at], this.val[at]];
   }
+}
+
+// uPlot's style sheet, and a new drawing when colours or width change.
+export function frame(chart, rebuild) {
+  const sheet = chart.dataset.uplotCss, scheme = matchMedia("(prefers-color-scheme: dark)");
+  if (!document.querySelector(`link[href="${sheet}"]`)) document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: sheet }));
+  const resized = new ResizeObserver(() => chart.plot?.setSize({ width: chart.box.clientWidth, height: chart.box.clientHeight }));
+  const again = () => chart.plot && rebuild();
+  addEventListener("theme-changed", again);
+  scheme.addEventListener("change", again);
+  resized.observe(chart.box);
+  return () => {
+    removeEventListener("theme-changed", again);
+    scheme.removeEventListener("change", again);
+    resized.disconnect();
+    chart.plot?.destroy();
+    chart.plot = null;
+  };
+}
+
+export const asked = async (address) => {
+  const answer = await fetch(address, { headers: { Accept: "application/json" } });
+  return answer.ok ? answer.json() : {};
+};
+
+export const shown = (value) => value == null ? "–" : value.toLocaleString(document.documentElement.lang, { minimumFractionDigits: 3, maximumFractionDigits: 3 });
+
+// The index that a key leads to from `at`, of `last + 1`; undefined for any other key.
+export function stepped({ key, shiftKey }, at, last) {
+  const by = shiftKey ? 10 : 1;
+  const found = { ArrowLeft: (at ?? last + 1) - by, ArrowRight: (at ?? -1) + by, Home: 0, End: last }[key];
+  return found === undefined || last < 0 ? undefined : Math.min(last, Math.max(0, found));
 }

@@ -1,6 +1,5 @@
 // The controls around the curve: legend, smoothing, range, compare, zoom, keyboard, table. Used by live-chart.
-import { stepped } from "./chart-frame.js";
-import { Series } from "./chart-series.js";
+import { Series, stepped } from "./chart-series.js";
 
 export function connect(chart) {
   const find = (selector) => chart.querySelector(selector);

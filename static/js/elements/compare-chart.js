@@ -1,7 +1,6 @@
 // Curves of several runs over one another: one in colour, the others dashed and named where they end.
-import { asked, frame, shown, stepped } from "./chart-frame.js";
 import { options } from "./compare-plot.js";
-import { Series } from "./chart-series.js";
+import { Series, asked, frame, shown, stepped } from "./chart-series.js";
 
 customElements.define("compare-chart", class extends HTMLElement {
   async connectedCallback() {

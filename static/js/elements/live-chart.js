@@ -1,6 +1,5 @@
 // The learning curve: history by JSON, then `metrics` events of the page's stream. Listens before it loads.
-import { asked, frame, shown } from "./chart-frame.js";
-import { Series } from "./chart-series.js";
+import { Series, asked, frame, shown } from "./chart-series.js";
 import { options } from "./chart-plot.js";
 import { connect } from "./chart-tools.js";
 import { Tip } from "./chart-tip.js";
