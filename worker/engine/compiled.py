@@ -1,13 +1,13 @@
-"""Answers' next tokens by passes compiled for this processor (`kernels.py`): where Numba is installed, the processor
-has the instructions and the model has the usual shape. Everything else goes on through torch."""
+"""Linear layers as compiled for this processor (`kernels.py`), where Numba is installed and the processor has the
+instructions; whole passes are in `compiled_pass.py`. Everything else goes on through torch."""
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine import products
-from worker.engine.adapters import Adapter
-from worker.engine.lean import Lean
-from worker.engine.precision import is_rms
 
 log = logging.getLogger(__name__)
 FP32, BF16, INT8 = 0, 1, 2
@@ -27,7 +24,6 @@ _FLAGS = {FP32: "avx512f", BF16: "avx512_bf16", INT8: "avx512_vnni"}
 _ROWS = 8  # that kernels take at once
 PATIENCE_S = 2.0  # that a model which is being loaded waits for the compiler
 _WORTH = 2**22  # multiplications from which on a product is shared among threads
-_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _kernels: Any = None
 _preparing: threading.Thread | None = None
@@ -47,14 +43,19 @@ def _prepare(then: Callable[[], object]) -> None:
     if "avx512f" not in _processor_flags():
         return
     try:
-        from worker.engine import kernels
+        from worker.engine import pass_kernels
 
-        kernels.compile_all()
+        pass_kernels.compile_all()
     except Exception:  # not installed, or of a version that cannot compile this: torch goes on alone
         log.exception("passes could not be compiled")
         return
-    _kernels = kernels
+    _kernels = pass_kernels
     then()
+
+
+def kernels() -> Any:
+    """What was compiled; None while nothing is."""
+    return _kernels
 
 
 def state() -> bool | None:
@@ -133,7 +134,7 @@ class TiledLinear(products.Own):
             )
 
         if self._halves and work >= _WORTH and torch.get_num_threads() > 1:
-            other = _threads.submit(part, self._halves[1], int(self._halves[0][1]))
+            other = threads.submit(part, self._halves[1], int(self._halves[0][1]))
             part(self._halves[0], 0)
             other.result()
         else:
@@ -149,7 +150,8 @@ class TiledLinear(products.Own):
         return padded[: self.sizes[0], : self.sizes[1]].contiguous()
 
 
-_threads = ThreadPoolExecutor(1, thread_name_prefix="products")
+# In the order in which they are given, so that a part of a pass may wait for those before it.
+threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="products")
 
 
 @torch.no_grad()
@@ -178,124 +180,3 @@ def has_products_for(layer: nn.Module) -> bool:
         else {torch.float32: FP32, torch.bfloat16: BF16}.get(weight.dtype)
     )
     return kind is not None and _FLAGS[kind] in _processor_flags()
-
-
-class Compiled:
-    """The pass of one model over one token of each of several answers. It belongs to the model thread."""
-
-    def __init__(self, model: PreTrainedModel, lean: Lean) -> None:
-        config: Any = model.config
-        body: Any = getattr(model, model.base_model_prefix)
-        self._lean = lean
-        layers: list[Any] = []
-        norms = []
-        for block in body.layers[: config.num_hidden_layers]:
-            attention, middle = block.self_attn, block.mlp
-            layers += [attention.q_proj.joined, attention.o_proj, middle.gate_proj.joined, middle.down_proj]
-            heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-            norms += [block.input_layernorm, block.post_attention_layernorm, *heads]
-        layers.append(model.get_output_embeddings())
-        self._norms = [norm and norm.weight.detach().float().contiguous() for norm in [*norms, body.norm]]
-        self._norm_places = np.array([0 if norm is None else norm.data_ptr() for norm in self._norms], np.int64)
-        self._layers = layers
-        self._sites = np.stack([layer.site for layer in layers])
-        self._scaling = np.array([b.self_attn.scaling for b in body.layers], np.float32)
-        self._shape = np.array([
-            config.num_hidden_layers, config.hidden_size, lean.heads, lean.key_heads, lean.width,
-            config.intermediate_size, 0, 0, layers[0].kind, 0, 0,
-        ], np.int64)  # fmt: skip
-        # What int8 leaves of a number is less than bf16 keeps of it, and half as much has to be read.
-        self.cache_dtype = torch.bfloat16 if layers[0].kind == INT8 else model.dtype
-        self._epsilon = np.float32(config.rms_norm_eps)
-        self._turns: Tensor | None = None
-        self._adapters: WeakKeyDictionary[Adapter, _Laid] = WeakKeyDictionary()
-        self._vocabulary = layers[-1].sizes[0]
-
-    def logits(
-        self, ids: Sequence[int], positions: Sequence[int], cache: Tensor, adapters: Sequence[Adapter | None]
-    ) -> Tensor:
-        """(answers, vocabulary) fp32, of answers that hold the first slots of `cache`, which gets their keys and
-        values. Its room is a multiple of four."""
-        count = len(ids)
-        where = torch.tensor(positions)
-        states = F.pad(self._lean.embedded(torch.tensor(ids), where).float(), (0, 0, 0, 2 * _ROWS))
-        shape = self._shape.copy()
-        turns = self._lean.table(int(where.max()) + 1)
-        if turns is not None:
-            if self._turns is None or self._turns.shape != turns.shape:
-                self._turns = turns.float().contiguous()
-            shape[10] = self._turns.shape[1]
-        shape[6], shape[7], shape[9] = cache.shape[2], cache.shape[4], cache.dtype == torch.bfloat16
-        wanted = list(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
-        laid = [self._laid(adapter) for adapter in wanted]
-        tables = np.stack([one.table for one in laid]) if laid else np.zeros((1, 1, 7, 4), np.int64)
-        owners = np.array([-1 if adapter is None else wanted.index(adapter) for adapter in adapters], np.int64)
-        out = torch.empty(count + 2 * _ROWS, self._layers[-1].blocks * 16)
-        places, given, told = where.numpy(), states.numpy(), out.numpy()
-
-        def part(start: int, end: int) -> None:
-            _kernels.decode(
-                shape, self._epsilon, self._scaling, given[start:], places[start:end], start, self._sites,
-                self._norm_places, cache.data_ptr(), 0 if self._turns is None else self._turns.data_ptr(), tables,
-                owners[start:end], told[start:],
-            )  # fmt: skip
-
-        if count > 1 and torch.get_num_threads() > 1:
-            # Rows beyond the last are written, too, so each half works on tensors of its own.
-            middle = (count + 1) // 2
-            second = torch.empty(count - middle + _ROWS, out.shape[1])
-            others = given[middle:].copy()
-            far = _threads.submit(
-                _kernels.decode, shape, self._epsilon, self._scaling, others, places[middle:], middle, self._sites,
-                self._norm_places, cache.data_ptr(), 0 if self._turns is None else self._turns.data_ptr(), tables,
-                owners[middle:], second.numpy(),
-            )  # fmt: skip
-            part(0, middle)
-            wait([far])
-            far.result()
-            out[middle:count] = second[: count - middle]
-        else:
-            part(0, count)
-        return out[:count, : self._vocabulary]
-
-    def _laid(self, adapter: Adapter) -> "_Laid":
-        if adapter not in self._adapters:
-            self._adapters[adapter] = _Laid(adapter, int(self._shape[0]))
-        return self._adapters[adapter]
-
-
-class _Laid:
-    """An adapter's matrices in fp32 as the kernels read them, and where they lie: (layers, 7, 4)."""
-
-    def __init__(self, adapter: Adapter, layers: int) -> None:
-        self.table = np.zeros((layers, len(_PARTS), 4), np.int64)
-        self._kept = []
-        for name, site in adapter.sites.items():
-            *_, number, _, part = name.split(".")
-            a, b = site.a.float().contiguous(), site.b.float().T.contiguous()
-            gain = None if site.gain is None else site.gain.float().contiguous()
-            self._kept.append((a, b, gain))
-            place = 0 if gain is None else gain.data_ptr()
-            self.table[int(number), _PARTS.index(part)] = (a.data_ptr(), b.data_ptr(), a.shape[0], place)
-
-
-def compiled_pass(model: PreTrainedModel, lean: Lean) -> Compiled | None:
-    """The compiled pass of a model that was laid out for it and has the usual shape: rotary or no positions within a
-    layer, root-mean-square norms, gated SiLU, no window."""
-    config: Any = model.config
-    body: Any = getattr(model, model.base_model_prefix)
-    if not isinstance(model.get_output_embeddings(), TiledLinear) or not hasattr(body, "layers"):
-        return None
-    is_usual = (
-        getattr(config, "hidden_act", "") in ("silu", "swish")
-        and is_rms(body.norm)
-        and lean.width % 16 == 0
-        and all(window is None for window in lean.windows)
-        and all(_is_joined(block) for block in body.layers)
-    )
-    return Compiled(model, lean) if is_usual else None
-
-
-def _is_joined(block: Any) -> bool:
-    joined = [block.self_attn.q_proj, block.mlp.gate_proj]
-    return all(isinstance(part, products.Part) for part in joined)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.contracts.generation import TokenEvent
 from worker.engine.answer_attention import begun, is_short, spoken
-from worker.engine.compiled import compiled_pass
+from worker.engine.compiled_pass import Stretch, compiled_pass
 from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
 from worker.engine.lean import Lean
@@ -241,20 +241,17 @@ class Slots:
 
     def _logits(self, ids: list[int], lengths: list[int], pieces: list[_Piece]) -> Tensor:
         """Logits of every answer that speaks, then of each piece's last token: (answers and pieces, vocabulary)."""
-        done = []
-        if self._compiled is not None and ids:
-            self._make_room(max([*lengths, *(piece.end - 1 for piece in pieces)]) + 1, len(self.answers))
-            spoke = [answer.loaded.adapter for answer in self.answers[: len(ids)]]
-            done.append(self._compiled.logits(ids, lengths, self._cache, spoke))
-            ids, lengths = [], []
-        if ids or pieces:
+        if self._compiled is None:
             self._plan(lengths, pieces)
-            done.append(self._forward([*ids, *(token for piece in pieces for token in piece.ids)]))
-        return done[0] if len(done) == 1 else torch.cat([part.float() for part in done])
+            return self._forward([*ids, *(token for piece in pieces for token in piece.ids)])
+        self._make_room(max([*lengths, *(piece.end - 1 for piece in pieces)]) + 1, len(self.answers))
+        adapters = [answer.loaded.adapter for answer in self.answers]
+        stretches = [Stretch(n, lengths[n], [token], adapters[n], False) for n, token in enumerate(ids)]
+        stretches += [Stretch(p.place, p.begin, p.ids, adapters[p.place], True) for p in pieces]
+        return self._compiled.logits(stretches, self._cache)
 
     def _plan(self, lengths: list[int], pieces: list[_Piece]) -> None:
-        """Lay out a pass through torch of the answers that speak (their lengths; none where they speak through a
-        compiled pass) and of pieces of prompts."""
+        """Lay out a pass through torch of the answers that speak (their lengths) and of pieces of prompts."""
         device, speaking = self.model.device, len(lengths)
         self._beside = speaking
         read = sum(len(piece.ids) for piece in pieces)

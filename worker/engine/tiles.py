@@ -159,6 +159,29 @@ def bits_of(context: Any, number: Any) -> Any:
     return types.uint32(types.float32), emit
 
 
+@intrinsic
+def show_at(context: Any, address: Any, number: Any) -> Any:
+    """Write a number that another thread waits for, after everything that was written before it."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], _LONG.as_pointer())
+        builder.store_atomic(arguments[1], place, ordering="release", align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@intrinsic
+def seen_at(context: Any, address: Any) -> Any:
+    """Read a number that another thread writes, before anything that is read after it."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], _LONG.as_pointer())
+        return builder.load_atomic(place, ordering="acquire", align=8)
+
+    return types.int64(types.int64), emit
+
+
 def scores_of(kind: int) -> Any:
     """Products of one query (fp32) and four keys that lie one after the other, a number each."""
 

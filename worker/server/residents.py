@@ -117,11 +117,10 @@ class Residents:
             return sum(self._forget(key) for key in keys)
 
     def forget_all(self) -> None:
-        """Let every model be loaded anew with the next question; answers in the making keep theirs."""
+        """Let every model, also one that is being loaded, be loaded anew with the next question; answers in the making
+        keep theirs."""
         with self._lock:
-            for key in list(self._entries):
-                if key in self._entries and self._entries[key].future.done():
-                    self._forget(key)
+            self._entries.clear()
 
     def _forget(self, key: str) -> int:
         """Drop an entry and the adapters that stand on it."""

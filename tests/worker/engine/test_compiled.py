@@ -11,7 +11,7 @@ from app.contracts.generation import GenerationRequest, Sampling
 from app.contracts.recipe import ModelFiles, Overlay
 from tests.worker.adapters_made import make_adapter
 from tests.worker.engine.families import FAMILIES, SHAPE, make
-from worker.engine import compiled, precision
+from worker.engine import compiled, precision, slots
 from worker.engine.compiled import TiledLinear
 from worker.engine.generate import Generation, Loaded, lay, load
 from worker.engine.precision import Precision
@@ -19,8 +19,8 @@ from worker.engine.products import Int8Linear, matrix
 from worker.engine.slots import Slots
 
 TEXTS = ["The library opens at nine and closes at six.", "Where is my card? It is on its way.", "A loan is renewed."]
-PROMPTS = [TEXTS[0], TEXTS[1] * 2, "A"]
-WIDE = {"hidden_size": 64, "initializer_range": 0.2}  # heads of sixteen
+PROMPTS = [TEXTS[0] * 4, TEXTS[1] * 2, "A"]
+WIDE = {"hidden_size": 64, "initializer_range": 0.2, "max_position_embeddings": 256}  # heads of sixteen
 CASES: list[tuple[str, dict[str, object]]] = [
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "intermediate_size": 50, "tie_word_embeddings": True}),
@@ -56,17 +56,17 @@ def asked(loaded: Loaded, prompt: str, seen: dict[Generation, list[torch.Tensor]
     return answer
 
 
-def logits_of(*asking: tuple[Loaded, str]) -> dict[Generation, list[torch.Tensor]]:
-    """What each answer was given while they were made together."""
+def logits_of(*asking: tuple[Loaded, str], most: int | None = None) -> dict[Generation, list[torch.Tensor]]:
+    """What each answer was given while they were made together, of prompts read at most so many tokens at once."""
     seen: dict[Generation, list[torch.Tensor]] = {}
-    slots = Slots(asking[0][0].root, memory_bytes=0)
-    assert slots._compiled is not None
+    made = Slots(asking[0][0].root, memory_bytes=0)
+    assert made._compiled is not None
     for loaded, prompt in asking:
-        slots.add(asked(loaded, prompt, seen))
-        while slots.is_reading:  # those before it speak meanwhile
-            slots.step()
-    while slots.answers:
-        slots.step()
+        made.add(asked(loaded, prompt, seen))
+        while made.is_reading:  # those before it speak meanwhile
+            made.step(most)
+    while made.answers:
+        made.step()
     return seen
 
 
@@ -99,11 +99,11 @@ def _randomise(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("wanted", ["fp32", "bf16", "int8"])
-def test_the_same_bits_alone_and_in_company(
-    wanted: Precision, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_bits_alone_and_in_company_whole_and_in_pieces_by_one_thread_and_by_three(
+    wanted: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slots, "SHORT_PROMPT", 0)
     monkeypatch.setattr(precision, "_bf16_fault", lambda model: "")
     monkeypatch.setattr(precision, "LARGEST_DRIFT", 10.0)
     monkeypatch.setattr(precision, "LARGEST_LOSS", 1.0)
@@ -120,16 +120,18 @@ def test_the_same_bits_alone_and_in_company(
         models.append(laid)
     asking = [(models[number % 3], PROMPTS[number % len(PROMPTS)]) for number in (0, 1, 2, 2, 1)]
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    found = {}
     try:
-        together = list(logits_of(*asking).values())
-        for one, found in zip(asking, together, strict=True):
-            (alone,) = logits_of(one).values()
-            assert len(alone) == len(found)
-            assert all(torch.equal(mine, theirs) for mine, theirs in zip(alone, found, strict=True))
+        for threads, most in ((1, 21), (3, 250)):
+            torch.set_num_threads(threads)
+            found[threads] = list(logits_of(*asking, most=most).values())
+        alone = [*logits_of(asking[0]).values(), *logits_of(asking[1]).values()]
     finally:
         torch.set_num_threads(before)
-    assert not torch.equal(together[0][0], together[1][0])
+    for one, other in [*zip(found[1], found[3], strict=True), *zip(alone, found[1][:2], strict=True)]:
+        assert len(one) == len(other)
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    assert not torch.equal(found[1][0][0], found[1][1][0])
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])

@@ -1,5 +1,6 @@
 """What stays in memory: one base for all its adapters, and the least recently used leaves."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_a_deleted_base_takes_its_adapters_along_and_a_failure_is_not_kept(home:
         residents.get(_files(home, "a0", base="nowhere"), "lost").result()
     assert residents.get(_files(home), "base").result().size_bytes > 0
     assert _names(residents) == ["base"]
+
+
+def test_after_all_were_forgotten_each_is_loaded_anew_and_who_holds_one_keeps_it(home: Path) -> None:
+    residents = Residents()
+    base = residents.get(_files(home), "base").result()
+    adapter = residents.get(_files(home, "a0"), "a0").result()
+    gate = threading.Event()
+    residents._loader.submit(gate.wait)
+    coming = residents.get(_files(home, base="other"), "other")
+    residents.forget_all()
+    gate.set()
+    assert coming.result().size_bytes > 0
+    assert residents.listing() == [], "what was being loaded is forgotten, too"
+    anew = residents.get(_files(home, "a0"), "a0").result()
+    assert anew.base is not None
+    assert anew.base is not base
+    assert adapter.model is base.model is not anew.model
+    assert _names(residents) == ["", "a0"]

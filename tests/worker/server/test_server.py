@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import ROOT, wait_for
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
+from worker.engine import compiled
 from worker.engine.reading import PIECE
 
 
@@ -30,7 +31,7 @@ def server() -> Iterator[httpx.Client]:
     home = Path(tempfile.mkdtemp(prefix="gptb-"))
     socket = home / "s" / "model.sock"
     child = subprocess.Popen(
-        [sys.executable, "-m", "worker.server", "--socket", str(socket), "--threads", "1"],
+        [sys.executable, "-m", "worker.server", "--socket", str(socket), "--threads", "1", "--compiled"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -38,12 +39,12 @@ def server() -> Iterator[httpx.Client]:
 
     def is_up() -> bool:
         try:
-            return client.get("/health").status_code == 200
+            return client.get("/health").json()["compiled"] is not None
         except httpx.TransportError:
             return False
 
     try:
-        wait_for(is_up, "the model server answers", 60)
+        wait_for(is_up, "the model server answers, and what this processor can compile is compiled", 120)
         assert (home / "s").stat().st_mode & 0o777 == 0o700
         yield client
     finally:
@@ -74,6 +75,10 @@ def test_an_answer_streams_and_ends_with_counts(server: httpx.Client, folder: Pa
     assert all("finish_reason" not in event for event in events[:-1])
     names = [model["name"] for model in server.get("/models").json()["models"]]
     assert names == ["tiny"]
+
+
+def test_passes_are_compiled_where_the_processor_can(server: httpx.Client) -> None:
+    assert server.get("/health").json()["compiled"] == ("avx512f" in compiled._processor_flags())
 
 
 def test_a_missing_model_is_an_error_event_and_the_next_request_works(server: httpx.Client, folder: Path) -> None:
