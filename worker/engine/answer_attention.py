@@ -1,10 +1,10 @@
 """Attention as answers need it where torch makes it: one token of each of several answers, or the first of a prompt."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from worker.engine.attention import hidden
 
 LONGEST = 256  # tokens; above, the whole square of weights costs more than it gains
 
@@ -32,12 +32,6 @@ def begun(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor
     groups = keys.shape[1]
     asked = (query * scaling).transpose(0, 1).reshape(groups, -1, width)
     scores = torch.bmm(asked, keys.permute(1, 2, 0))
-    scores.view(groups, -1, count, count).add_(_later(count, scores.dtype))
+    scores.view(groups, -1, count, count).add_(hidden(count, count, None, scores.dtype))
     weights = torch.softmax(scores, -1)
     return torch.bmm(weights, values.transpose(0, 1)).view(heads, count, width).transpose(0, 1).reshape(count, -1)
-
-
-@lru_cache(maxsize=16)
-def _later(count: int, dtype: torch.dtype) -> Tensor:
-    """Minus infinity where a token may not look."""
-    return torch.full((count, count), -torch.inf, dtype=dtype).triu(1)

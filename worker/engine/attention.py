@@ -15,6 +15,7 @@ from torch import Tensor
 
 LONGEST = 512  # tokens; above, the whole square of weights costs more than it gains
 KEPT = 256  # tokens; above, the square is made again for the gradient and not kept
+PIECE = 256  # queries of a longer sequence that are looked at together
 
 
 def is_short(query: Tensor, dropout: float) -> bool:
@@ -72,20 +73,8 @@ class _ShortAttention(torch.autograd.Function):
 def _weights(asked: Tensor, keys: Tensor, length: int) -> Tensor:
     """(groups, queries of every head that shares the keys, tokens): what each query takes of each token."""
     scores = torch.bmm(asked, keys.transpose(1, 2))
-    scores.view(len(asked), -1, length, length).add_(_later(length))
+    scores.view(len(asked), -1, length, length).add_(hidden(length, length, None, scores.dtype))
     return torch.softmax(scores, dim=-1)
-
-
-@lru_cache(maxsize=32)
-def _later(length: int) -> Tensor:
-    """Minus infinity where a query may not look."""
-    return torch.full((length, length), float("-inf"), dtype=torch.bfloat16).triu(1)
-
-
-PIECE = 256  # queries of a longer sequence that are looked at together
-
-About = tuple[tuple[int, ...], int, int, float, int | None]
-"""Lengths of the sequences, heads, key heads, scaling, and how far back a token looks."""
 
 
 def attend(
@@ -196,12 +185,12 @@ def _shares(asked: Tensor, keys: Tensor, window: int | None) -> Tensor:
     """(groups, queries of every head that shares the keys, keys): what each query takes of each token."""
     queries, reach = asked.shape[2], keys.shape[1]
     scores = torch.bmm(asked.reshape(len(keys), -1, keys.shape[2]), keys.transpose(1, 2))
-    scores.view(len(keys), -1, queries, reach).add_(_hidden(queries, reach, window, scores.dtype))
+    scores.view(len(keys), -1, queries, reach).add_(hidden(queries, reach, window, scores.dtype))
     return torch.softmax(scores, dim=-1)
 
 
 @lru_cache(maxsize=64)
-def _hidden(queries: int, reach: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def hidden(queries: int, reach: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """Minus infinity where one of the last `queries` of `reach` tokens may not look."""
     here, there = torch.arange(reach - queries, reach)[:, None], torch.arange(reach)[None]
     forbidden = there > here

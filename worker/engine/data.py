@@ -145,21 +145,11 @@ def _store(fitted: Iterator[tuple[Example, Pieces, bool]], folder: Path) -> None
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    offsets, rids, kinds, cut, skipped = [0], [], [], 0, 0
-    with (temporary / "ids.u32").open("wb") as ids_file, (temporary / "learn.u8").open("wb") as learn_file:
-        for example, pieces, was_cut in fitted:
-            cut += was_cut
-            skipped += not pieces
-            for ids, learn in pieces:
-                ids_file.write(np.asarray(ids, np.uint32).tobytes())
-                learn_file.write(np.asarray(learn, np.uint8).tobytes())
-                offsets.append(offsets[-1] + len(ids))
-                rids.append(example.rid)
-                kinds.append(example.kind == "chat")
-    np.save(temporary / "offsets.npy", np.asarray(offsets, np.int64))
-    np.save(temporary / "rids.npy", np.asarray(rids, np.int64))
-    np.save(temporary / "is_chat.npy", np.asarray(kinds, bool))
-    (temporary / "info.json").write_bytes(orjson.dumps({"cut_rows": cut, "skipped_rows": skipped}))
+    try:
+        _write(fitted, temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # above all on a full disk
+        raise
     try:
         temporary.rename(folder)
     except OSError:  # another run of the same version was faster
@@ -169,12 +159,40 @@ def _store(fitted: Iterator[tuple[Example, Pieces, bool]], folder: Path) -> None
     _forget_oldest(folder.parent)
 
 
+def _write(fitted: Iterator[tuple[Example, Pieces, bool]], folder: Path) -> None:
+    offsets, rids, kinds, cut, skipped = [0], [], [], 0, 0
+    with (folder / "ids.u32").open("wb") as ids_file, (folder / "learn.u8").open("wb") as learn_file:
+        for example, pieces, was_cut in fitted:
+            cut += was_cut
+            skipped += not pieces
+            for ids, learn in pieces:
+                ids_file.write(np.asarray(ids, np.uint32).tobytes())
+                learn_file.write(np.asarray(learn, np.uint8).tobytes())
+                offsets.append(offsets[-1] + len(ids))
+                rids.append(example.rid)
+                kinds.append(example.kind == "chat")
+    np.save(folder / "offsets.npy", np.asarray(offsets, np.int64))
+    np.save(folder / "rids.npy", np.asarray(rids, np.int64))
+    np.save(folder / "is_chat.npy", np.asarray(kinds, bool))
+    (folder / "info.json").write_bytes(orjson.dumps({"cut_rows": cut, "skipped_rows": skipped}))
+
+
 def _forget_oldest(cache_dir: Path) -> None:
     """Keep what was asked for last; who reads the others now goes on reading them. Broken-off ones go after a day."""
-    folders = sorted((path.stat().st_mtime, path) for path in cache_dir.iterdir())
+    folders = []
+    for path in cache_dir.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another run has renamed or forgotten it meanwhile
+            folders.append((path.stat().st_mtime, path))
+    folders.sort()
     whole = [path for _, path in folders if not path.name.startswith(".tmp-")]
     broken = [path for at, path in folders if path.name.startswith(".tmp-") and at < time.time() - 86_400]
-    for path in [*whole[:-KEPT_FOLDERS], *broken]:
+    for path in whole[:-KEPT_FOLDERS]:
+        # Renamed first: one that was deleted half-way would be taken for whole.
+        aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+            broken.append(aside)
+    for path in broken:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,13 +50,17 @@ def computes_bf16(device: torch.device) -> bool:
     """True where bf16 products run in hardware; elsewhere they are emulated and slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
+    return device.type == "cpu" and not processor_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """The processor's instruction sets by Linux's names; none where it does not tell."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return frozenset()
+    return frozenset(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
 
 
 def set_threads(wanted: int | None) -> int:

@@ -15,7 +15,7 @@ from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
 from worker.engine import loading
 from worker.engine.answers import LONGEST_ANSWER, answer
 from worker.engine.checkpoints import Checkpoints, read_state, seal, sync_folder
-from worker.engine.errors import BadData
+from worker.engine.errors import BadData, Diverged
 from worker.engine.methods.whole import write_model
 from worker.engine.prepare import Material
 
@@ -28,8 +28,12 @@ def finish(
     step: int,
     reason: e.EndReason,
 ) -> e.Ended:
-    """Put `model/` together from the best checkpoint and test it. Raises BadData when it does not work."""
-    source = store.folder / f"step-{best_step:08d}" if best_step else store.newest_first()[0]
+    """Put `model/` together from the best checkpoint and test it. Raises BadData when it does not work, Diverged where
+    nothing could be saved."""
+    kept = store.newest_first()
+    if not kept:
+        raise Diverged("No step of this training gave a loss that is a number. Try a much lower learning rate.")
+    source = store.folder / f"step-{best_step:08d}" if best_step else kept[0]
     run_dir = Path(order.out_dir)
     temporary, final = run_dir / ".tmp-model", run_dir / "model"
     shutil.rmtree(temporary, ignore_errors=True)

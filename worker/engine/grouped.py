@@ -73,8 +73,10 @@ class Group:
         (out, ranks) times its scale. To be called by one thread."""
         self.lay_together()
         if self.whole.dtype is not half:
-            is_new = self._half is None or self._half.dtype is not half
-            self._half = self.whole.to(half) if is_new else self._half.copy_(self.whole)  # type: ignore[union-attr]
+            if self._half is None or self._half.dtype is not half:
+                self._half = self.whole.to(half)
+            else:
+                self._half.copy_(self.whole)
         if self.bases[0].bias is not None:
             biases = [base.bias.detach().to(half) for base in self.bases]
             self.bias = biases[0] if len(biases) == 1 else torch.cat(biases)

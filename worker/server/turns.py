@@ -188,11 +188,16 @@ class Turns:
         """Let those who have begun join the others while there is memory for what they may become."""
         while self._parked:
             generation, answer = self._parked[0]
-            if is_packable(answer.loaded.model):
-                slots = self._slots_of(answer.loaded)
-                if not slots.has_room(generation):
-                    return
-                slots.add(generation)
+            try:
+                if is_packable(answer.loaded.model):
+                    slots = self._slots_of(answer.loaded)
+                    if not slots.has_room(generation):
+                        return
+                    slots.add(generation)
+            except BaseException as error:  # want of memory, say: it ends this answer, not the thread
+                self._parked.popleft()
+                answer.tell(_failure(error))
+                continue
             self._parked.popleft()
             self._active[generation] = answer
 
@@ -205,21 +210,30 @@ class Turns:
     def _leave(self) -> None:
         """Let those go whom nobody listens to any more."""
         for generation, answer in list(self._active.items()):
-            if not answer.is_wanted:
-                if (slots := self._slots.get(generation.loaded.root)) is not None:
+            if answer.is_wanted or generation not in self._active:
+                continue
+            if (slots := self._slots.get(generation.loaded.root)) is not None:
+                try:
                     slots.drop(generation)
-                self._tell(generation, generation.cancel())
+                except BaseException as error:
+                    self._give_up(slots, error)
+                    continue
+            self._tell(generation, generation.cancel())
 
     def _speak_together(self, slots: Slots, most: int) -> None:
         try:
             told = slots.step(most)
         except BaseException as error:
-            for generation in slots.answers:
-                self._tell(generation, _failure(error))
-            self._slots = WeakKeyDictionary({k: v for k, v in self._slots.items() if v is not slots})
+            self._give_up(slots, error)
         else:
             for generation, event in told:
                 self._tell(generation, event)
+
+    def _give_up(self, slots: Slots, error: BaseException) -> None:
+        """End every answer of these slots, also one that had just left them, and begin anew with the next."""
+        for generation in [one for one in self._active if self._slots.get(one.loaded.root) is slots]:
+            self._tell(generation, _failure(error))
+        self._slots = WeakKeyDictionary({k: v for k, v in self._slots.items() if v is not slots})
 
     def _speak_alone(self, generation: Generation, most: int) -> None:
         try:

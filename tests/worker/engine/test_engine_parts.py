@@ -102,13 +102,25 @@ def test_of_many_ways_to_tokens_the_oldest_go_and_one_being_read_stays_readable(
     first = data.tokenised(version, "train", cache, letters, {"way": 0}, 64)
     for number, folder in enumerate(sorted(cache.iterdir())):
         os.utime(folder, (number, number))
+    # A folder of another run that is renamed between being listed and being looked at.
+    (cache / "gone").symlink_to(tmp_path / "nowhere")
     for way in range(1, data.KEPT_FOLDERS + 1):
         data.tokenised(version, "train", cache, letters, {"way": way}, 64)
-    assert len(list(cache.iterdir())) == data.KEPT_FOLDERS
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == data.KEPT_FOLDERS
     assert first.row(0)[0].tolist() == [ord(letter) for letter in "qanswer"]
     # The first is gone: it is made again.
     again = data.tokenised(version, "train", cache, letters, {"way": 0}, 64)
     assert again.row(0)[0].tolist() == first.row(0)[0].tolist()
+
+
+def test_tokens_that_cannot_be_made_leave_nothing_on_the_disk(tmp_path: Path) -> None:
+    def refuse(_: Example) -> tuple[list[int], list[bool]]:
+        raise BadData("Row 0: no.")
+
+    version, cache = write_version(tmp_path / "v", [{"messages": turns("q", "answer")}]), tmp_path / "cache"
+    with pytest.raises(BadData):
+        data.tokenised(version, "train", cache, refuse, {}, 64)
+    assert list(cache.iterdir()) == []
 
 
 def test_tokens_made_ahead_are_those_that_the_run_asks_for(

@@ -1,7 +1,7 @@
 """The loop: every method learns, tells what happens in order, obeys commands and leaves a model that works."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def test_a_learning_rate_that_explodes_ends_as_diverged_with_a_checkpoint_kept(m
     order = order.model_copy(update={"recipe": order.recipe.model_copy(update={"checkpoint_every_steps": 1})})
     events: list[EngineEvent] = []
     with pytest.raises(Diverged, match="Try a learning rate"):
-        events.extend(_train(order, poison_after=3))
+        events.extend(_train(order, after=("checkpoint", 3)))
     assert events[-1].type == "ended"
     assert events[-1].reason == "diverged"
     assert len(of(events, "warned")) == 2
@@ -143,24 +143,43 @@ def test_a_learning_rate_that_explodes_ends_as_diverged_with_a_checkpoint_kept(m
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def _train(order: TrainOrder, poison_after: int):  # type: ignore[no-untyped-def]
-    """A run whose base weights become NaN after a step, as a broken accelerator would make them."""
+def test_a_last_step_without_a_number_is_left_out_and_the_model_is_that_of_the_steps_before_it(
+    make_order: MakeOrder,
+) -> None:
+    order = make_order("full", epochs=1, evaluate_every_steps=1000)
+    events = list(_train(order, after=("step", 5), heals=True))
+    assert [event.step for event in of(events, "warned")] == [6]
+    assert (events[-1].reason, events[-1].best_step) == ("completed", 6)
+    assert (Path(order.out_dir) / "model/model.safetensors").is_file()
+
+
+def test_a_run_without_any_loss_that_is_a_number_says_so(make_order: MakeOrder) -> None:
+    order = make_order("full", max_steps=1, validation_rows=0)
+    with pytest.raises(Diverged, match="much lower learning rate"):
+        list(_train(order, after=("started", 0)))
+
+
+def _train(order: TrainOrder, after: tuple[str, int], heals: bool = False) -> Iterator[EngineEvent]:
+    """A run whose weights become NaN after an event, as of a broken accelerator; with `heals` for one step."""
     from worker.engine import train
 
-    material = {}
+    found: dict[str, Any] = {}
     original = train.prepare
 
-    def remember(*args):  # type: ignore[no-untyped-def]
-        material["it"] = yield from original(*args)
-        return material["it"]
+    def remember(*args: Any) -> Generator[EngineEvent, None, Any]:
+        found["material"] = yield from original(*args)
+        return found["material"]
 
     train.prepare = remember
     try:
         for event in train.train(order, Script()):
             yield event
-            if event.type == "checkpoint" and event.step == poison_after:
-                with torch.no_grad():
-                    next(material["it"].model.parameters()).fill_(float("nan"))
+            if heals and event.type == "warned":
+                found["weight"].copy_(found["sound"])
+            elif (event.type, getattr(event, "step", None)) == after:
+                found["weight"] = next(found["material"].model.parameters()).detach()
+                found["sound"] = found["weight"].clone()
+                found["weight"].fill_(float("nan"))
     finally:
         train.prepare = original
 

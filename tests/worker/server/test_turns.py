@@ -3,8 +3,10 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.worker.tiny import make_model
 from worker.engine.generate import Loaded, load
 from worker.engine.slots import Slots
 from worker.server import turns as turns_module
+from worker.server.api import _settling
 from worker.server.turns import Answer, Turns
 
 
@@ -70,6 +73,71 @@ def test_a_workspace_that_asks_much_holds_up_nobody(
     monkeypatch.setattr(turns_module, "MAX_ACTIVE", 1)
     asked = [*(("many", f"a{number}") for number in range(5)), ("few", "b")]
     assert order_of_ends(turns, loaded, asked) == ["a0", "b", "a1", "a2", "a3", "a4"]
+
+
+def test_a_model_that_cannot_be_laid_out_ends_its_own_answer_and_no_other(turns: Turns, loaded: Loaded) -> None:
+    odd: Any = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+
+    async def run() -> list[str | None]:
+        answers = [
+            Answer(_request("one"), one, asyncio.get_running_loop()) for one in (replace(loaded, model=odd), loaded)
+        ]
+        for answer in answers:
+            turns.add(answer)
+        return [await asyncio.wait_for(_last(answer), 30) for answer in answers]
+
+    reasons = asyncio.run(run())
+    assert reasons[0] == "error"
+    assert reasons[1] in ("stop", "length")
+
+
+async def _last(answer: Answer) -> str | None:
+    while (event := await answer.events.get()).finish_reason is None:
+        pass
+    return event.finish_reason
+
+
+def test_want_of_memory_in_the_middle_ends_everybody_in_it_also_who_had_just_left(
+    turns: Turns, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = iter((None, MemoryError("no room")))
+
+    def keep(_slots: Slots, _answer: object, _place: int) -> None:
+        if (error := next(kept, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(Slots, "_keep", keep)
+
+    async def run() -> list[str | None]:
+        gate = threading.Event()
+        turns.call(lambda: gate.wait(30) and None)
+        answers = [Answer(_request(name), loaded, asyncio.get_running_loop()) for name in ("one", "two")]
+        for answer in answers:
+            turns.add(answer)
+        gate.set()
+        return [await asyncio.wait_for(_last(answer), 30) for answer in answers]
+
+    assert "error" in asyncio.run(run())
+    assert turns.counts()["active"] == 0
+
+
+def test_a_panic_on_the_model_thread_is_told_to_who_asked(turns: Turns) -> None:
+    class Panic(BaseException):
+        """What a library written in Rust raises."""
+
+    def panic() -> None:
+        raise Panic
+
+    async def run() -> int:
+        loop = asyncio.get_running_loop()
+        first, second = loop.create_future(), loop.create_future()
+        turns.call(_settling(loop, first, panic))
+        turns.call(_settling(loop, second, lambda: 7))
+        with pytest.raises(Panic):
+            await first
+        return await asyncio.wait_for(second, 30)
+
+    assert asyncio.run(run()) == 7
 
 
 def test_a_reader_who_takes_nothing_is_let_go(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
