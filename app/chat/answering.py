@@ -5,6 +5,7 @@ Pages only follow, so a reload loses nothing; what is said is saved every second
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,9 @@ PATIENCE_S = 45.0  # for a model server that starts
 ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
 _pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
-# Answers of this process that were asked to stop: seen at the next token. Other processes see the row, within a second.
-_asked_to_stop: set[str] = set()
+# Answers of this process, and whether each was asked to stop: seen at the next token. Another process that makes one
+# sees the wish in its row, within a second.
+_stops: dict[str, threading.Event] = {}
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Order:
 
 def start(order: Order) -> None:
     """Begin to make the answer; call it once its row is committed."""
+    _stops[order.message_id] = threading.Event()
     _pool.submit(_make, order)
 
 
 def stop(message_id: str) -> None:
     """End an answer of this process at its next token; call it once the wish is committed."""
-    _asked_to_stop.add(message_id)
+    if (wish := _stops.get(message_id)) is not None:
+        wish.set()
 
 
 def _make(order: Order) -> None:
@@ -63,7 +67,7 @@ def _make(order: Order) -> None:
         log.exception("an answer failed", extra={"message": order.message_id})
         _finish(order, "", "failed", error="The answer could not be made. Try again; the log says why.")
     finally:
-        _asked_to_stop.discard(order.message_id)
+        _stops.pop(order.message_id, None)
 
 
 def _answer(order: Order) -> None:
@@ -79,7 +83,7 @@ def _answer(order: Order) -> None:
         if untold and now - told_at >= TELL_EVERY_S:
             events.publish(f"chat:{order.message_id}", "text", {"text": untold})
             untold, told_at = "", now
-        if order.message_id in _asked_to_stop:
+        if _stops[order.message_id].is_set():
             break
         if now - saved_at >= SAVE_EVERY_S:
             saved_at = now
@@ -115,7 +119,7 @@ def _events(order: Order) -> Generator[TokenEvent]:
         except Unavailable:
             if has_begun or time.monotonic() > give_up_at:
                 raise
-        if order.message_id in _asked_to_stop or _save(order, ""):
+        if _stops[order.message_id].is_set() or _save(order, ""):
             return
         time.sleep(ASK_AGAIN_S)
 

@@ -121,31 +121,26 @@ class KeyUse:
 
 def by_key(session: Session, ids: Sequence[str]) -> dict[str, KeyUse]:
     """Use of each key."""
-    is_month = ApiCall.at >= _month_start()
-    query = (
-        select(
-            ApiCall.key_id,
-            func.sum(_TOKENS).label("tokens"),
-            func.sum(_TOKENS).filter(is_month).label("month_tokens"),
-            *_COUNTS,
-        )
-        .where(ApiCall.key_id.in_(ids), ApiCall.at > utcnow() - timedelta(days=DAYS + 1))
-        .group_by(ApiCall.key_id)
-    )
-    days = _by_day(session, ApiCall.key_id, ApiCall.key_id.in_(ids), ApiCall.at > utcnow() - timedelta(days=DAYS))
-    return {
+    is_recent = (ApiCall.key_id.in_(ids), ApiCall.at > utcnow() - timedelta(days=DAYS))
+    query = select(ApiCall.key_id, func.sum(_TOKENS).label("tokens"), *_COUNTS).where(*is_recent)
+    days = _by_day(session, ApiCall.key_id, *is_recent)
+    # A month may be longer than the days that are shown.
+    month = select(ApiCall.key_id, func.sum(_TOKENS)).where(ApiCall.key_id.in_(ids), ApiCall.at >= _month_start())
+    this_month = {key_id: int(tokens or 0) for key_id, tokens in session.execute(month.group_by(ApiCall.key_id))}
+    found = {
         row.key_id: KeyUse(
             row.calls,
             row.errors,
             row.cancelled,
             int(row.tokens or 0),
-            int(row.month_tokens or 0),
+            this_month.pop(row.key_id, 0),
             row.first,
             row.written / row.time if row.time else None,
             days.get(row.key_id, []),
         )
-        for row in session.execute(query)
+        for row in session.execute(query.group_by(ApiCall.key_id))
     }
+    return found | {key_id: KeyUse(month_tokens=tokens) for key_id, tokens in this_month.items()}
 
 
 def _by_day(session: Session, group: Any, *where: Any) -> dict[str, list[int]]:

@@ -31,18 +31,18 @@ _LOADING = "The model is still being loaded. It goes on loading; ask again in a 
 async def events_of(requests: list[GenerationRequest]) -> Events:
     """Events of all choices as they come, each with its choice's index."""
     if len(requests) == 1:
-        async with aclosing(client.agenerate(requests[0])) as events:  # type: ignore[type-var]
+        async with aclosing(client.agenerate(requests[0])) as events:
             async for event in events:
                 yield 0, event
         return
-    queue: asyncio.Queue[tuple[int, TokenEvent | AppError]] = asyncio.Queue(_BUFFERED_EVENTS)
+    queue: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue(_BUFFERED_EVENTS)
 
     async def pump(index: int, request: GenerationRequest) -> None:
         try:
-            async with aclosing(client.agenerate(request)) as events:  # type: ignore[type-var]
+            async with aclosing(client.agenerate(request)) as events:
                 async for event in events:
                     await queue.put((index, event))
-        except AppError as error:
+        except Exception as error:  # whatever it is: nobody else would tell who waits for this choice
             await queue.put((index, error))
 
     pumps = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
@@ -50,7 +50,7 @@ async def events_of(requests: list[GenerationRequest]) -> Events:
         left = len(requests)
         while left:
             index, found = await queue.get()
-            if isinstance(found, AppError):
+            if isinstance(found, Exception):
                 raise found
             left -= found.finish_reason is not None
             yield index, found

@@ -10,13 +10,14 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
-from app.core.errors import Invalid
+from app.core.errors import AppError, Invalid
 from app.core.flash import flash
 from app.core.forms import FormBase, FormValues, checked
 from app.core.templates import gettext as _
 from app.core.templates import ngettext, render
 from app.core.web import SessionDep
 from app.datasets import service as datasets
+from app.datasets.findings import Refused
 from app.drafting import service
 from app.inference import targets
 from app.projects import service as projects
@@ -68,10 +69,8 @@ def _page(
     sentence, shown = "", []
     try:
         shown = list(islice(service.chunks_of(file, size, min(overlap, size - 1)), SHOWN_CHUNKS))
-    except Exception as error:
-        sentence = getattr(error, "sentence", "")
-        if not sentence:
-            raise
+    except (AppError, Refused) as error:
+        sentence = error.sentence
     context: dict[str, Any] = {
         "project": project, "stage": "data", "file": file, "chunks": shown, "sentence": sentence, "size": size,
         "overlap": overlap, "endpoint": service.get_endpoint(session, project.workspace_id),

@@ -1,6 +1,7 @@
 """Test cases of a project's own: questions that people chose, each with the answer that they want."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -74,17 +75,17 @@ def delete(session: Session, actor: Actor, case_id: str) -> TestCase:
     return case
 
 
-def frozen(session: Session, project_id: str) -> list[dict[str, object]]:
+def frozen(session: Session, project_id: str) -> list[dict[str, Any]]:
     """What an evaluation that starts now asks beside the test rows: cases with an ideal answer, oldest first."""
     query = select(TestCase).where(TestCase.project_id == project_id, TestCase.ideal != "")
     rows = session.scalars(query.order_by(TestCase.created_at, TestCase.id))
     return [{"messages": row.messages, "ideal": row.ideal} for row in rows]
 
 
-def cases(stored: Sequence[dict[str, object]]) -> list[Case]:
+def cases(stored: Sequence[dict[str, Any]]) -> list[Case]:
     """What `frozen` kept, numbered below zero so that no row of a version has the same number."""
     found = []
     for place, one in enumerate(stored):
-        messages = [Message.model_validate(message) for message in one["messages"]]  # type: ignore[attr-defined]
-        found.append(Case(-1 - place, messages, str(one["ideal"])))
+        messages = [Message.model_validate(message) for message in one["messages"]]
+        found.append(Case(-1 - place, messages, one["ideal"]))
     return found

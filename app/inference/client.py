@@ -1,7 +1,7 @@
 """The client of the model server. Whatever goes wrong becomes Unavailable, or an error event with a sentence."""
 
 import logging
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from app.inference.targets import Target
 log = logging.getLogger(__name__)
 # The server sends a sign of life every five seconds while it loads or waits.
 _TIMEOUT = httpx.Timeout(30, connect=2)
+_JSON = {"content-type": "application/json"}
 _LATE = "The model server is starting or out of reach. Try again in a few seconds; nothing was lost."
 
 
@@ -54,7 +55,7 @@ def generate(request: GenerationRequest) -> Generator[TokenEvent]:
         raise Unavailable(_LATE)
 
 
-async def agenerate(request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+async def agenerate(request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
     """As `generate`, for streaming routes. Closing the iterator cancels the answer within one step."""
     is_ended = False
     transport = httpx.AsyncHTTPTransport(uds=str(get_settings().server_socket))
@@ -138,9 +139,6 @@ def unload(ref: str) -> None:
         _sync().post("/unload", content=orjson.dumps({"model_ref": ref}), headers=_JSON, timeout=2)
     except httpx.TransportError:
         log.info("model %s not unloaded: the server is out of reach", ref)
-
-
-_JSON = {"content-type": "application/json"}
 
 
 def _check(status: int) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.core.db import utcnow
 from app.core.errors import NotFound
+from app.deployments import calls, keys
 from app.deployments.models import ApiCall
 from app.monitoring import service
 from tests.factories import World, a_world
@@ -17,10 +18,13 @@ def world(session: Session) -> World:
     return a_world(session)
 
 
-def call(session: Session, world: World, *, days_ago: float = 0, status: int = 200, wait: float | None = None) -> None:
+def call(
+    session: Session, world: World, *, days_ago: float = 0, status: int = 200, wait: float | None = None,
+    key_id: str | None = None,
+) -> None:  # fmt: skip
     session.add(
         ApiCall(
-            workspace_id=world.workspace_id, project_id=world.project_id, endpoint="chat", status=status,
+            workspace_id=world.workspace_id, project_id=world.project_id, key_id=key_id, endpoint="chat", status=status,
             prompt_tokens=10, completion_tokens=5, first_token_s=wait, at=utcnow() - timedelta(days=days_ago),
         )
     )  # fmt: skip
@@ -50,6 +54,15 @@ def test_waiting_times_are_by_nearest_rank(session: Session, world: World) -> No
     assert found.first_token_p95_s == 0.95
     assert service.quantile([], 0.5) is None
     assert service.quantile([3.0], 0.95) == 3.0
+
+
+def test_what_a_key_was_used_for_is_of_thirty_days_and_its_budget_of_the_month(session: Session, world: World) -> None:
+    key = keys.make(session, world.actor, world.project_id, name="a program", scopes=["chat"])[0]
+    for days_ago in (0, 3, calls.DAYS + 0.5):
+        call(session, world, days_ago=days_ago, key_id=key.id)
+    used = calls.by_key(session, [key.id])[key.id]
+    assert (used.calls, used.tokens, sum(used.days)) == (2, 30, 2)
+    assert used.month_tokens == calls.tokens_this_month(session, key.id)
 
 
 def test_pages_of_calls_are_newest_first(session: Session, world: World) -> None:
