@@ -33,7 +33,7 @@ _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 1.0
 _HANG_AT_LEAST_S = 600.0
 _HANG_STEPS = 20
-_KEPT_ENDINGS = ("completed", "early_stopped", "stopped_and_kept")
+_KEPT_ENDINGS = ("completed", "early_stopped", "time_is_up", "stopped_and_kept")
 # What a trainer that has said its last word would have ended with, had it not been killed on its way out.
 _SAID_CODES = {"paused": EXIT_PAUSED, "cancelled": EXIT_CANCELLED} | dict.fromkeys(_KEPT_ENDINGS, EXIT_DONE)
 
@@ -286,5 +286,6 @@ def order_of(run: Run) -> TrainOrder:
         resume=True,
         memory_rung=run.plan.get("memory_rung", 0),
         system_prompt=run.frozen["system_prompt"],
+        spent_s=run.spent_s,
         storage_reserve_bytes=get_settings().disk_reserve_bytes,
     )

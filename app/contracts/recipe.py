@@ -96,6 +96,9 @@ class RecipeSpec(Contract):
     train_head: bool = False
     epochs: float = Field(3, gt=0, le=1000)
     max_steps: int | None = Field(None, ge=1, le=10_000_000)
+    max_hours: float | None = Field(
+        None, gt=0, le=1000, description="of machine time for the whole run; then it ends with its best checkpoint"
+    )
     batch_size: int = Field(8, ge=1, le=4096, description="rows a step: the effective batch")
     micro_batch_size: int = Field(8, ge=1, le=4096)
     max_length_tokens: int = Field(512, ge=16, le=131_072)
@@ -227,4 +230,5 @@ class TrainOrder(Contract):
     resume: bool = Field(True, description="go on from the newest good checkpoint in out_dir")
     memory_rung: int = Field(0, ge=0, le=4, description="rungs of the ladder (contracts.relief) taken before")
     system_prompt: str = ""
+    spent_s: float = Field(0.0, ge=0, description="machine time of earlier attempts, for the recipe's max_hours")
     storage_reserve_bytes: int = Field(0, ge=0)

@@ -8,11 +8,15 @@ from pydantic import BaseModel
 
 from app.contracts.recipe import ScratchSpec
 from app.core.errors import Invalid
-from app.recipes import vetting
+from app.core.languages import LANGUAGES
+from app.recipes import model_card, vetting
 
 
 class BaseFacts(BaseModel):
-    """Sizes of a model. `inner` is the width of the middle layer; `parameters` counts each value once."""
+    """Sizes of a model. `inner` is the width of the middle layer; `parameters` counts each value once.
+
+    `languages` are codes, as its card states them; empty where it states none.
+    """
 
     architecture: str = ""
     parameters: int
@@ -26,6 +30,7 @@ class BaseFacts(BaseModel):
     is_tied: bool = False
     has_template: bool = False
     size_bytes: int = 0
+    languages: list[str] = []
 
     @property
     def head_parameters(self) -> int:
@@ -67,6 +72,7 @@ def from_folder(folder: Path) -> BaseFacts:
         parameters=sum(tensor.elements for tensor in tensors.values()),
         size_bytes=sum(path.stat().st_size for path in weights),
         has_template=template,
+        languages=model_card.languages(folder / "README.md"),
     )
     _check_promise(facts)
     return facts
@@ -132,3 +138,9 @@ def from_scratch(spec: ScratchSpec, vocabulary: int | None = None) -> BaseFacts:
     norms = (2 * layers + 1) * width * (2 if spec.norm in ("layer", "batch") else 1)
     shape.parameters = words * width + positions + layers * shape.layer_parameters + norms
     return shape
+
+
+def language_names(codes: list[str], most: int = 3) -> tuple[str, int]:
+    """Names of the first few languages, and how many more there are."""
+    names = list(dict.fromkeys(LANGUAGES.get(code, LANGUAGES.get(code.partition("-")[0], code)) for code in codes))
+    return ", ".join(names[:most]), max(0, len(names) - most)

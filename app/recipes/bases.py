@@ -16,7 +16,7 @@ from app.core.db import new_id
 from app.core.errors import Conflict, Invalid, NotFound, Unavailable
 from app.core.queue import ring
 from app.core.work import Lease
-from app.recipes import base_facts, hub, vetting
+from app.recipes import base_facts, hub, model_card, vetting
 from app.recipes.base_facts import BaseFacts
 from app.recipes.models import BaseModelEntry
 from app.text.check import check_template
@@ -65,7 +65,8 @@ def starter() -> BaseModel | None:
     """The model that ships with the product; None where its weights are not installed."""
     if not (STARTER / "model.safetensors").is_file():
         return None
-    facts = base_facts.from_folder(STARTER)
+    said = model_card.languages(STARTER.parent / "MODEL_CARD.md")
+    facts = base_facts.from_folder(STARTER).model_copy(update={"languages": said})
     return BaseModel(
         source="starter",
         ref="starter",
@@ -226,7 +227,7 @@ def bring(lease: Lease, entry: BaseModelEntry) -> None:
     shutil.rmtree(arriving, ignore_errors=True)
     with lease.write() as session:
         row = session.get_one(BaseModelEntry, entry.id)
-        _describe(row, target, facts, row.licence or _licence(target), digests)
+        _describe(row, target, facts, row.licence or model_card.licence(target / "README.md"), digests)
 
 
 def _try_text(folder: Path) -> None:
@@ -263,14 +264,3 @@ def _describe(entry: BaseModelEntry, folder: Path, facts: BaseFacts, licence: st
     )
     details: dict[str, Any] = {**(entry.details or {}), "facts": facts.model_dump(), "files": digests}
     entry.details = details
-
-
-def _licence(folder: Path) -> str:
-    """The licence named at the top of a model card, if there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return ""
-    with card.open(errors="replace") as stream:
-        head = stream.read(4000)
-    match = re.search(r"^license:\s*([\w.-]+)\s*$", head, re.MULTILINE)
-    return match.group(1) if match else ""

@@ -34,7 +34,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Composed:
-    """A recipe with its reasons and its estimate. `values` are all fields by dotted path groups, as nested dicts."""
+    """A recipe with its reasons and its estimate. `values` are all fields by dotted path groups, as nested dicts.
+
+    `in_time`: with a limit in hours, how many steps fit in it, as a sentence.
+    """
 
     proposal: Proposal
     recipe: RecipeSpec
@@ -42,6 +45,7 @@ class Composed:
     material: Material
     estimate: Estimate
     overrides: dict[str, Any] = field(default_factory=dict)
+    in_time: str = ""
 
     @property
     def values(self) -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """What stands on a project's recipe page: the draft, completed with what we would choose, and composed into recipes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.contracts.recipe import Method, Overlay
+from app.contracts.probe import Probed
+from app.contracts.recipe import Method, Overlay, RecipeSpec
 from app.datasets.models import DatasetVersion
 from app.projects.models import Objective, Project
-from app.recipes import bases, calibration, compose, probes
+from app.recipes import bases, calibration, compose, hours, probes
 from app.recipes.base_facts import BaseFacts
 from app.recipes.bases import BaseModel
 from app.recipes.compose import Composed, Version
+from app.recipes.estimate import Estimate, estimate
 from app.recipes.machine import this_machine
 from app.recipes.models import BaseModelEntry, Probe, RecipeDraft
 from app.recipes.presets import PRESETS, Preset
@@ -140,13 +142,22 @@ def probe_keys(session: Session, project: Project, chosen: Chosen, built: dict[s
 def by_probes(
     session: Session, project: Project, keys: dict[str, str], built: dict[str, Composed]
 ) -> tuple[dict[str, Composed], dict[str, Probe]]:
-    """The recipes, each with the estimate of its probe where there is one, and those probes."""
+    """The recipes, each by its probe where there is one and shortened to its hours, and those probes."""
     made = probes.found(session, project.id, "cost", list(keys.values()))
     errors: list[float] = []
-    if any(probes.measured(probe) for probe in made.values()):
+    limited = any(one.recipe.max_hours for one in built.values())
+    known = calibration.Measured()
+    if limited or any(probes.measured(probe) for probe in made.values()):
         size = next(iter(built.values())).facts.parameters
-        errors = calibration.measured(session, this_machine(), size).probed_errors
-    refined = {
-        preset: probes.refined(one, probes.measured(made.get(keys[preset])), errors) for preset, one in built.items()
-    }
+        known = calibration.measured(session, this_machine(), size)
+        errors = known.probed_errors
+    refined: dict[str, Composed] = {}
+    for preset, one in built.items():
+        probed = probes.measured(made.get(keys[preset]))
+
+        def estimated(recipe: RecipeSpec, one: Composed = one, probed: Probed | None = probed) -> Estimate:
+            plain = estimate(recipe, one.facts, one.material, this_machine(), measured=known)
+            return probes.refined(replace(one, recipe=recipe, estimate=plain), probed, errors).estimate
+
+        refined[preset] = hours.fitted(probes.refined(one, probed, errors), estimated)
     return refined, {preset: made[key] for preset, key in keys.items() if key in made}

@@ -95,6 +95,10 @@ FIELDS: tuple[Field, ...] = (
     Field("max_steps", "At most so many steps", "Length", "integer",
           "Ends earlier than the passes would; empty: no limit.",
           "steps", is_optional=True),
+    Field("max_hours", "At most so many hours of this machine", "Time", "number",
+          "As many steps as fit are planned. When the time is up it ends with its best checkpoint; pauses do not "
+          "count. Empty: no limit.",
+          "hours", is_optional=True),
     Field("early_stopping", "Stop when it no longer improves", "Length", "flag",
           "Ends the run when validation loss has not improved for a while. The best checkpoint is kept either way."),
     Field("patience_evaluations", "Patience", "Length", "integer", "So many looks without improvement end the run.",

@@ -44,6 +44,24 @@ class RecipeDraft(Base):
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
 
 
+class SavedRecipe(Base):
+    """A recipe kept under a name, for every project of its workspace. `base` as a draft keeps it; `deleted_at`: undone
+    by a click."""
+
+    __tablename__ = "saved_recipes"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True, default=new_id)
+    workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"), index=True)
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
+    name: Mapped[str] = mapped_column(String(100))
+    recipe: Mapped[dict[str, Any]] = mapped_column(JSON)
+    base: Mapped[dict[str, Any]] = mapped_column(PlacedJSON, default=dict)
+    base_name: Mapped[str] = mapped_column(String(200), default="")
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
 class Probe(Base, LeasedWork):
     """A short probe of a recipe on this machine. `key` names what it holds for, `order` is what the engine was told."""
 

@@ -169,7 +169,15 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
 
 def _finish(values: dict[str, Any], reasons: dict[str, str], preset: Preset, sequences: int, batch: int) -> None:
     """What follows from the number of steps: warm-up, evaluations, patience."""
-    steps = total_steps(sequences, batch, values["epochs"])
+    pace(values, reasons, total_steps(sequences, batch, values["epochs"]))
+    values["early_stopping"] = True
+    values["patience_evaluations"] = 6
+    reasons["early_stopping"] = "It stops when six looks in a row bring nothing better, and keeps the best."
+    values["validation_rows"] = 100 if preset == "quick" else 200
+
+
+def pace(values: dict[str, Any], reasons: dict[str, str], steps: int) -> None:
+    """Warm-up and looks for a run of so many steps."""
     warmup = min(max(10, round(steps * 0.06)), max(1, steps // 4))
     values["warmup_steps"] = warmup
     reasons["warmup_steps"] = f"{warmup} of {counted(steps, 'step')}, so that the first steps do no harm."
@@ -181,10 +189,6 @@ def _finish(values: dict[str, Any], reasons: dict[str, str], preset: Preset, seq
     reasons["evaluate_every_steps"] = (
         f"Every {'step' if every == 1 else counted(every, 'step')}: about {words} looks at rows it does not learn from."
     )
-    values["early_stopping"] = True
-    values["patience_evaluations"] = 6
-    reasons["early_stopping"] = "It stops when six looks in a row bring nothing better, and keeps the best."
-    values["validation_rows"] = 100 if preset == "quick" else 200
 
 
 def _lora(preset: Preset, is_tiny: bool, reasons: dict[str, str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ AROUND_S = 2.0
 SPREAD = 0.12
 # What a run does not take longer or more memory for: all that `Probed.seconds` reads from the recipe itself.
 FREE = {
-    "base_ref", "epochs", "max_steps", "learning_rate", "adamw_learning_rate", "schedule", "warmup_steps",
+    "base_ref", "epochs", "max_steps", "max_hours", "learning_rate", "adamw_learning_rate", "schedule", "warmup_steps",
     "final_learning_rate_ratio", "decay_share", "weight_decay", "clip_norm", "label_smoothing", "evaluate_every_steps",
     "checkpoint_every_s", "checkpoint_every_steps", "validation_rows", "early_stopping", "patience_evaluations",
     "keep_checkpoints", "sample_prompts", "sample_max_tokens", "seed", "preference_strength",

@@ -16,11 +16,13 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
-from app.recipes import bases, fields, files, new_model, probes, service, several, tokens_preview
+from app.recipes import bases, fields, files, new_model, probes, saved_pages, service, several, tokens_preview
+from app.recipes.base_facts import language_names
 from app.recipes.forms import form_changes
 from app.recipes.vetting import allowed_roots
 
 router = APIRouter()
+router.include_router(saved_pages.router)
 # Errors of these names are shown beside their own input.
 PLACED = ("ref", "revision", "folder", "file")
 
@@ -53,8 +55,10 @@ def show(
         chosen=page.chosen,
         composed=page.composed,
         device_fields=groups.pop(several.GROUP, []),
+        time_fields=groups.pop("Time", []),
         groups=groups,
         shown=fields.shown,
+        language_names=language_names,
         bounds=fields.bounds_sentence,
         get=fields.get,
         errors=errors,
@@ -215,6 +219,7 @@ def bases_fragment(request: Request, project_id: str, actor: ActorDep, session: 
     page = service.page(session, actor, project_id)
     may_edit = actor.may(page.project.workspace_id, "editor")
     values: dict[str, Any] = {"project": page.project, "page": page, "chosen": page.chosen, "may_edit": may_edit}
+    values["language_names"] = language_names
     return render(request, "recipes/_bases.html", **values)
 
 

@@ -264,6 +264,8 @@ def adopt(
         choices["method"] = recipe.method
     values = recipe.model_dump(mode="json")
     overrides = {f.name: fields.get(values, f.name) for f in fields.FIELDS if f.is_for(recipe.method)}
+    if recipe.max_hours is not None:
+        del overrides["max_steps"]  # counted anew for this machine and these rows
     draft.choices = {**choices, "overrides": several.without_strangers(overrides, this_machine())}
     session.flush()
     _drop_idle_overrides(session, actor, project, draft)

@@ -1,5 +1,6 @@
 """Claiming a run, fairly between workspaces and people, and writing as its owner: a lease, a fence, no clocks."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,24 +86,37 @@ class RunLease:
     def __init__(self, claimed: Claimed) -> None:
         self.claimed = claimed
         self.renewed_at = boottime()
+        # Time in which the machine slept is nobody's.
+        self._counted_until = time.monotonic()
+        self._counting = threading.Lock()
 
     @contextmanager
     def write(self, **changes: Any) -> Iterator[Session]:
-        """A transaction that renews the lease and applies `changes`. Raises LostLease without writing anything."""
-        claimed, began = self.claimed, boottime()
-        with transaction() as session:
-            result: Any = session.execute(
-                update(Run)
-                .where(Run.id == claimed.run_id, Run.fence == claimed.fence, Run.attempt_id == claimed.attempt_id)
-                .where(Run.state.in_(LIVE_STATES))
-                .values(heartbeat=Run.heartbeat + 1, **changes)
-                .execution_options(synchronize_session=False)
-            )
-            if result.rowcount != 1:
-                raise LostLease(claimed.run_id)
-            yield session
-        # Counted from before the write: a watcher may have seen the new heartbeat from then on.
-        self.renewed_at = began
+        """A transaction that renews the lease, counts its time and applies `changes`.
+
+        Raises LostLease without writing anything.
+        """
+        claimed = self.claimed
+        # Heartbeat and recording write from two threads, and a second counts once.
+        with self._counting:
+            began, now = boottime(), time.monotonic()
+            with transaction() as session:
+                result: Any = session.execute(
+                    update(Run)
+                    .where(Run.id == claimed.run_id, Run.fence == claimed.fence, Run.attempt_id == claimed.attempt_id)
+                    .where(Run.state.in_(LIVE_STATES))
+                    .values(
+                        heartbeat=Run.heartbeat + 1,
+                        spent_s=Run.spent_s + (now - self._counted_until),
+                        **changes,
+                    )
+                    .execution_options(synchronize_session=False)
+                )
+                if result.rowcount != 1:
+                    raise LostLease(claimed.run_id)
+                yield session
+            # Counted from before the write: a watcher may have seen the new heartbeat from then on.
+            self.renewed_at, self._counted_until = began, now
 
     @property
     def unrenewed_s(self) -> float:

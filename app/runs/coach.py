@@ -20,6 +20,7 @@ SHORT_STEPS = 30
 MIN_EVALUATIONS = 4
 _HOLD = 3
 _LOOK_BACK = 12
+_RUNAWAY_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Verdict:
 
 def judge(curves: Curves, total_steps: int) -> Verdict:
     """The verdict after the newest evaluation, with hysteresis over the evaluations before it."""
+    if (lost := runs_away(curves)) is not None:
+        return lost
     steps = [step for step, _ in curves.val]
     if not _has_enough(curves, total_steps):
         return _warming_up(curves, total_steps)
@@ -210,6 +213,35 @@ def _diverging(curves: Curves, _total: int) -> Verdict | None:
     )
 
 
+def runs_away(curves: Curves) -> Verdict | None:
+    """Training loss well above both its lowest and where it began: worse than untrained, which needs no second look.
+
+    Every further step does harm, so this is said as soon as ten steps show it, and wins over whatever else is found.
+    """
+    train = curves.train
+    if len(train) < _RUNAWAY_STEPS:
+        return None
+    size = max(5, len(train) // 20)
+    start = fmean(value for _, value in train[:3])
+    now = fmean(value for _, value in train[-size:])
+    least = min(fmean(v for _, v in train[at : at + size]) for at in range(0, len(train) - size + 1, size))
+    if now < 1.5 * max(least, 1e-9) or now < 1.2 * start:
+        return None
+    sentence = (
+        f"Training loss began at {shown(start)} and is {shown(now)} now: the model knows less than before its first "
+        "step. The learning rate is far too high. Lower it, or stop and start again with a lower one."
+    )
+    evidence = [f"Mean training loss of the last {size} steps: {shown(now)}; the lowest so far was {shown(least)}."]
+    title = f"Getting worse since step {_low_point(train, size):,}"
+    return Verdict("diverging", "bad", title, sentence, evidence, ("adjust", "stop_and_keep"))
+
+
+def _low_point(train: Sequence[tuple[int, float]], size: int) -> int:
+    """The step up to which the loss was lowest."""
+    at = min(range(0, len(train) - size + 1, size), key=lambda i: fmean(v for _, v in train[i : i + size]))
+    return train[at + size - 1][0]
+
+
 def stalled(seconds: float, usual_step_s: float, kept_step: int | None) -> Verdict | None:
     """No step for ten times the usual time (and at least two minutes)."""
     if seconds < max(120.0, 10 * usual_step_s):
@@ -297,6 +329,8 @@ def _train_row(curves: Curves) -> HealthRow:
     note = f"{shown(then[1])} → {shown(now[1])} over the last {counted(now[0] - then[0], 'step')}"
     if now[1] < then[1]:
         return {"state": "good", "title": "Training loss is falling", "note": note}
+    if now[1] > 1.1 * then[1]:
+        return {"state": "warn", "title": "Training loss is rising", "note": note}
     return {"state": "warn", "title": "Training loss stands still", "note": note}
 
 

@@ -1,6 +1,7 @@
 """Two to six runs side by side: their curves in one drawing, and what differs in recipe, rows, machine and result."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +76,7 @@ def compare(session: Session, actor: Actor, project_id: str, run_ids: Sequence[s
     series = [_line(session, run) for run in runs]
     drawn, x_ticks, y_ticks = _drawn(runs, series)
     groups = {
-        _("Recipe"): _recipe_rows(runs),
+        _("Recipe"): recipe_rows([as_trained(run) for run in runs]),
         _("Rows and base"): _material_rows(runs),
         _("Machine"): _machine_rows(runs),
         _("Result"): _result_rows(session, runs),
@@ -127,16 +128,24 @@ def _free(end: tuple[float, float], taken: list[tuple[float, float]]) -> tuple[f
     return x, round(y, 1)
 
 
-def _recipe_rows(runs: list[Run]) -> list[Row]:
-    """Every field of the recipe page that one of the methods reads, adjusted values as they became."""
-    rows = [Row(_("What learns"), [_METHODS.get(run.recipe["method"], run.recipe["method"]) for run in runs])]
+def as_trained(run: Run) -> dict[str, Any]:
+    """The run's recipe with what was adjusted while it ran."""
+    values = deepcopy(run.recipe)
+    for name, value in run.adjustments.items():
+        fields.put(values, name, value)
+    return values
+
+
+def recipe_rows(recipes: Sequence[dict[str, Any]]) -> list[Row]:
+    """Every field of the recipe page that one of the methods reads. Recipes as nested values."""
+    rows = [Row(_("What learns"), [_METHODS.get(recipe["method"], recipe["method"]) for recipe in recipes])]
     for known in fields.FIELDS:
-        if not any(known.is_for(run.recipe["method"]) for run in runs):
+        if not any(known.is_for(recipe["method"]) for recipe in recipes):
             continue
         values = []
-        for run in runs:
-            value = run.adjustments.get(known.name, fields.get(run.recipe, known.name))
-            text = fields.shown(known, value) if known.is_for(run.recipe["method"]) else ""
+        for recipe in recipes:
+            value = fields.get(recipe, known.name)
+            text = fields.shown(known, value) if known.is_for(recipe["method"]) else ""
             values.append(dict(known.options).get(text, text).partition(":")[0] if known.kind == "choice" else text)
             if known.kind == "flag":
                 values[-1] = _yes(value)
@@ -179,12 +188,13 @@ def _machine_rows(runs: list[Run]) -> list[Row]:
 
 def _result_rows(session: Session, runs: list[Run]) -> list[Row]:
     ids = [run.id for run in runs]
-    models = {model.run_id: model for model in session.scalars(select(Model).where(Model.run_id.in_(ids)))}
+    kept = select(Model).where(Model.run_id.in_(ids), Model.deleted_at.is_(None))
+    models = {model.run_id: model for model in session.scalars(kept)}
     losses = [run.best_loss for run in runs]
     known = [value for value in losses if value is not None]
     best = frozenset(i for i, value in enumerate(losses) if known and value == min(known))
     return [
-        Row(_("State"), [_state(run) for run in runs]),
+        Row(_("State"), [_state(run, has_model=run.id in models) for run in runs]),
         Row(_("Lowest validation loss"), [shown_loss(value) for value in losses], best),
         Row(_("at step"), [number(run.best_step) for run in runs]),
         Row(_("Last training loss"), [shown_loss(run.last_loss) for run in runs]),
@@ -197,11 +207,16 @@ def _result_rows(session: Session, runs: list[Run]) -> list[Row]:
     ]
 
 
-_ENDED = {"completed": _("all steps"), "early_stopped": _("stopped by itself"), "stopped": _("stopped by hand")}
+_ENDED = {
+    "completed": _("all steps"),
+    "early_stopped": _("stopped by itself"),
+    "time_is_up": _("hours used up"),
+    "stopped": _("stopped by hand"),
+}
 
 
-def _state(run: Run) -> str:
-    word = badge_of(run)[0]
+def _state(run: Run, *, has_model: bool) -> str:
+    word = badge_of(run, has_model=has_model)[0]
     if run.state == "failed":
         return f"{word}: {verdicts.short(run, curves.Curves())[0].lower()}"
     return f"{word}: {_ENDED[run.reason]}" if run.state == "succeeded" and run.reason in _ENDED else word

@@ -19,6 +19,7 @@ from app.runs.states import move
 _ENDINGS = {
     "completed": "Training finished",
     "early_stopped": "Stopped early, because the validation loss no longer fell",
+    "time_is_up": "Stopped, because its hours are used up",
     "stopped_and_kept": "Stopped on request",
 }
 _NO_STOP = (

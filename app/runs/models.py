@@ -72,6 +72,8 @@ class Run(Base):
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     trained_s: Mapped[float] = mapped_column(Float, default=0)
     tokens_seen: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Machine time of all attempts: what a recipe's hours are counted in. Pauses and a machine that is off do not count.
+    spent_s: Mapped[float] = mapped_column(Float, default=0)
     coach: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
 
     created_by: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))

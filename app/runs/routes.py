@@ -20,7 +20,19 @@ from app.core.web import SessionDep
 from app.projects import service as projects
 from app.recipes import service as recipes
 from app.recipes.files import to_yaml
-from app.runs import comparison, continuing, curves, fragments, notices, ordering, parents, service, stream, verdicts
+from app.runs import (
+    comparison,
+    continuing,
+    curves,
+    fragments,
+    notices,
+    ordering,
+    parents,
+    recipe_pairs,
+    service,
+    stream,
+    verdicts,
+)
 from app.runs.forms import AdjustForm, NoticeForm, QueueForm
 from app.runs.models import END_STATES, Run
 from app.runs.view import RunView, listed, log_text, view
@@ -105,6 +117,33 @@ def compare_page(
         everything=everything,
         query="&".join(f"run={one.id}" for one in found.runs),
         left_out=max(0, len(set(run or [])) - comparison.MOST),
+    )
+
+
+@router.get("/projects/{project_id}/recipes/compare")
+def compare_recipes(
+    request: Request,
+    project_id: str,
+    actor: ActorDep,
+    session: SessionDep,
+    one: Annotated[str, Query(max_length=40)] = "",
+    two: Annotated[str, Query(max_length=40)] = "",
+    everything: Annotated[bool, Query(alias="all")] = False,
+) -> Response:
+    """Two recipes side by side: saved ones, runs', or the one on the recipe page."""
+    project = projects.get(session, actor, project_id)
+    pair = recipe_pairs.compare(session, actor, project_id, one, two) if one and two else None
+    return render(
+        request,
+        "runs/compare_recipes.html",
+        project=project,
+        stage="recipe",
+        choices=recipe_pairs.choices(session, actor, project_id),
+        one=one,
+        two=two,
+        pair=pair,
+        groups=pair.shown(everything) if pair else {},
+        everything=everything,
     )
 
 

@@ -50,7 +50,7 @@ def of(
     if run.state == "queued":
         return _queued(run, place or 1, starts_in_s, kept)
     if run.state == "succeeded":
-        return _succeeded(run, curves, model)
+        return _succeeded(run, curves, model, log)
     if run.state == "failed":
         return _failed(run, kept)
     if run.state == "waiting":
@@ -120,26 +120,40 @@ def _kept(step: int | None) -> list[str]:
     return [f"The newest checkpoint is of step {number(step)}."] if step else []
 
 
-def _succeeded(run: Run, curves: Curves, model: Model | None) -> Verdict:
+def _succeeded(run: Run, curves: Curves, model: Model | None, log: Sequence[RunEvent]) -> Verdict:
     best = (
         f" Your model is step {number(run.best_step)}, with validation loss {shown(run.best_loss)}."
         if run.best_loss
         else ""
     )
-    sentence = _ENDED.get(run.reason, "It is done.") + best
+    ended = _ENDED.get(run.reason, "It is done.")
+    if run.reason == "time_is_up":
+        ended = f"Its {_hours(run)} of machine time are used up: it ended after {_steps_of(run)}."
+    sentence = ended + best
     evidence = [f"It trained for {duration(run.trained_s)} and read {counted(run.tokens_seen, 'token')}."]
     if curves.val:
         first, last = curves.val[0], curves.best or curves.val[-1]
         evidence.append(f"Validation loss fell from {shown(first[1])} at step {number(first[0])} to {shown(last[1])}.")
     evidence += _against_estimate(run)
     if model is None:
-        return Verdict("deleted", "idle", "Its model was deleted", "Curve and log stay.", evidence, ("again",))
+        why = next((event.sentence for event in reversed(log) if event.kind == "discarded"), "Its model was deleted.")
+        return Verdict(
+            "deleted", "idle", "Finished, weights not kept", f"{why} Curve and log stay.", evidence, ("again",)
+        )
     tried = int(model.stop_test.get("tried", 0)) if model.stop_test else 0
     if tried:
         evidence.append(f"Of {tried} test answers {int(model.stop_test.get('ended', 0))} ended by themselves.")
     if model.warning:
         return Verdict("done_warning", "warn", "Ready, with a warning", model.warning, evidence, ("chat", "evaluate"))
     return Verdict("done", "done", "Your model is ready", sentence, evidence, ("chat", "evaluate"))
+
+
+def _hours(run: Run) -> str:
+    return duration(3600 * float(run.recipe.get("max_hours") or 0))
+
+
+def _steps_of(run: Run) -> str:
+    return f"{number(run.step)} of {counted(run.total_steps, 'step')}"
 
 
 def _against_estimate(run: Run) -> list[str]:
@@ -170,6 +184,8 @@ def short(run: Run, curves: Curves) -> tuple[str, str]:
     if run.state in ("running", "finalizing"):
         best = curves.best
         behind = [p for p in curves.val if best and p[0] > best[0]]
+        if best and run.last_loss and run.last_loss > 1.2 * curves.val[0][1] and curves.val[-1][1] > 1.5 * best[1]:
+            return "Getting worse", "bad"
         if best and len(behind) >= 5 and behind[-1][1] >= best[1] * 1.015:
             return f"Memorising since step {number(best[0])}", "warn"
         if len(curves.val) >= coach.MIN_EVALUATIONS:
@@ -189,7 +205,9 @@ def judged(run: Run, curves: Curves) -> Verdict:
     """The curve's verdict, kept until the next evaluation: nothing else changes it once there is enough to judge."""
     key = (len(curves.val), curves.val[-1] if curves.val else None, run.total_steps)
     known = _known.get(run.id)
-    if known is not None and known[0] == key and known[1].finding != "warming_up":
+    # Between two looks only one thing changes the verdict: a loss that runs away.
+    is_settled = known is not None and known[1].finding not in ("warming_up", "diverging")
+    if known is not None and known[0] == key and is_settled and coach.runs_away(curves) is None:
         return known[1]
     verdict = coach.judge(curves, run.total_steps)
     if len(_known) > 500:

@@ -142,11 +142,13 @@ class RunView:
     @property
     def badge(self) -> tuple[str, str]:
         """Word and tone of the state."""
-        return badge_of(self.run)
+        return badge_of(self.run, has_model=self.model is not None)
 
 
-def badge_of(run: Run) -> tuple[str, str]:
+def badge_of(run: Run, *, has_model: bool = True) -> tuple[str, str]:
     """Word and tone of a run's state; after the last step it finishes, whatever the trainer still writes."""
+    if run.state == "succeeded" and not has_model:
+        return "Finished", ""
     return BADGES.get("finalizing" if verdicts.is_finishing(run) else run.state, (run.state, ""))
 
 
@@ -198,7 +200,13 @@ def view(
 
 
 def left_s(run: Run) -> float | None:
-    """Seconds until the end of the training: from the estimate at first, then more and more from the run's own pace."""
+    """Seconds until the end of the training, at the latest that of the recipe's hours."""
+    found, hours = _by_pace(run), run.recipe.get("max_hours")
+    return min(found, max(0.0, 3600 * hours - run.spent_s)) if hours and found is not None else found
+
+
+def _by_pace(run: Run) -> float | None:
+    """Seconds for the steps to come: from the estimate at first, then more and more from the run's own pace."""
     if run.state in END_STATES or run.state in ("paused", "waiting", "cancelling") or verdicts.is_finishing(run):
         return None
     seconds, steps = run.estimate.get("seconds"), run.estimate.get("steps") or run.total_steps
@@ -291,7 +299,7 @@ class Listed:
     @property
     def badge(self) -> tuple[str, str]:
         """Word and tone of the state."""
-        return badge_of(self.run)
+        return badge_of(self.run, has_model=self.model_id is not None)
 
     @property
     def share(self) -> float:
@@ -320,7 +328,7 @@ def listed(session: Session, runs: list[Run]) -> list[Listed]:
         val = series.get(run.id, [])
         title, kind = verdicts.short(run, Curves([], val))
         if run.state == "succeeded" and run.id not in models:
-            title, kind = "Its model was deleted", "idle"
+            title, kind = "Weights not kept", "idle"
         spark = [value for _, value in val]
         found.append(Listed(run, spark, title, kind, left_s(run), models.get(run.id), places.get(run.id)))
     return found

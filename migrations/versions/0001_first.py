@@ -515,6 +515,32 @@ def upgrade() -> None:
         batch_op.create_index("ix_row_changes_project_key", ["project_id", "key"], unique=False)
 
     op.create_table(
+        "saved_recipes",
+        sa.Column("id", sa.String(length=20), nullable=False),
+        sa.Column("workspace_id", sa.String(length=20), nullable=False),
+        sa.Column("project_id", sa.String(length=20), nullable=True),
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("recipe", sa.JSON(), nullable=False),
+        sa.Column("base", app.core.db.PlacedJSON(), nullable=False),
+        sa.Column("base_name", sa.String(length=200), nullable=False),
+        sa.Column("created_by", sa.String(length=20), nullable=True),
+        sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
+        sa.Column("deleted_at", app.core.db.UTCDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["created_by"], ["users.id"], name=op.f("fk_saved_recipes_created_by"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_saved_recipes_project_id"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["workspace_id"], ["workspaces.id"], name=op.f("fk_saved_recipes_workspace_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_saved_recipes")),
+    )
+    with op.batch_alter_table("saved_recipes", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_saved_recipes_workspace_id"), ["workspace_id"], unique=False)
+
+    op.create_table(
         "source_files",
         sa.Column("id", sa.String(length=20), nullable=False),
         sa.Column("project_id", sa.String(length=20), nullable=False),
@@ -859,6 +885,7 @@ def upgrade() -> None:
         sa.Column("memory_bytes", sa.BigInteger(), nullable=True),
         sa.Column("trained_s", sa.Float(), nullable=False),
         sa.Column("tokens_seen", sa.BigInteger(), nullable=False),
+        sa.Column("spent_s", sa.Float(), nullable=False),
         sa.Column("coach", sa.JSON(), nullable=False),
         sa.Column("created_by", sa.String(length=20), nullable=True),
         sa.Column("created_at", app.core.db.UTCDateTime(timezone=True), nullable=False),
@@ -1332,6 +1359,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_source_files_project_id"))
 
     op.drop_table("source_files")
+    with op.batch_alter_table("saved_recipes", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_saved_recipes_workspace_id"))
+
+    op.drop_table("saved_recipes")
     with op.batch_alter_table("row_changes", schema=None) as batch_op:
         batch_op.drop_index("ix_row_changes_project_key")
 

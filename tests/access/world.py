@@ -27,7 +27,7 @@ from app.evaluations.models import CaseResult, Evaluation, TestCase
 from app.exports.models import Export
 from app.externals.models import ExternalModel
 from app.recipes.base_facts import BaseFacts
-from app.recipes.models import BaseModelEntry, Probe
+from app.recipes.models import BaseModelEntry, Probe, SavedRecipe
 from app.runs.models import Checkpoint, Model, Notice, Run
 from app.searches.models import Search
 from tests.visitors import Person, make_person, make_project, make_workspace
@@ -78,7 +78,15 @@ def make_world(name: str) -> World:
             state="succeeded",
             result=RatesTried(start_loss=2.0, steps=6, tried=[], proposed=1e-3).model_dump(),
         )
-        session.add_all([file, upload, version, base, probe])
+        saved = SavedRecipe(
+            workspace_id=workspace_id,
+            project_id=project_id,
+            name="Short",
+            recipe={"method": "lora", "base_source": "starter"},
+            base={"source": "starter"},
+            base_name="Starter model",
+        )
+        session.add_all([file, upload, version, base, probe, saved])
         session.flush()
         earlier = DatasetVersion(project_id=project_id, number=2, state="succeeded", train_rows=10)
         session.add(earlier)
@@ -181,6 +189,7 @@ def make_world(name: str) -> World:
             "finding_id": str(finding.id),
             "change_id": str(change.id),
             "probe_id": probe.id,
+            "saved_id": saved.id,
             "base_id": base.id,
             "entry_id": base.id,
             "run_id": run.id,

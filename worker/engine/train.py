@@ -20,7 +20,7 @@ from app.contracts.recipe import RecipeSpec, TrainOrder
 from app.contracts.relief import Relief, ladder
 from worker.engine import checkpoints, devices, evaluate, finish, optim, ranks, replicas, sharing
 from worker.engine.checkpoints import Checkpoints
-from worker.engine.control import Commands
+from worker.engine.control import Commands, Deadline
 from worker.engine.data import TokenRows
 from worker.engine.data import order as row_order
 from worker.engine.errors import DiskFull, Diverged, EngineError, NeedsLess, OutOfMemory, is_out_of_memory
@@ -42,9 +42,10 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
     devices.keep_freed_memory()
     rungs = ladder(order.recipe, has_cuda=torch.cuda.is_available())
     rung, step = min(order.memory_rung, len(rungs) - 1), 0
+    clock = Deadline(commands, order.recipe.max_hours, order.spent_s)
     while True:
         try:
-            for event in _attempt(order, commands, rungs[rung]):
+            for event in _attempt(order, clock, rungs[rung]):
                 step = getattr(event, "step", step)
                 if isinstance(event, e.Ended):
                     event.peak_memory_bytes = devices.peak_memory_bytes(devices.choose(order.recipe).device)
@@ -73,7 +74,7 @@ def train(order: TrainOrder, commands: Commands) -> Iterator[e.EngineEvent]:
         yield e.Warned(step=step, kind="out_of_memory", message=message, rung=rung)
 
 
-def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[e.EngineEvent]:
+def _attempt(order: TrainOrder, clock: Deadline, relief: Relief) -> Iterator[e.EngineEvent]:
     spec_sha256, micro_batch_size = _spec_sha256(order), relief.micro_batch_size
     order = order.model_copy(update={"recipe": relief.applied(order.recipe)})
     hold_fewer_logits(relief.head_share)
@@ -125,6 +126,7 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
         if state.get("processes", 1) == ranks.count():
             threads = devices.set_threads(state["threads"])
         position = Position(**state["position"])
+        clock.have_spent(state.get("spent_s", 0.0))
         position.micro_batch_size = min(position.micro_batch_size, micro_batch_size)
     ranks.draw_apart(recipe.seed, position.step)
 
@@ -152,16 +154,16 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
     model.train()
     while position.step < total_steps and position.ending is None:
         evaluate_now = False
-        while command := ranks.told(commands.next()):
+        while command := ranks.told(clock.next(position.step)):
             if command.verb == "cancel":
                 yield e.Ended(reason="cancelled", step=position.step, best_step=position.best_step)
                 return
             if command.verb == "pause":
-                yield from _save(store, material, optimizers, named, position, threads)
+                yield from _save(store, material, optimizers, named, position, threads, clock.spent_s)
                 yield e.Ended(reason="paused", step=position.step, best_step=position.best_step)
                 return
-            if command.verb == "stop_and_keep":
-                position.ending = "stopped_and_kept"
+            if command.verb in ("stop_and_keep", "time_is_up"):
+                position.ending = "time_is_up" if command.verb == "time_is_up" else "stopped_and_kept"
             elif command.verb == "evaluate_now":
                 evaluate_now = True
             elif command.name and command.value:
@@ -215,6 +217,7 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
         is_last = position.step >= total_steps or position.ending is not None
         is_finite = not position.bad_steps or position.bad_steps[-1] != position.step
         is_due = position.step % position.evaluate_every_steps == 0 or evaluate_now or is_last
+        looked_at = time.monotonic()
         if is_due and len(material.validation_rows) and recipe.validation_rows:
             # Split weights come together only where all processes look; they look at the same then, and one tells.
             if ranks.is_first() or is_split:
@@ -233,8 +236,9 @@ def _attempt(order: TrainOrder, commands: Commands, relief: Relief) -> Iterator[
         waited = time.monotonic() - saved_at >= recipe.checkpoint_every_s
         counted = recipe.checkpoint_every_steps and position.step % recipe.checkpoint_every_steps == 0
         if is_finite and ranks.told(bool(is_due or waited or counted or position.ending)):
-            yield from _save(store, material, optimizers, named, position, threads)
+            yield from _save(store, material, optimizers, named, position, threads, clock.spent_s)
             saved_at = time.monotonic()
+            clock.reserve(saved_at - looked_at)
 
     # 5. What the run leaves behind: the best checkpoint, reloaded and tried.
     yield e.Progress(phase="finishing")
@@ -324,9 +328,10 @@ def _save(
     named: optim.Named,
     position: Position,
     threads: int,
+    spent_s: float,
 ) -> Iterator[e.CheckpointSaved]:
     """Save a checkpoint; on a full disk make room among our own older ones and try once more. All processes call it."""
-    state = {"position": asdict(position), "threads": threads, "processes": ranks.count()}
+    state = {"position": asdict(position), "threads": threads, "processes": ranks.count(), "spent_s": spent_s}
     state["versions"] = finish.versions()
     memory = checkpoints.optimizer_tensors(optimizers, named)
     write_weights: Callable[[Path], None] = partial(material.method.write, material.model)
@@ -363,6 +368,7 @@ def _spec_sha256(order: TrainOrder) -> str:
     version = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     # A run may go on with fewer rows at a time (want of memory) or other saving habits.
     habits = {"micro_batch_size", "keep_checkpoints", "checkpoint_every_s", "checkpoint_every_steps"}
+    habits.add("max_hours")
     # Or on another number of devices: the result is that of one.
     habits |= {"processes", "devices", "shards"}
     parts = [order.recipe.model_dump(mode="json", exclude=habits), version, order.system_prompt]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.core.errors import Gone
+from app.core.languages import LANGUAGES
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.datasets import plans, row_changes, shown, versions
@@ -19,7 +20,7 @@ from app.datasets.browsing import pages as table_pages
 from app.datasets.browsing.opening import frozen_set
 from app.datasets.browsing.questions import Question, question_of
 from app.datasets.browsing.sets import RowSet
-from app.datasets.browsing.table import LANGUAGES, SPLIT_WORDS
+from app.datasets.browsing.table import SPLIT_WORDS
 from app.datasets.cleaning import CODES
 from app.datasets.plan import Plan
 from app.projects import service as projects

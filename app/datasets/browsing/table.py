@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from app.core.languages import LANGUAGES
 from app.core.numbers import number
 from app.core.templates import gettext as _
 from app.datasets.browsing import background, columns, index, scanning
@@ -21,13 +22,6 @@ BRIEF = 20
 CHOICES_SHOWN = 12
 SPLIT_WORDS = {"train": "Training", "validation": "Validation", "test": "Test"}
 STATE_WORDS = {"edited": "Changed by hand", "deleted": "Deleted", "excluded": "Kept out", "untouched": "Not changed"}
-LANGUAGES = {
-    "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
-    "nl": "Dutch", "pl": "Polish", "ru": "Russian", "tr": "Turkish", "zh": "Chinese", "zh-Hant": "Chinese",
-    "ja": "Japanese", "ko": "Korean", "ar": "Arabic", "hi": "Hindi", "bn": "Bengali", "sv": "Swedish", "da": "Danish",
-    "no": "Norwegian", "fi": "Finnish", "cs": "Czech", "el": "Greek", "iw": "Hebrew", "he": "Hebrew", "uk": "Ukrainian",
-    "hu": "Hungarian", "ro": "Romanian", "id": "Indonesian", "vi": "Vietnamese", "th": "Thai", "fa": "Persian",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

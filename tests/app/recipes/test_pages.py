@@ -13,7 +13,9 @@ from app.core import config, storage
 from app.core.db import reading, transaction
 from app.datasets.freezing import FROZEN
 from app.datasets.models import DatasetVersion
-from app.recipes import bases
+from app.recipes import bases, model_card
+from app.recipes import service as recipes
+from app.recipes.base_facts import language_names
 from app.recipes.machine import this_machine
 from app.recipes.models import RecipeDraft
 from app.runs.models import Run
@@ -32,6 +34,7 @@ def page(app, database):
     browser = browser_of(app, person)
     browser.project_id = project_id
     browser.workspace_id = person.workspace_id
+    browser.person = person
     return browser
 
 
@@ -270,6 +273,30 @@ def test_start_freezes_the_values_on_screen_and_a_second_click_finds_the_same_ru
     assert form_of(page.get(address).text)["name"] == "", "the next run is not called the same"
 
 
+def test_a_limit_in_hours_plans_the_steps_that_fit(page):
+    address = f"/projects/{page.project_id}/recipe"
+    page.post(address, data={**form_of(page.get(address).text), "epochs": "900"})
+    planned, hours = ready(page).estimate["steps"], ready(page).estimate["seconds"] / 2 / 3600
+    assert page.post(address, data={**form_of(page.get(address).text), "max_hours": f"{hours:.4f}"}).status_code == 303
+    fitted = ready(page)
+    assert 1 < fitted.recipe.max_steps == fitted.estimate["steps"] < planned
+    assert fitted.estimate["seconds"] < 3600 * hours
+    assert fitted.recipe.warmup_steps < fitted.recipe.max_steps
+    shown = page.get(address).text
+    assert f"{fitted.recipe.max_steps:,} of {planned:,} steps fit in" in shown
+    # What was counted is no choice of the person's: it goes again with the limit.
+    page.post(address, data=form_of(shown))
+    assert set(draft(page.project_id).choices["overrides"]) == {"epochs", "max_hours"}
+    page.post(address, data={**form_of(page.get(address).text), "max_hours": "900"})
+    assert (ready(page).recipe.max_steps, ready(page).estimate["steps"]) == (None, planned)
+    assert "must be more than 0 to 1,000" in page.post(address, data={**form_of(shown), "max_hours": "0"}).text
+
+
+def ready(page):
+    with transaction() as session:
+        return recipes.ready(session, page.person.actor, page.project_id)
+
+
 def test_a_recipe_file_goes_out_and_comes_back(page):
     address = f"/projects/{page.project_id}/recipe"
     values = yaml.safe_load(page.get(f"{address}.yaml").text)
@@ -298,6 +325,7 @@ def test_a_base_model_from_a_folder_is_checked_copied_and_chosen(page, tmp_path:
     monkeypatch.setenv("GPT_BUILDER_MODEL_FOLDERS", f'["{tmp_path}"]')
     config.get_settings.cache_clear()
     folder = make_model(tmp_path / "tiny")
+    (folder / "README.md").write_text("---\nlanguage: de\n---\n")
     address = f"/projects/{page.project_id}/recipe"
     assert page.post(f"{address}/folder", data={"folder": str(folder)}).status_code == 303
     with reading() as session:
@@ -314,9 +342,23 @@ def test_a_base_model_from_a_folder_is_checked_copied_and_chosen(page, tmp_path:
     text = page.get(address).text
     assert "Everything" in text
     assert "LoRA" in text
+    assert "Languages: German" in text
     answer = page.post(f"{address}/folder", data={"folder": "/etc"})
     assert answer.status_code == 422
     assert "may not be read" in answer.text
+
+
+def test_the_picker_says_which_languages_a_base_knows(page, tmp_path: Path, monkeypatch):
+    starter = page.get(f"/projects/{page.project_id}/recipe").text
+    assert ("Languages: English" in starter) == (bases.starter() is not None)
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\nlanguage:\n- fr\n- pt-BR\n- no\n- gsw\n- [x]\n---\n# A model\nlanguage: xx\n")
+    assert model_card.languages(card) == ["fr", "pt-BR", "no", "gsw"]
+    assert language_names(model_card.languages(card)) == ("French, Portuguese, Norwegian", 1)
+    assert model_card.licence(card) == "mit"
+    for text in ("# No head", "---\nlanguage: &a [*a]\n---\n", "---\n{broken\n---\n", "---\n- a list\n---\n"):
+        card.write_text(text)
+        assert model_card.languages(card) == []
 
 
 def test_names_are_shown_as_text(page):

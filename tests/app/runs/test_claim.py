@@ -187,3 +187,23 @@ def test_a_run_of_two_devices_holds_both(any_database: str) -> None:
     again = claim(node="here", device="1", hold=lambda devices: devices == ["0"])
     assert again is not None
     assert again.run_id == both
+
+
+def test_machine_time_counts_once_and_over_attempts(any_database: str) -> None:
+    (run_id,) = start(a_world_of("Ada"))
+
+    def spent() -> float:
+        with reading() as session:
+            return session.get_one(Run, run_id).spent_s
+
+    for attempt in (1, 2):
+        claimed = claim(node="here", device="0")
+        assert claimed
+        lease = RunLease(claimed)
+        lease._counted_until -= 100
+        for _ in range(3):
+            with lease.write():
+                pass
+        assert 100 * attempt <= spent() < 100 * attempt + 50
+        with transaction() as session:
+            release(session, run_id, claimed.fence, exit_kind="worker_lost")

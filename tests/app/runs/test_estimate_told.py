@@ -8,7 +8,7 @@ from app.core.db import utcnow
 from app.core.numbers import percent
 from app.runs import verdicts
 from app.runs.curves import Curves
-from app.runs.models import Run
+from app.runs.models import Model, Run
 
 
 def finished(**changes: object) -> Run:
@@ -28,6 +28,15 @@ def evidence(run: Run) -> str:
 def test_what_was_measured_stands_beside_what_it_took() -> None:
     assert f"measured before it started, {percent(0.05)} off" in evidence(finished())
     assert "estimated before it started" in evidence(finished(estimate={"seconds": 100.0}))
+
+
+def test_a_run_whose_hours_are_used_up_says_so() -> None:
+    run = finished(reason="time_is_up", recipe={"max_hours": 2.0}, step=70, total_steps=90)
+    model = Model(stop_test={}, warning="")
+    assert (
+        "Its 2 h of machine time are used up: it ended after 70 of 90 steps."
+        in verdicts.of(run, Curves(), [], model, []).sentence
+    )
 
 
 @pytest.mark.parametrize("changes", [{"reason": "early_stopped"}, {"attempts": 2}, {"estimate": {}}])

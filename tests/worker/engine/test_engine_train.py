@@ -81,6 +81,19 @@ def test_stop_and_keep_leaves_a_model(make_order: MakeOrder) -> None:
     assert of(events, "step")[-1].step == 3
 
 
+def test_when_its_hours_are_used_up_it_keeps_the_best_whatever_was_spent_before(make_order: MakeOrder) -> None:
+    order = make_order("lora", max_hours=10)
+    paused = run(order.model_copy(update={"spent_s": 30_000}), {3: Control(verb="pause")})
+    assert paused[-1].reason == "paused"
+    # Whoever starts it again may not know what was spent: its checkpoint does.
+    shorter = order.recipe.model_copy(update={"max_hours": 30_000 / 3600})
+    events = run(order.model_copy(update={"recipe": shorter}))
+    assert (events[-1].reason, events[-1].step, events[-1].model_dir) == ("time_is_up", 3, "model")
+    assert not of(events, "step")
+    late = make_order("lora", out="late", max_hours=1).model_copy(update={"spent_s": 4000})
+    assert [step.step for step in of(run(late), "step")] == [1]
+
+
 def test_cancel_leaves_no_model(make_order: MakeOrder) -> None:
     order = make_order("lora")
     events = run(order, {2: Control(verb="cancel")})
