@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +39,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> 
 
 
 def _forget() -> None:
-    """Drop everything that a process keeps about its settings."""
+    """Drop everything that a process keeps about its settings.
+
+    What the last test still wakes or tells after its commits ends first: it would make an engine of a home that is
+    gone, and the next test would find it.
+    """
+    for thread in threading.enumerate():
+        if thread.name in {"after-commit", "notices"}:
+            thread.join(30)
     db.forget_engine()
     events.forget_clients()
     queue._celery.cache_clear()

@@ -29,6 +29,7 @@ from worker.long_work import DEVICE_WORK, LONG_WORK
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
+HOLD_S = 4.0  # a leader's beat is a write to disk; three may be missed before another takes over
 
 
 @dataclass
@@ -72,14 +73,16 @@ def _forget_abandoned_uploads() -> int:
 
 def keep_house(stop: threading.Event, todo: list[Chore], leader: Leader) -> None:
     """Do the chores while this process leads, until `stop`."""
-    leads = False
+    leads, held_at = False, -HOLD_S
     while not stop.is_set():
-        try:
-            held = leader.hold()
-        except SQLAlchemyError as error:
-            # The database is away; nothing can be mended until it is back.
-            log.warning("the database cannot be read: %s", str(error).partition("\n")[0])
-            held = False
+        held = leads
+        if not leads or time.monotonic() - held_at >= HOLD_S:
+            try:
+                held, held_at = leader.hold(), time.monotonic()
+            except SQLAlchemyError as error:
+                # The database is away; nothing can be mended until it is back.
+                log.warning("the database cannot be read: %s", str(error).partition("\n")[0])
+                held = False
         if held != leads:
             leads = held
             log.info("this housekeeper leads" if leads else "another housekeeper leads")
