@@ -6,6 +6,7 @@ Sources: our own measurements at 4 to 12 million parameters (docs/benchmarks), "
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from app.contracts.recipe import Method, steps_per_epoch
 from app.core.numbers import counted
@@ -40,6 +41,29 @@ def rate_kind(method: Method, *, initialisation: str = "default", optimizer: str
     if method == "lora":
         return "lora_pissa" if initialisation == "pissa" else "lora"
     return f"scratch_{optimizer}" if method == "scratch" else method
+
+
+def from_scratch(parameters: int) -> dict[str, Any]:
+    """Optimiser, rates and schedule of a new model, by recipe field."""
+    return {
+        "optimizer": "muon",
+        "learning_rate": learning_rate("scratch_muon", parameters),
+        "adamw_learning_rate": 4e-3,
+        "weight_decay": 0.1,
+        "schedule": "wsd",
+        "decay_share": 0.4,
+        "final_learning_rate_ratio": 0.0,
+    }
+
+
+def windows_a_step(context_length: int) -> int:
+    """Rows a step of a new model: windows of its whole context."""
+    return 16 if context_length <= 256 else 8
+
+
+def warmup_for(steps: int) -> int:
+    """Steps of linear rise: 6 % of all, ten at least where there are enough."""
+    return min(max(10, round(steps * 0.06)), max(1, steps // 4))
 
 
 def recommended_method(parameters: int, *, needs: dict[str, int], memory_bytes: int) -> tuple[Method, str]:

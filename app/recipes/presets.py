@@ -136,7 +136,7 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
         f"{_size(facts.parameters)} parameters: as large as this machine can teach in about "
         f"{_BUDGET_S[preset] / 60:.0f} minutes from this much text."
     )
-    batch = 16 if context <= 256 else 8
+    batch = defaults.windows_a_step(context)
     lengths = [length * tokens / material.tokens for length in material.sampled_tokens or (material.mean_tokens,)]
     sequences = material.model_copy(update={"sampled_tokens": tuple(lengths)}).sequences(context)
     batch = min(batch, 2 ** max(0, math.floor(math.log2(max(1, sequences / 8)))))
@@ -155,13 +155,9 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
     values["batch_size"] = values["micro_batch_size"] = batch
     reasons["batch_size"] = f"{counted(batch, 'window')} of {context} tokens a step."
     values["use_instruction"] = False
-    values["optimizer"] = "muon"
+    values |= defaults.from_scratch(facts.parameters)
     reasons["optimizer"] = "Muon learned clearly more than AdamW in the same time in our measurements from scratch."
-    values["learning_rate"] = defaults.learning_rate("scratch_muon", facts.parameters)
-    values["adamw_learning_rate"] = 4e-3
     reasons["learning_rate"] = f"{values['learning_rate']:g} for the matrices, measured for models of this size."
-    values["weight_decay"], values["schedule"], values["decay_share"] = 0.1, "wsd", 0.4
-    values["final_learning_rate_ratio"] = 0.0
     reasons["schedule"] = "Warm up, stay, then fall to zero in the last 40 %: the text can be prolonged later."
     _finish(values, reasons, preset, sequences, batch)
     return Proposal(preset=preset, method="scratch", values=values, reasons=reasons)
@@ -178,8 +174,7 @@ def _finish(values: dict[str, Any], reasons: dict[str, str], preset: Preset, seq
 
 def pace(values: dict[str, Any], reasons: dict[str, str], steps: int) -> None:
     """Warm-up and looks for a run of so many steps."""
-    warmup = min(max(10, round(steps * 0.06)), max(1, steps // 4))
-    values["warmup_steps"] = warmup
+    warmup = values["warmup_steps"] = defaults.warmup_for(steps)
     reasons["warmup_steps"] = f"{warmup} of {counted(steps, 'step')}, so that the first steps do no harm."
     # A look costs as much as a few steps and writes a checkpoint: short runs take ten of them.
     looks = 10 if steps < 100 else 20

@@ -18,10 +18,11 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
 
     from app.contracts.recipe import TrainOrder
-    from worker.engine import tokenising
+    from worker.engine import light_start, tokenising
 
     order = TrainOrder.model_validate(asked["order"])
     tokenising.begin(order)  # as `python -m worker.engine` does
+    light_start.load(order)
     from benchmarks.training import levers
     from worker.engine.control import NoCommands
     from worker.engine.train import train

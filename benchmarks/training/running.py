@@ -33,12 +33,28 @@ class Setting:
     steps: int
     rounds: int
     quick: bool
+    began: float = field(default_factory=time.monotonic)
 
     def environment(self) -> dict[str, str]:
         """The same waiting and threads for all."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
         more = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         return {**kept, **more, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: what was found against what was asked. `bar` None: told, not judged; `most`: the bar is a ceiling."""
+
+    name: str
+    value: float
+    bar: float | None
+    about: str = ""
+    most: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        return self.bar is None or (self.value <= self.bar if self.most else self.value >= self.bar)
 
 
 @dataclass
@@ -102,6 +118,34 @@ def ours(setting: Setting, recipe: RecipeSpec, base: Path | None, version: Path,
         shutil.rmtree(out, ignore_errors=True)
 
 
+def first_step(setting: Setting, recipe: RecipeSpec, base: Path, version: Path) -> tuple[float, float]:
+    """Seconds from the start of a trainer, as the supervisor starts it, to its first word (its libraries are loaded)
+    and to the end of its first step."""
+    out = Path(tempfile.mkdtemp(dir=setting.home))
+    files = ModelFiles(base_dir=str(base))
+    order = TrainOrder(
+        run_id="bench", attempt_id="a", fence=0, recipe=recipe, base=files, data_dir=str(version), out_dir=str(out)
+    )
+    began, said = time.monotonic(), 0.0
+    command = [sys.executable, "-m", "worker.engine", "train"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(command, env=setting.environment(), cwd=ROOT, **pipes)
+    try:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(order.model_dump_json().encode() + b"\n")
+        child.stdin.flush()
+        for line in child.stdout:
+            said = said or time.monotonic() - began
+            if json.loads(line)["type"] == "step":
+                return said, time.monotonic() - began
+    finally:
+        child.kill()
+        child.wait()
+        shutil.rmtree(out, ignore_errors=True)
+    raise RuntimeError(f"the trainer ended with {child.returncode} before its first step")
+
+
 def trl(setting: Setting, method: str, settings: str, base: Path, rows: Path, steps: int) -> Found:
     """TRL with the same model and rows."""
     asked = {
@@ -125,10 +169,10 @@ def median(values: list[float]) -> float:
 
 
 def nanogpt(
-    setting: Setting, folder: Path, data: Path, arguments: dict[str, Any], seconds: float = 1e9
+    setting: Setting, folder: Path, data: Path, arguments: dict[str, Any], *, told_as: str
 ) -> list[dict[str, float]]:
     """nanoGPT's own train.py on the data in `data` (train.bin, val.bin, meta.pkl); its evaluations, with the time since
-    the first. It ends by itself or after so many seconds."""
+    the first. Every half a minute it says under the name `told_as` where it is."""
     import psutil
 
     place = Path(tempfile.mkdtemp(dir=setting.home))
@@ -137,14 +181,14 @@ def nanogpt(
     (place / "config").mkdir()
     shutil.copyfile(folder / "config" / "train_shakespeare_char.py", place / "config" / "train_shakespeare_char.py")
     shutil.copytree(data, place / "data" / "bench")
-    given = {"dataset": "bench", "device": "cpu", "always_save_checkpoint": False, **arguments}
+    given = {"dataset": "bench", "device": "cpu", "always_save_checkpoint": False, "log_interval": 1, **arguments}
     command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py"]
     command += [f"--{name}={value}" for name, value in given.items()]
     found: list[dict[str, float]] = []
     child = subprocess.Popen(
         command, cwd=place, env=setting.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    process, began, last = psutil.Process(child.pid), None, ""
+    process, began, last, told_at = psutil.Process(child.pid), None, "", time.monotonic()
     assert child.stdout is not None
     try:
         for line in child.stdout:
@@ -156,8 +200,9 @@ def nanogpt(
                 number, loss = line.split(":")[0].split()[1], line.rsplit(" ", 1)[1]
                 row = {"step": float(number), "loss": float(loss), "s": now[0] - began[0], "cpu": now[1] - began[1]}
                 found.append(row)
-                if row[setting.unit] > seconds:
-                    break
+            if time.monotonic() - told_at > 30:
+                told_at = time.monotonic()
+                print(f"  {told_at - setting.began:6.0f} s  {told_as}: {line.split(', mfu')[0].strip()}", flush=True)
     finally:
         child.kill()
         child.wait()

@@ -1,30 +1,13 @@
 """The workloads of `training_throughput.py`: each measures ours and its peer in turn and tells rows of a table."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from app.contracts.recipe import RecipeSpec, ScratchSpec
-from benchmarks.training import corpora, material
-from benchmarks.training.running import Found, Setting, median, nanogpt, ours, recipe_of, trl
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: what was found against what was asked. `bar` None: told, not judged; `most`: the bar is a ceiling."""
-
-    name: str
-    value: float
-    bar: float | None
-    about: str = ""
-    most: bool = False
-
-    @property
-    def is_good(self) -> bool:
-        return self.bar is None or (self.value <= self.bar if self.most else self.value >= self.bar)
+from benchmarks.training import material
+from benchmarks.training.from_scratch import corpus_8m, shakespeare
+from benchmarks.training.running import Found, Row, Setting, first_step, median, ours, recipe_of, trl
 
 
 def inputs(setting: Setting, shape: str) -> tuple[Path, Path, Path]:
@@ -105,67 +88,6 @@ def equal_losses(setting: Setting) -> Iterator[Row]:
         yield Row(f"loss a step, {precision}, largest difference", apart, bar, about, most=True)
 
 
-def shakespeare(setting: Setting) -> Iterator[Row]:
-    """Characters of Shakespeare in nanoGPT's setting for a CPU, until the validation loss is 1.88."""
-    folder, text = os.environ.get("NANOGPT"), os.environ.get("SHAKESPEARE")
-    if not folder or not text:
-        print("shakespeare: not run, NANOGPT and SHAKESPEARE name its folder and the text")
-        return
-    data, version, tokenizer = corpora.characters(setting.home / "characters", Path(text))
-    shape = {"block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0}
-    steps = {"max_iters": 2000, "lr_decay_iters": 2000, "eval_iters": 20, "compile": False}
-    peer = nanogpt(setting, Path(folder), data, {**shape, **steps})[-1]
-    scratch = ScratchSpec(layers=4, heads=4, width=128, context_length=64, tokenizer="characters")
-    recipe = _from_scratch(setting, scratch, batch=12, length=65, rate=1.5e-2, steps=700, every=50, rows=240)
-    found = ours(setting, recipe, None, version, 10**9, until=1.88, tokenizer=str(tokenizer))
-    yield _sooner("Shakespeare by characters to 1.88, share of nanoGPT's time", found, peer, 1.88, 0.25, setting)
-
-
-def corpus_8m(setting: Setting) -> Iterator[Row]:
-    """About 8 million weights on the starter corpus: until the loss that nanoGPT has after its time."""
-    folder, corpus = os.environ.get("NANOGPT"), os.environ.get("STARTER_CORPUS")
-    if not folder or not corpus:
-        print("corpus_8m: not run, NANOGPT and STARTER_CORPUS name its folder and the corpus")
-        return
-    data, version, tokenizer = corpora.corpus(setting.home / "corpus", Path(corpus))
-    seconds = 40.0 if setting.quick else 600.0
-    shape = {"block_size": 256, "batch_size": 16, "n_layer": 6, "n_head": 5, "n_embd": 320, "dropout": 0.0}
-    shape |= {"eval_iters": 10, "compile": not setting.quick, "warmup_iters": 50}
-    # Each rate for a short while without decay; the best one with a decay that ends when its time does.
-    tried = {}
-    for rate in (1e-3,) if setting.quick else (5e-4, 1e-3, 2e-3):
-        trial = {**shape, "learning_rate": rate, "decay_lr": False, "eval_interval": 20, "compile": False}
-        tried[rate] = nanogpt(setting, Path(folder), data, trial, 0.1 * seconds)[-1]
-    rate = min(tried, key=lambda r: tried[r]["loss"])
-    count = int(tried[rate]["step"] / tried[rate][setting.unit] * seconds)
-    last = {"max_iters": count, "lr_decay_iters": count, "learning_rate": rate, "min_lr": rate / 10}
-    best = nanogpt(setting, Path(folder), data, {**shape, **last, "eval_interval": count})[-1]
-    scratch = ScratchSpec(layers=6, heads=5, width=320, context_length=256, vocabulary_size=4096)
-    steps = 30 if setting.quick else 400
-    recipe = _from_scratch(setting, scratch, batch=8, length=257, rate=7e-3, steps=steps, every=5, rows=60)
-    more = {"until": best["loss"], "tokenizer": str(tokenizer), "seconds": seconds}
-    found_ours = ours(setting, recipe, None, version, 10**9, **more)
-    yield _sooner("8 M from scratch, share of nanoGPT's time", found_ours, best, best["loss"], 0.5, setting)
-
-
-def _from_scratch(
-    setting: Setting, scratch: ScratchSpec, *, batch: int, length: int, rate: float, steps: int, every: int, rows: int
-) -> RecipeSpec:
-    return recipe_of(
-        "scratch", steps, setting.threads, base_source="scratch", base_ref=None, scratch=scratch, optimizer="muon",
-        adamw_learning_rate=rate / 2, learning_rate=rate, batch_size=batch, micro_batch_size=batch,
-        max_length_tokens=length, schedule="linear", warmup_steps=20, weight_decay=0.0, evaluate_every_steps=every,
-        validation_rows=rows, sample_max_tokens=1,
-    )  # fmt: skip
-
-
-def _sooner(name: str, found: Found, peer: dict[str, float], goal: float, bar: float, setting: Setting) -> Row:
-    last = found.evaluated[-1]
-    value = last[setting.unit] / peer[setting.unit] if last["loss"] <= goal else float("inf")
-    about = f"{last['loss']:.3f} after {last[setting.unit]:.0f} s, nanoGPT {peer['loss']:.3f} after "
-    return Row(name, value, bar, f"{about}{peer[setting.unit]:.0f} s", most=True)
-
-
 def busy(setting: Setting) -> Iterator[Row]:
     """Two threads while one other process counts: how much speed is left. By the clock only."""
     if setting.unit == "cpu":
@@ -189,16 +111,16 @@ def busy(setting: Setting) -> Iterator[Row]:
 
 
 def start(setting: Setting) -> Iterator[Row]:
-    """10,000 rows, never tokenised before: until the first step is done. By the clock only."""
+    """10,000 rows, never tokenised before: from the start of a trainer to the end of its first step. By the clock."""
     if setting.unit == "cpu":
         print("start: not run, it needs the clock and an idle machine")
         return
     base = material.base_model(setting.home / "15M", "15M")
     version = material.version_of(setting.home / "many", 10_000)
-    found = [ours(setting, recipe_of("lora", 1, setting.threads), base, version, 1) for _ in range(setting.rounds)]
-    seconds = median([one.start_s + one.import_s for one in found])
-    about = f"libraries {median([one.import_s for one in found]):.1f} s of it"
-    yield Row("start to first step, 10,000 rows, s", seconds, 5.0, about, most=True)
+    recipe = recipe_of("lora", 1, setting.threads)
+    found = [first_step(setting, recipe, base, version) for _ in range(max(3, setting.rounds))]
+    about = f"until its first word {median([said for said, _ in found]):.1f} s of it; {len(found)} starts"
+    yield Row("start to first step, 10,000 rows, s", median([done for _, done in found]), 5.0, about, most=True)
 
 
 WORKLOADS: dict[str, Callable[[Setting], Iterator[Row]]] = {

@@ -60,9 +60,10 @@ def main() -> int:
 def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, seconds: float) -> int:
     """Do it and write each event as a line to `out`."""
     # Only now: importing torch takes seconds, and a wrong command line should say so at once.
-    from worker.engine import tokenising
+    from worker.engine import light_start, tokenising
 
     tokenising.begin(order)
+    light_start.load(order)
     from worker.engine import launch
     from worker.engine.control import LineCommands
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from transformers.optimization import Adafactor
 
 from app.contracts.recipe import RecipeSpec
+from worker.engine import ranks
 from worker.engine.errors import BadData
 from worker.engine.muon import Muon
 
@@ -48,6 +47,8 @@ def build(named: Named, recipe: RecipeSpec, is_embedding: Iterable[int] = ()) ->
     ]
     groups = [group for group in groups if group["params"]]
     if groups and recipe.optimizer == "adafactor":
+        from transformers.optimization import Adafactor  # with it come all the trainer's settings
+
         # Without its own schedule and scaling: the learning rate means what it means for AdamW.
         optimizers["adafactor"] = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
     elif groups and recipe.optimizer == "adamw_8bit":
@@ -109,8 +110,8 @@ def set_rate(optimizers: dict[str, torch.optim.Optimizer], factor: float) -> Non
 def clip(named: Named, limit: float) -> float:
     """Scale the gradients down to norm `limit` in place; return the norm before."""
     gradients = [p.grad for _, p in named if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
+    norm: Any = torch.nn.utils.get_total_norm(gradients)
+    if ranks.is_split(norm):
         norm = norm.full_tensor()  # each process has the norm of its part
     torch.nn.utils.clip_grads_with_norm_([p for _, p in named], limit, norm)
     return float(norm)

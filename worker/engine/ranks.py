@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 # The others wait while the first one evaluates, writes samples and saves.
 LONGEST_WAIT = timedelta(hours=2)
@@ -81,9 +80,21 @@ def summed(values: Sequence[float], device: torch.device) -> Sequence[float]:
 def part_of(tensor: Tensor, parameter: Tensor) -> Tensor:
     """What this process keeps of a whole tensor of the parameter's shape: all of it, unless the model is split."""
     here = tensor.to(parameter.device)
-    if isinstance(parameter, DTensor) and here.shape == parameter.shape:
-        return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    if is_split(parameter) and here.shape == parameter.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        split: Any = parameter
+        return distribute_tensor(here, split.device_mesh, split.placements, src_data_rank=None)
     return here
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether each process has its part of this tensor. Only where there are several is its kind loaded."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def add_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import orjson
 import torch
-from torch.distributed.tensor import DTensor
 
 from app.contracts import events as e
 from app.contracts.probe import SAMPLE_SHARE
@@ -300,7 +299,7 @@ def backward(
         sharing.make_ready(material.model, device, len(parts))
         for told in replicas.run([partial(one, part) for part in parts], learning):
             found += told
-    if isinstance(next(material.model.parameters()), DTensor):
+    if ranks.is_split(next(material.model.parameters())):
         _take_part(material, of_all, len(micros), device, recipe, micro)
     sums = ranks.summed(found.tolist(), device.device)
     mean, margin_mean, accuracy = (value / share for value in sums)
@@ -335,7 +334,7 @@ def _save(
     state["versions"] = finish.versions()
     memory = checkpoints.optimizer_tensors(optimizers, named)
     write_weights: Callable[[Path], None] = partial(material.method.write, material.model)
-    if any(isinstance(parameter, DTensor) for _, parameter in named):
+    if any(ranks.is_split(parameter) for _, parameter in named):
         from worker.engine import sharding
 
         memory, write_weights = sharding.whole(memory), sharding.writer(material)

@@ -21,11 +21,11 @@ COMMAND = [sys.executable, "-m", "worker.engine", "train"]
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
+def start(*arguments: str, told: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **(told or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -70,9 +70,14 @@ def test_bad_material_has_its_exit_code_and_its_sentence(make_order: MakeOrder, 
 def test_a_recipe_file_trains_from_the_command_line(tmp_path: Path, version: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**TINY, **SCRATCH, "max_steps": 2}), encoding="utf-8")
-    child = start(str(recipe), "--data", str(version), "--out", str(tmp_path / "out"))
-    child.communicate(timeout=60)
+    told = {"PYTHONPROFILEIMPORTTIME": "1"}
+    child = start(str(recipe), "--data", str(version), "--out", str(tmp_path / "out"), told=told)
+    _, log = child.communicate(timeout=60)
     assert child.returncode == e.EXIT_DONE
+    # What takes as long to load as all the rest, and is of no use to one process.
+    loaded = {line.rpartition(b"|")[2].strip() for line in log.splitlines() if line.startswith(b"import time:")}
+    assert b"worker.engine.evaluate" in loaded
+    assert not loaded & {b"torch._dynamo.convert_frame", b"torch.distributed.tensor", b"scipy.optimize"}
     assert (tmp_path / "out/model/model.safetensors").is_file()
 
 
