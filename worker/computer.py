@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -16,9 +17,13 @@ _RAPL = Path("/sys/class/powercap/intel-rapl:0")
 
 
 class Computer:
-    """Observes one trainer with its children. Nothing here can fail the run: what cannot be read is left out."""
+    """Observes one trainer with its children. Nothing here can fail the run: what cannot be read is left out.
 
-    def __init__(self, pid: int) -> None:
+    `cards`: the graphics cards that it trains on, as CUDA_VISIBLE_DEVICES names them; empty: the first one.
+    """
+
+    def __init__(self, pid: int, cards: str = "") -> None:
+        self._cards = cards
         self._at = 0.0
         self._process: psutil.Process | None = None
         self._children: dict[int, psutil.Process] = {}
@@ -61,15 +66,19 @@ class Computer:
         return found
 
     def _card(self, found: dict[str, Any], now: float) -> float | None:
-        """Add what the first visible card says; its power in watts, where it tells."""
+        """Add what the trainer's cards say: their mean share, their memory; their power in watts, where they tell."""
         if self._smi is None:
             return None
         query = [self._smi, "--query-gpu=utilization.gpu,memory.used,power.draw", "--format=csv,noheader,nounits"]
+        if self._cards:
+            query.append(f"--id={self._cards}")
         try:
             answer = subprocess.run(query, capture_output=True, text=True, timeout=2, check=True).stdout
-            share, memory, power = (part.strip() for part in answer.splitlines()[0].split(","))
-            found["gpu_share"], found["gpu_memory_bytes"] = float(share) / 100, int(memory) * 2**20
-        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+            told = [line.split(",") for line in answer.splitlines()]
+            shares, memories, powers = zip(*(told if self._cards else told[:1]), strict=True)
+            found["gpu_share"] = fmean(float(share) for share in shares) / 100
+            found["gpu_memory_bytes"] = sum(int(memory) for memory in memories) * 2**20
+        except (OSError, subprocess.SubprocessError, ValueError):
             return None
         if found["gpu_share"] >= IDLE_SHARE:
             self._idle_since = None
@@ -77,7 +86,7 @@ class Computer:
             self._idle_since = now
         found["gpu_idle_s"] = 0 if self._idle_since is None else round(now - self._idle_since)
         with contextlib.suppress(ValueError):
-            return float(power)
+            return sum(float(power) for power in powers)
         return None
 
     def _count_energy(self, watts: float | None, passed_s: float) -> None:

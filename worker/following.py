@@ -1,5 +1,6 @@
 """A limited child process that obeys one order: its lines are followed, its lease kept, its end always certain."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -70,8 +71,9 @@ def _followed(
 ) -> dict[str, Any]:
     assert child.stdin is not None
     assert child.stdout is not None
-    child.stdin.write(order.encode() + b"\n")
-    child.stdin.close()
+    # One that has died before it has read its order says why on its error output.
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(order.encode() + b"\n")
     last: dict[str, Any] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)

@@ -67,7 +67,7 @@ class _Watch:
         return self.found
 
     def _begin(self, pid: int) -> None:
-        self.computer = Computer(pid)
+        self.computer = Computer(pid, environment().get("CUDA_VISIBLE_DEVICES", ""))
 
     def _tell(self, event: dict[str, Any]) -> None:
         if time.monotonic() - self.began > LONGEST_S:

@@ -132,7 +132,7 @@ class Supervision:
         """The loop: events in, controls out, until the trainer has ended or must be ended."""
         settings = get_settings()
         heard_at, asked_to_end_at = time.monotonic(), 0.0
-        computer = Computer(trainer.identity.pid)
+        computer = Computer(trainer.identity.pid, trainer.cards)
         while not trainer.has_closed:
             event = trainer.next_event(_LOOK_EVERY_S)
             while event is not None:

@@ -90,13 +90,15 @@ class Trainer:
         lock: int | None = None,
         devices: Sequence[str] = (),
     ) -> None:
+        surroundings = environment(devices)
+        self.cards = surroundings.get("CUDA_VISIBLE_DEVICES", "")
         self._process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=environment(devices),
+            env=surroundings,
             cwd=ROOT,
             pass_fds=() if lock is None else (lock,),
         )

@@ -50,3 +50,18 @@ def test_a_card_that_idles_for_minutes_is_named(tmp_path, monkeypatch) -> None:
     found = coach.starved(later)
     assert found is not None
     assert "88%" in found.sentence.replace(" ", "")
+
+
+def test_only_the_cards_that_a_run_trains_on_are_told(tmp_path, monkeypatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\ncase $* in *--id=1,2*) echo '90, 1024, 50\n70, 1024, 30';; *) echo '5, 9, 9\n90, 9, 9';; esac\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setattr(computer.shutil, "which", lambda name: str(smi))
+    own, first = Computer(os.getpid(), "1,2").look(), Computer(os.getpid()).look()
+    assert own is not None
+    assert first is not None
+    assert (own["gpu_share"], own["gpu_memory_bytes"]) == (0.8, 2048 * 2**20)
+    assert own["energy_j"] >= 80 * computer.EVERY_S
+    assert first["gpu_share"] == 0.05

@@ -18,7 +18,7 @@ from app.recipes.models import RecipeDraft
 from app.runs.models import Run
 from app.supervisor import training
 from tests.factories import a_version
-from tests.visitors import browser_of, make_person, make_project
+from tests.visitors import make_person, make_project
 from worker import supervision
 from worker.engine import tokenizer as engine_tokenizer
 
@@ -26,14 +26,11 @@ _FILLED_ELSEWHERE = {"method", "base_source", "base_ref", "scratch", "lora"}
 
 
 @pytest.fixture
-def page(app, database):
-    person = make_person(role="editor")
-    browser = browser_of(app, person)
-    browser.project_id = make_project(person.workspace_id)
+def page(page):
+    """The recipe page of a project with an objective."""
     with transaction() as session:
-        a_version(session, browser.project_id, rows=64)
-        session.get_one(Objective, browser.project_id).task = "Say rhymes that a child's ear likes."
-    return browser
+        session.get_one(Objective, page.project_id).task = "Say rhymes that a child's ear likes."
+    return page
 
 
 def draft(project_id: str) -> dict:

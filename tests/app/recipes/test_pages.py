@@ -19,23 +19,8 @@ from app.recipes.base_facts import language_names
 from app.recipes.machine import this_machine
 from app.recipes.models import RecipeDraft
 from app.runs.models import Run
-from tests.factories import a_version
 from tests.visitors import browser_of, make_person, make_project
 from tests.worker.tiny import make_model
-
-
-@pytest.fixture
-def page(app, database):
-    """A signed-in editor's browser, and the address of a recipe page whose version is frozen."""
-    person = make_person(role="editor")
-    project_id = make_project(person.workspace_id)
-    with transaction() as session:
-        a_version(session, project_id, rows=64)
-    browser = browser_of(app, person)
-    browser.project_id = project_id
-    browser.workspace_id = person.workspace_id
-    browser.person = person
-    return browser
 
 
 def draft(project_id: str) -> RecipeDraft:

@@ -10,7 +10,7 @@ from app.recipes import calibration, probes
 from app.recipes.machine import this_machine
 from app.recipes.models import Probe, SpeedRecord
 from app.runs.models import Run
-from tests.app.recipes.test_pages import form_of, page  # noqa: F401
+from tests.app.recipes.test_pages import form_of
 from worker.tasks.probes import make
 
 COSTS = Costs(start_s=6, step_s=0.02, token_s=5e-5, later_step_s=0.02, later_token_s=5e-5, save_s=0.2, finish_s=1.5)
@@ -22,7 +22,7 @@ FOUND = Probed(
 
 
 @pytest.fixture
-def asked(page, monkeypatch):  # noqa: F811
+def asked(page, monkeypatch):
     """A recipe of four quick steps, to be measured; its browser and the probe's id."""
     monkeypatch.setattr(config.get_settings(), "probe_s", 0.0)
     address = f"/projects/{page.project_id}/recipe"

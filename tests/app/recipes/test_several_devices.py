@@ -6,14 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from app.contracts.recipe import RecipeSpec
-from app.core.db import reading, transaction
+from app.core.db import reading
 from app.recipes import compose, drafts, estimate, service, several
 from app.recipes.machine import Card, Machine, cards_of
 from app.recipes.models import RecipeDraft
 from app.runs.models import Run
 from tests.app.recipes.test_presets import MEDIUM, rows, spec
-from tests.factories import a_recipe, a_version
-from tests.visitors import browser_of, make_person, make_project
+from tests.factories import a_recipe
 
 CARD = Card(id="0", name="Card of 24", memory_bytes=24 * 2**30)
 TWO = Machine(
@@ -22,18 +21,6 @@ TWO = Machine(
 )  # fmt: skip
 PLAIN = Machine(cores=2, memory_bytes=16 * 2**30, has_bf16=True)
 TOLD = "0, GPU-aa, Card of 24, 24576\n1, GPU-bb, Card of 48, 49152\n"
-
-
-@pytest.fixture
-def page(app, database):
-    """A signed-in editor's browser, and the address of a recipe page whose version is frozen."""
-    person = make_person(role="editor")
-    project_id = make_project(person.workspace_id)
-    with transaction() as session:
-        a_version(session, project_id, rows=64)
-    browser = browser_of(app, person)
-    browser.project_id, browser.address = project_id, f"/projects/{project_id}/recipe"
-    return browser
 
 
 def on(monkeypatch, machine: Machine) -> None:
