@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -22,6 +23,7 @@ OF_PREFERENCES = {
     "preference_accuracy": ("Pairs told rightly apart", "", "preference_accuracy"),
     "preference_margin": ("Margin", "", "preference_margin"),
 }
+KNOWN = SIDE | AT_LOOKS | OF_PREFERENCES
 WIDTH, HEIGHT = 720, 150
 
 
@@ -48,8 +50,8 @@ class SideChart:
 
 def side_chart(session: Session, run_id: str, name: str, last_step: int) -> SideChart:
     """The chart of one metric, from a few hundred points: as many as its pixels."""
-    label, unit, term = (SIDE | AT_LOOKS | OF_PREFERENCES)[name]
-    series = curves.points(session, run_id, name, every=1 if name in AT_LOOKS else max(1, math.ceil(last_step / 240)))
+    label, unit, term = KNOWN[name]
+    series = _points(session, run_id, name, last_step)
     values = [value for _, value in series]
     shown = percent if name in AT_LOOKS else _figure
     return SideChart(
@@ -64,6 +66,17 @@ def side_chart(session: Session, run_id: str, name: str, last_step: int) -> Side
         last=shown(values[-1] if values else None),
         last_step=series[-1][0] if series else 0,
     )
+
+
+def side_values(session: Session, run_id: str, name: str, last_step: int) -> dict[str, list[Any]]:
+    """What the small chart of one metric shows, point by point: steps, and the values as words."""
+    series = _points(session, run_id, name, last_step)
+    shown, unit = percent if name in AT_LOOKS else _figure, KNOWN[name][1]
+    return {"step": [step for step, _ in series], "text": [f"{shown(value)} {unit}".rstrip() for _, value in series]}
+
+
+def _points(session: Session, run_id: str, name: str, last_step: int) -> curves.Points:
+    return curves.points(session, run_id, name, every=1 if name in AT_LOOKS else max(1, math.ceil(last_step / 240)))
 
 
 def _figure(value: float | None) -> str:

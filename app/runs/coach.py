@@ -222,24 +222,25 @@ def runs_away(curves: Curves) -> Verdict | None:
     if len(train) < _RUNAWAY_STEPS:
         return None
     size = max(5, len(train) // 20)
-    start = fmean(value for _, value in train[:3])
-    now = fmean(value for _, value in train[-size:])
+    start, newest = train[0][1], [value for _, value in train[-size:]]
+    now = fmean(newest)
     least = min(fmean(v for _, v in train[at : at + size]) for at in range(0, len(train) - size + 1, size))
-    if now < 1.5 * max(least, 1e-9) or now < 1.2 * start:
+    has_risen = now > 1.5 * least and now > 1.2 * start
+    # One bad step can do it all: then the first loss alone tells, where the noise of the rows is no explanation.
+    has_jumped = now > 1.8 * start and min(newest) > 1.3 * start and now - start > 4 * pstdev(newest)
+    if not has_risen and not has_jumped:
         return None
     sentence = (
         f"Training loss began at {shown(start)} and is {shown(now)} now: the model knows less than before its first "
         "step. The learning rate is far too high. Lower it, or stop and start again with a lower one."
     )
-    evidence = [f"Mean training loss of the last {size} steps: {shown(now)}; the lowest so far was {shown(least)}."]
-    title = f"Getting worse since step {_low_point(train, size):,}"
+    lowest = min(train, key=lambda point: point[1])
+    evidence = [
+        f"Mean training loss of the last {size} steps: {shown(now)}; the lowest was {shown(lowest[1])}, at step "
+        f"{lowest[0]:,}."
+    ]
+    title = f"Getting worse since step {lowest[0]:,}"
     return Verdict("diverging", "bad", title, sentence, evidence, ("adjust", "stop_and_keep"))
-
-
-def _low_point(train: Sequence[tuple[int, float]], size: int) -> int:
-    """The step up to which the loss was lowest."""
-    at = min(range(0, len(train) - size + 1, size), key=lambda i: fmean(v for _, v in train[i : i + size]))
-    return train[at + size - 1][0]
 
 
 def stalled(seconds: float, usual_step_s: float, kept_step: int | None) -> Verdict | None:

@@ -21,6 +21,7 @@ from app.projects import service as projects
 from app.recipes import service as recipes
 from app.recipes.files import to_yaml
 from app.runs import (
+    charts,
     comparison,
     continuing,
     curves,
@@ -232,9 +233,18 @@ def metrics(
     session: SessionDep,
     first: Annotated[int, Query(alias="from", ge=0, le=2**31 - 1)] = 0,
     last: Annotated[int, Query(alias="to", ge=0, le=2**31 - 1)] = 2**31 - 1,
+    name: Annotated[str, Query(max_length=40)] = "",
 ) -> Response:
-    """The whole curve (or a part of it) for the chart: steps, training loss, validation points, memorising zone."""
+    """The whole curve (or a part of it) for the chart: steps, training loss, validation points, memorising zone.
+
+    With the `name` of a small chart its own points instead: steps, and the values as words.
+    """
     run = service.get(session, actor, run_id)
+    if name:
+        if name not in charts.KNOWN:
+            raise NotFound
+        small = orjson.dumps(charts.side_values(session, run.id, name, run.step))
+        return Response(small, media_type="application/json", headers={"Cache-Control": "no-cache"})
     series = curves.history(session, run.id, ("loss", "validation_loss"), first=first, last=last)
     train, val = series["loss"], series["validation_loss"]
     zone = verdicts.zone(run, curves.load(session, run.id, run.step))

@@ -12,6 +12,35 @@ from tests.visitors import make_project
 pytestmark = pytest.mark.e2e
 
 
+def test_small_curves_are_read_by_pointer_and_keys(site, visit) -> None:
+    project_id = make_project(site.person.workspace_id)
+    with transaction() as session:
+        version_id = a_version(session, project_id).id
+        run = service.start(
+            session, site.person.actor, project_id=project_id, version_id=version_id, recipe=a_recipe(),
+            client_request_id=new_id(),
+        )  # fmt: skip
+        run.state, run.step, run.total_steps = "cancelled", 5, 9
+        for step in range(1, 6):
+            session.add(MetricPoint(run_id=run.id, name="loss", step=step, value=2.0))
+            session.add(MetricPoint(run_id=run.id, name="grad_norm", step=step, value=step / 2))
+    page = visit(f"/runs/{run.id}")
+    page.locator("live-chart[data-ready]").wait_for()
+    figure = page.locator("figure", has_text="Gradient norm")
+    figure.locator("svg").hover()
+    figure.get_by_text("Step 3: 1.5").wait_for()
+    page.mouse.move(0, 0)
+    figure.get_by_text("0.5 to 2.5").wait_for()
+    figure.locator("svg").focus()
+    page.keyboard.press("End")
+    figure.get_by_text("Step 5: 2.5").wait_for()
+    page.keyboard.press("ArrowLeft")
+    figure.get_by_text("Step 4: 2").wait_for()
+    assert "Gradient norm, Step 4: 2" in page.locator("live-chart [data-status]").inner_text()
+    page.keyboard.press("Escape")
+    figure.get_by_text("0.5 to 2.5").wait_for()
+
+
 def test_ticked_runs_are_drawn_over_one_another(site, visit) -> None:
     project_id = make_project(site.person.workspace_id)
     with transaction() as session:

@@ -12,6 +12,11 @@ customElements.define("live-chart", class extends HTMLElement {
     this.stream = document.getElementById(this.dataset.stream);
     this.stream?.addEventListener("metrics", this.listen);
     this.leave = frame(this, () => this.build());
+    this.sides = async (event) => {
+      const box = event.target.closest?.("[data-values]");
+      if (box) (await import("./side-values.js")).read(box, event);
+    };
+    for (const name of ["pointerover", "focusin"]) document.addEventListener(name, this.sides);
     const [{ default: uPlot }, history] = await Promise.all([import(this.dataset.uplot), asked(this.dataset.history)]);
     if (!this.isConnected) return;
     this.uPlot = uPlot;
@@ -22,6 +27,7 @@ customElements.define("live-chart", class extends HTMLElement {
   disconnectedCallback() {
     this.stream?.removeEventListener("metrics", this.listen);
     this.leave?.();
+    for (const name of ["pointerover", "focusin"]) document.removeEventListener(name, this.sides);
   }
   build() {
     this.plot?.destroy();

@@ -94,6 +94,35 @@ def test_diverging_is_bad_news_with_something_to_do():
     assert (verdict.finding, verdict.kind) == ("diverging", "bad")
 
 
+# Training loss of the starter model, tuned by LoRA at a learning rate of 10, step by step as it was recorded.
+RATE_TEN = [
+    3.988, 10.955, 8.871, 7.396, 8.195, 8.714, 8.893, 9.26, 8.649, 8.47, 8.632, 8.691, 8.742, 9.125, 8.367, 8.491, 8.35,
+    8.177, 7.963, 8.53, 8.152, 8.008, 7.944, 8.51, 8.524, 8.476, 8.348, 8.318, 8.318, 8.318,
+]  # fmt: skip
+
+
+def test_a_loss_that_runs_away_is_told_before_anything_else():
+    train = list(enumerate(RATE_TEN, start=1))
+    long = list(enumerate(RATE_TEN + RATE_TEN[-3:] * 60, start=1))
+    assert judged(Curves(train[:9], []), 56).finding == "warming_up"
+    for known in (
+        Curves(train[:10], []),
+        Curves(train, [(20, 8.248)]),
+        Curves(long, [(step, 8.3) for step in range(20, 200, 20)]),
+    ):
+        verdict = judged(known, 56)
+        assert (verdict.finding, verdict.kind) == ("diverging", "bad")
+        assert "began at 3.99" in verdict.sentence
+        assert "adjust" in verdict.actions
+    # Step by step from 4 to 68, too; but not for rows that are only unlike one another.
+    rising = [(step, 4 * 1.18**step) for step in range(1, 18)]
+    assert judged(Curves(rising, []), 100).finding == "diverging"
+    rng = random.Random(3)
+    uneven = [(step, 3 - step / 50 + rng.gauss(0, 0.8)) for step in range(1, 60)]
+    assert judged(Curves([(1, 1.4), *uneven[1:]], []), 400).finding == "warming_up"
+    assert judged(curves(300, falling, falling, noise=0.4)).finding != "diverging"
+
+
 def test_a_bump_that_recovered_needs_nothing():
     def loss(step: float) -> float:
         return falling(step) + (6 if 1140 <= step < 1146 else 0)
