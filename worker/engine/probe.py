@@ -66,6 +66,7 @@ def probe(order: TrainOrder, seconds: float, began: Clock | None = None) -> Iter
     """
     began = began or Clock.now()
     recipe, seen = order.recipe, _Seen()
+    devices.keep_freed_memory()  # as a run does: its peak is another with it, and its steps are shorter
     devices.set_threads(recipe.threads)
     device = devices.choose(recipe)
     torch.manual_seed(recipe.seed)

@@ -31,6 +31,7 @@ def try_rates(order: TrainOrder, seconds: float) -> Iterator[e.EngineEvent]:
     Raises BadData without unseen rows, and for preferences, whose loss of a few steps says too little.
     """
     recipe = order.recipe
+    devices.keep_freed_memory()
     devices.set_threads(recipe.threads)
     device = devices.choose(recipe)
     torch.manual_seed(recipe.seed)

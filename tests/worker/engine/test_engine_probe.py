@@ -18,6 +18,18 @@ from tests.worker.engine.test_engine_process import ENVIRONMENT, ROOT
 from worker.engine.probe import fitted, heaviest, probe
 
 MakeOrder = Callable[..., TrainOrder]
+# The command, and then what its process still holds of a large tensor that was let go.
+COMMAND = """
+import sys, torch
+from worker.engine.__main__ import main
+from worker.engine.devices import memory_bytes
+if code := main():
+    sys.exit(code)
+before = memory_bytes(torch.device("cpu"))
+large = torch.ones(2**26)
+del large
+print("kept:", memory_bytes(torch.device("cpu")) - before, file=sys.stderr)
+"""
 
 
 def probed(order: TrainOrder) -> Probed:
@@ -112,7 +124,7 @@ def test_a_run_is_the_sum_of_its_parts() -> None:
 
 def test_the_command_measures_and_says_so_on_its_last_line(make_order: MakeOrder) -> None:
     child = subprocess.run(
-        [sys.executable, "-m", "worker.engine", "probe", "--seconds", "0"],
+        [sys.executable, "-c", COMMAND, "probe", "--seconds", "0"],
         cwd=ROOT, env=ENVIRONMENT, input=make_order("lora").model_dump_json() + "\n", capture_output=True, text=True,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
@@ -124,3 +136,6 @@ def test_the_command_measures_and_says_so_on_its_last_line(make_order: MakeOrder
     assert found.wall.start_s > 0.5
     assert found.steps_measured == 6  # the heaviest and five around the middle
     assert np.isfinite(found.wall.step_s)
+    # Memory is foretold for a run, and a run keeps what is freed: without that its peak is another.
+    kept = int(child.stderr.rpartition("kept:")[2])
+    assert kept > 2**27, f"{kept} bytes of 256 MiB are still held"
