@@ -70,9 +70,9 @@ def write_rows(folder: Path, count: int, *, is_text: bool) -> Path:
 
 def large_base(folder: Path) -> Path:
     """Random weights in the 135 M shape with a small tokenizer."""
-    from benchmarks.frozen_layers import base_model
+    from benchmarks.training.material import base_model
 
-    return folder if (folder / "config.json").is_file() else base_model(folder, False)
+    return base_model(folder, "135M")
 
 
 def told(verb: str, order: TrainOrder) -> tuple[list[EngineEvent], float, float]:

@@ -59,7 +59,8 @@ class Found:
 def model_of(shape: str, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """Random weights made on the device, the same for the same seed."""
     width, layers, heads, key_heads, inner, vocabulary, tied = SHAPES[shape]
-    config = LlamaConfig(
+    made: Any = LlamaConfig  # its generated signature lacks what every configuration takes
+    config = made(
         hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
         intermediate_size=inner, vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=LENGTH,
         bos_token_id=None, eos_token_id=2, pad_token_id=3, attn_implementation=attention,
@@ -141,8 +142,8 @@ def trl(shape: str, method: str, device: devices.Device, rows: list[np.ndarray],
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(_now(device) - self.began)
 
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            losses.extend([logs["loss"]] if "loss" in logs else [])
+        def on_log(self, *_: Any, **told: Any) -> None:
+            losses.extend([told["logs"]["loss"]] if "loss" in told["logs"] else [])
 
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -247,7 +248,7 @@ def _tried(measure: Any, shape: str, method: str, device: devices.Device, *rest:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        return measure(shape, method, device, *rest)  # type: ignore[no-any-return]
+        return measure(shape, method, device, *rest)
     except torch.OutOfMemoryError:
         print(f"{shape:5} {method:6} {measure.__name__}: does not fit into this card's memory", flush=True)
         return None

@@ -126,7 +126,7 @@ def resumed(base: Path | None, data: Path, out: Path, steps: int, asked: dict[st
         differing.append("it was not resumed")
     for kind, names in (("step", ("loss", "grad_norm", "learning_rate")), ("evaluated", ("loss", "accuracy"))):
         one, two = (
-            [(event.step, *(getattr(event, name) for name in names)) for event in events if event.type == kind]
+            [tuple(getattr(event, name) for name in ("step", *names)) for event in events if event.type == kind]
             for events in (whole, halves)
         )
         if one != two or not one:

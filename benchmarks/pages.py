@@ -86,7 +86,8 @@ class Publisher(threading.Thread):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(daemon=True)
-        self.run_id, self.sent, self.stop = run_id, {}, threading.Event()
+        self.run_id, self.stop = run_id, threading.Event()
+        self.sent: dict[int, float] = {}
 
     def run(self) -> None:
         from app.core import events

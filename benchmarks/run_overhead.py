@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -118,7 +119,9 @@ def main() -> int:
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
                 context = browser.new_context(base_url=server.url)
-                cookies = [{"name": name, "value": value, "url": server.url} for name, value in client.cookies.items()]
+                cookies: list[Any] = [
+                    {"name": name, "value": value, "url": server.url} for name, value in client.cookies.items()
+                ]
                 context.add_cookies(cookies)
                 page = context.new_page()
                 page.goto(f"/runs/{run_id}")

@@ -45,7 +45,7 @@ def make_adapters(base: Path, home: Path, count: int) -> list[Path]:
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
         folders.append(home / f"adapter{number}")
-        peft.save_pretrained(folders[-1])
+        peft.save_pretrained(str(folders[-1]))
     return folders
 
 

@@ -18,7 +18,8 @@ class Transformers:
 
         self.torch = torch
         self.plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.folder, self.adapters, self._peft = folder, adapters, None
+        self.folder, self.adapters = folder, adapters
+        self._peft: Any = None
 
     def _generate(self, model: Any, prompts: Ids, tokens: int, **more: Any) -> Any:
         ids = self.torch.tensor(prompts)

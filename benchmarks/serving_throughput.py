@@ -104,7 +104,7 @@ def first_token_s(loaded: Any, prompts: list[list[int]]) -> list[float]:
 
     slots = Slots(loaded, memory_bytes=0)
     answers = ours([loaded], prompts, 64)
-    began, at = clock(), {}
+    began, at = clock(), dict[Any, float]()
     for answer in answers:
         slots.add(answer)
     while len(at) < len(answers):
@@ -142,7 +142,7 @@ def waits(loaded: Any, ids: list[int]) -> tuple[float, float]:
         slots.add(answer)
     while slots.is_reading:
         slots.step()
-    alone, beside = [], []
+    alone, beside = list[float](), list[float]()
     for _ in range(20):
         began = clock()
         slots.step()
@@ -359,7 +359,7 @@ def over_http(
         return {
             row: compare(
                 row,
-                {name: (lambda f=f, some=some: at_once(f, some, tokens)) for name, f in contenders.items()},
+                {name: partial(at_once, f, some, tokens) for name, f in contenders.items()},
                 arguments.rounds,
                 both,
             )

@@ -35,6 +35,7 @@ from worker.engine.data import fit, read_examples
 from worker.engine.encoding import Encoder
 from worker.engine.loss import summed_loss
 from worker.engine.packing import pack
+from worker.engine.tokenizer_files import load_chat_template, load_tokenizer
 from worker.engine.train import train
 
 HERE = Path(__file__).parent
@@ -150,9 +151,9 @@ def shuffled(items: list[Any]) -> list[Any]:
 def bits_per_byte(model_dir: Path, version: Path) -> dict[str, float]:
     """Bits per byte of content, by source, over the held-out rows (every token of them is predicted)."""
     model = loading.load_model(ModelFiles(base_dir=str(model_dir)), torch.float32)
-    tokenizer = loading.load_tokenizer(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     end = tokenizer.get_vocab(with_added_tokens=True)["<|endoftext|>"]
-    encoder = Encoder(tokenizer, loading.load_chat_template(model_dir, tokenizer), end, learn_prompts=True)
+    encoder = Encoder(tokenizer, load_chat_template(model_dir, tokenizer), end, learn_prompts=True)
     meta = pq.read_table(version / "data-00000.parquet", columns=["split", "meta"]).to_pylist()
     sources = [json.loads(row["meta"])["source"] for row in meta if row["split"] == "validation"]
     nats: dict[str, float] = defaultdict(float)

@@ -50,7 +50,7 @@ def without_lock() -> None:
         finally:
             os.close(descriptor)
 
-    node.run_lock = nobody_holds_it  # type: ignore[assignment]
+    node.run_lock = nobody_holds_it
     node.kill_earlier_trainers = lambda run_id: None
 
 

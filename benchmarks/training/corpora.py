@@ -51,7 +51,9 @@ def _written(folder: Path, train: list[str], validation: list[str], spec: Scratc
     whole = Tokenizer.from_file(str(words / "tokenizer.json"))
     end = whole.token_to_id(tokenizers.END_OF_TEXT)
     for name, texts in (("train", train), ("val", validation)):
-        ids = [part for text in texts for part in (np.array(whole.encode(text).ids, np.uint16), [end])]
+        ids = [
+            part for text in texts for part in (np.array(whole.encode(text).ids, np.uint16), np.array([end], np.uint16))
+        ]
         np.concatenate(ids).astype(np.uint16).tofile(data / f"{name}.bin")
     with (data / "meta.pkl").open("wb") as out:
         pickle.dump({"vocab_size": whole.get_vocab_size()}, out)

@@ -28,7 +28,7 @@ def _without_light_adapters() -> None:
 
 def _without_packing() -> None:
     """Row after row, each through the layers alone."""
-    train = importlib.import_module("worker.engine.train")
+    train: Any = importlib.import_module("worker.engine.train")
     packed = train.backward
     train.backward = lambda material, chosen, device, recipe, _: packed(material, chosen, device, recipe, 1)
 
@@ -44,7 +44,7 @@ def _without_round_shapes() -> None:
 
 def _without_picked_positions() -> None:
     """Logits at every token, learned or not, as a plain forward makes them."""
-    loss = importlib.import_module("worker.engine.loss")
+    loss: Any = importlib.import_module("worker.engine.loss")
     loss.is_packable = lambda _: False
     plain = loss._one_by_one
 

@@ -71,7 +71,8 @@ def base_model(folder: Path, name: str) -> Path:
         eos_token_id=2,
         pad_token_id=3,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 
