@@ -3,8 +3,8 @@
 Random weights, prompts of 128 tokens, 128 new ones, greedy; contenders take turns and medians are compared. HTTP on
 neither side, but against llama.cpp on both. `--cpu` counts processor seconds of this process instead of the clock, for
 a machine that is busy with other work; of the rows over HTTP it counts the server's process too. `--quick` takes the
-small model and a third of the tokens, and leaves out llama.cpp; `--http` runs nothing but the rows against it.
-Ends with 1 when a bar is missed.
+small model and a third of the tokens, and leaves out llama.cpp; `--http` runs nothing but the rows against it, and
+`--first` nothing but the row of the first token. Ends with 1 when a bar is missed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -214,6 +214,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--http", action="store_true", help="nothing but the rows against llama.cpp")
+    parser.add_argument("--first", action="store_true", help="nothing but the row of the first token")
     parser.add_argument("--accuracy", action="store_true", help="the row of int8 on a trained model, too: two minutes")
     parser.add_argument("--only", choices=SHAPES, help="one model")
     parser.add_argument("--tokens", type=int, help="new tokens of each answer")
@@ -253,28 +254,37 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     """Every row of one model; the bars that were missed."""
     from app.contracts.recipe import ModelFiles, Overlay
     from benchmarks.serving_peers import Transformers
+    from worker.engine import precision
     from worker.engine.generate import lay, load
-    from worker.engine.precision import quantise
 
     print(f"{name}:", flush=True)
     folder = make(home / "model", SHAPES[name])
     adapters = make_adapters(folder, home, ADAPTERS + 1)
     files = ModelFiles(base_dir=str(folder))
-    models = {wanted: load(files, precision=wanted) for wanted in ("fp32", "bf16")} | {"int8": load(files)}
-    quantise(models["int8"].model)  # random weights would not pass the comparison that `load` makes
+    # Random weights would not pass the comparison that `load` makes.
+    precision.LARGEST_LOSS = precision.LARGEST_DRIFT = float("inf")
+    models = {}
+    for wanted in get_args(precision.Precision):
+        loaded = load(files, precision=wanted)
+        if loaded.precision == wanted:
+            models[wanted] = loaded
+        else:
+            print(f"  {wanted} left out: {loaded.note}", flush=True)
     tokenizer = models["fp32"].tokenizer
     ids = tokenizer.encode(shakespeare()[:60_000]).ids
     prompts = [ids[i * 500 : i * 500 + 128] for i in range(8)]
     if arguments.http:
         return judged(name, over_http(folder, home, prompts, adapters[:ADAPTERS], tokens, arguments))
+    peer, rounds = Transformers(folder, adapters[:ADAPTERS]), arguments.rounds
+    if arguments.first:
+        return first_tokens(name, models, peer, prompts, rounds)
     beside = {
-        precision: [
+        named: [
             lay(base, ModelFiles(base_dir=str(folder), overlays=[Overlay(kind="lora", dir=str(a))]), str(a))
             for a in adapters[:ADAPTERS]
         ]
-        for precision, base in models.items()
+        for named, base in models.items()
     }
-    peer, rounds = Transformers(folder, adapters[:ADAPTERS]), arguments.rounds
     rows = {}
     rows["plain"] = compare(
         "plain",
@@ -295,25 +305,13 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
         },
         rounds,
     )
-    missed = []
-    mine: dict[str, list[float]] = {precision: [] for precision in models}
-    theirs: list[float] = []
-    for _ in range(rounds):
-        for precision, model in models.items():
-            mine[precision].append(statistics.median(first_token_s(model, prompts)))
-        theirs.append(peer.first_tokens_s(prompts, clock))
-    shares = {precision: statistics.median(found) / statistics.median(theirs) for precision, found in mine.items()}
-    told = ", ".join(f"{precision} {share:.2f}" for precision, share in shares.items())
-    print(f"  first token of 8 at once, median over the static batch's in fp32: {told} (bar 0.5)", flush=True)
-    missed += [f"{name} first token {precision} {share:.2f}" for precision, share in shares.items() if share > 0.5]
+    missed = first_tokens(name, models, peer, prompts, rounds)
     sooner = second_turn(models["fp32"], ids[:1500], rounds)
     print(f"  second turn after 1,500 tokens: first token {sooner:.1f} times sooner (bar 5)", flush=True)
     missed += [f"{name} second turn {sooner:.1f}"] if sooner < 5 else []
     median, longest = waits(models["fp32"], ids)
-    print(
-        f"  2,000 tokens read beside 7: step {median * 1e3:.0f} ms, p99 {longest / median:.1f} times it (bar 3)",
-        flush=True,
-    )
+    times = f"step {median * 1e3:.0f} ms, p99 {longest / median:.1f} times it (bar 3)"
+    print(f"  2,000 tokens read beside 7: {times}", flush=True)
     missed += [f"{name} longest wait {longest / median:.1f}"] if longest > 3 * median else []
     adapter_s, whole_s = from_disk_s(models["fp32"], folder, adapters[-1], prompts[0][:16])
     print(
@@ -325,6 +323,21 @@ def measure(name: str, home: Path, tokens: int, arguments: argparse.Namespace) -
     if not arguments.quick:
         rows |= over_http(folder, home, prompts, adapters[:ADAPTERS], tokens, arguments)
     return missed + judged(name, rows)
+
+
+def first_tokens(name: str, models: dict[str, Any], peer: Any, prompts: list[list[int]], rounds: int) -> list[str]:
+    """The row of the first token of eight at once; the bars that were missed."""
+    mine: dict[str, list[float]] = {named: [] for named in models}
+    theirs: list[float] = []
+    for _ in range(rounds):
+        for named, model in models.items():
+            mine[named].append(statistics.median(first_token_s(model, prompts)))
+        theirs.append(peer.first_tokens_s(prompts, clock))
+    static = statistics.median(theirs)
+    shares = {named: statistics.median(found) / static for named, found in mine.items()}
+    told = ", ".join(f"{named} {share:.2f}" for named, share in shares.items()) + " (bar 0.5)"
+    print(f"  first token of 8 at once, median over the static batch's in fp32 ({static:.2f} s): {told}", flush=True)
+    return [f"{name} first token {named} {share:.2f}" for named, share in shares.items() if share > 0.5]
 
 
 def over_http(

@@ -120,12 +120,18 @@ class Slots:
         self._keep(answer, place)
         if place < self._speaking:
             self._speaking -= 1
-            self._swap(place, self._speaking)
+            self._move(self._speaking, place)
             place = self._speaking
-        self._swap(place, len(self.answers) - 1)
+        self._move(len(self.answers) - 1, place)
         self.answers.pop()
         if not self.answers:
             self._cache = self._empty_cache()
+
+    def _move(self, place: int, to: int) -> None:
+        """Let an answer take the place of one that goes."""
+        if place != to:
+            answer = self.answers[to] = self.answers[place]
+            self._cache[:, :, to, :, : answer.read] = self._cache[:, :, place, :, : answer.read]
 
     def _swap(self, one: int, other: int) -> None:
         if one == other:
@@ -138,7 +144,7 @@ class Slots:
 
     def _keep(self, answer: Generation, place: int) -> None:
         """Remember what an answer had read, and forget the oldest beyond the memory."""
-        if answer.read < LEAST_REUSED:
+        if answer.read < LEAST_REUSED or answer.read * self.token_bytes > self.memory_bytes:
             return
         ids = answer.ids[: answer.read]
         self._kept = [k for k in self._kept if k.reuse_key != answer.reuse_key or _common(k.ids, ids) < len(k.ids)]
