@@ -41,6 +41,15 @@ class Forbidden(httpcore.ConnectError):
     """The address is not a public one."""
 
 
+def is_whole(url: str) -> bool:
+    """Whether it is a web address that can be asked at all: http or https, a host, a port that exists."""
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return found.scheme in ("http", "https") and bool(found.host) and 0 < (found.port or 80) < 2**16
+
+
 def is_allowed(address: Address) -> bool:
     """Whether the address is public, or in a network that the operator opened."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:

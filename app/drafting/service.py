@@ -1,14 +1,14 @@
 """Documents become rows: cut into chunks of plain text, or into questions and answers that a person has approved."""
 
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
+import httpx
 import orjson
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
-from app.core import security, storage
+from app.core import addresses, security, storage
 from app.core.db import new_id
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
@@ -54,8 +54,7 @@ def get_endpoint(session: Session, workspace_id: str) -> DraftEndpoint | None:
 def set_endpoint(session: Session, actor: Actor, project_id: str, *, url: str, model: str, key: str) -> DraftEndpoint:
     """Keep the endpoint of the project's workspace; an empty `key` keeps the one that is there for the same address."""
     project = projects.get(session, actor, project_id, need="owner")
-    parsed = urlsplit(url.strip())
-    if parsed.scheme not in ("https", "http") or not parsed.hostname or parsed.username or parsed.password:
+    if not addresses.is_whole(url.strip()) or httpx.URL(url.strip()).userinfo:
         raise Invalid(fields={"url": "Write a whole address, such as https://api.example.org/v1, without a password."})
     if not model.strip():
         raise Invalid(fields={"model": "Name the model that should write the drafts."})

@@ -1,9 +1,9 @@
 """What the page of external models sends."""
 
-from urllib.parse import urlsplit
-
+import httpx
 from pydantic import Field, field_validator
 
+from app.core import addresses
 from app.core.forms import FormBase
 
 Key = Field("", max_length=500)
@@ -27,14 +27,9 @@ class ExternalForm(FormBase):
     @field_validator("url")
     @classmethod
     def _is_whole(cls, value: str) -> str:
-        try:
-            parsed = urlsplit(value)
-            is_whole = bool(parsed.hostname) and (parsed.port or 1) > 0
-        except ValueError:
-            is_whole = False
-        if not is_whole or parsed.scheme not in ("https", "http") or parsed.query or parsed.fragment:
+        if not addresses.is_whole(value) or "?" in value or "#" in value:
             raise ValueError("Write a whole address, such as https://api.example.org/v1.")
-        if parsed.username or parsed.password:
+        if httpx.URL(value).userinfo:
             raise ValueError("Leave the password out of the address: the key has a field of its own.")
         return value.rstrip("/").removesuffix("/chat/completions")
 

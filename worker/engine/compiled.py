@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine import products
+from worker.engine.devices import processor_flags
 
 log = logging.getLogger(__name__)
 FP32, BF16, INT8 = 0, 1, 2
@@ -40,7 +40,7 @@ def prepare(then: Callable[[], object] = lambda: None) -> None:
 
 def _prepare(then: Callable[[], object]) -> None:
     global _kernels
-    if "avx512f" not in _processor_flags():
+    if _FLAGS[FP32] not in processor_flags():
         return
     try:
         from worker.engine import pass_kernels
@@ -68,14 +68,6 @@ def is_ready(patience_s: float | None = None) -> bool:
     if _preparing is not None and _preparing is not threading.current_thread():
         _preparing.join(patience_s)
     return _kernels is not None
-
-
-def _processor_flags() -> list[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return []
-    return next((line for line in text.splitlines() if line.startswith("flags")), "").split()
 
 
 class TiledLinear(products.Own):
@@ -179,4 +171,4 @@ def has_products_for(layer: nn.Module) -> bool:
         if isinstance(layer, products.Int8Linear)
         else {torch.float32: FP32, torch.bfloat16: BF16}.get(weight.dtype)
     )
-    return kind is not None and _FLAGS[kind] in _processor_flags()
+    return kind is not None and _FLAGS[kind] in processor_flags()

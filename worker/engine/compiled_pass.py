@@ -88,8 +88,9 @@ class Compiled:
         if turns is not None:
             if self._turns is None or self._turns.shape != turns.shape:
                 self._turns = turns.float().contiguous()
-            shape[10] = self._turns.shape[1]
-        shape[6], shape[7], shape[9] = cache.shape[2], cache.shape[4], cache.dtype == torch.bfloat16
+            shape[kernels().TURNS] = self._turns.shape[1]
+        shape[kernels().SLOTS], shape[kernels().ROOM] = cache.shape[2], cache.shape[4]
+        shape[kernels().SHORT_CACHE] = cache.dtype == torch.bfloat16
         wanted = list(dict.fromkeys(one.adapter for one in stretches if one.adapter is not None))
         laid = [self._laid(adapter) for adapter in wanted]
         tables = np.stack([one.table for one in laid]) if laid else np.zeros((1, 1, 7, 4), np.int64)

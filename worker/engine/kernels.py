@@ -3,6 +3,8 @@
 Everything is told by addresses and sizes. A row's result never depends on the rows beside it (`tiles.py`).
 """
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from worker.engine.tiles import (
     tile_of,
 )
 
+SOURCES = ("tiles", "kernels", "pass_kernels")
 ROWS = 8  # rows that share what is read of the weights
 
 # What is told of a product.
@@ -35,6 +38,19 @@ def kept_jit(function: Any) -> Any:
         return njit(nogil=True, fastmath=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # no folder at all can be written
         return jit(function)
+
+
+def forget_others(folder: Path) -> None:
+    """Delete what is kept in a folder and was compiled from other sources than those that lie here now: Numba looks at
+    the file of a function, not at those of the functions that it calls."""
+    sources = (Path(__file__).with_name(f"{name}.py") for name in SOURCES)
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    stamp = folder / "kernels.sha256"
+    if stamp.is_file() and stamp.read_text(encoding="ascii") == digest:
+        return
+    for path in folder.glob("*kernels.*.nb[ci]"):
+        path.unlink()
+    stamp.write_text(digest, encoding="ascii")
 
 
 def _product(kind: int, rows: int, blocks: int, least: int = 2) -> Any:
@@ -63,47 +79,42 @@ def _product(kind: int, rows: int, blocks: int, least: int = 2) -> Any:
     return product
 
 
-_FP32 = [_product(FP32, rows, blocks) for rows, blocks in ((1, 8), (2, 8), (4, 4), (8, 2))]
-_BF16 = [_product(BF16, rows, blocks) for rows, blocks in ((1, 8), (2, 8), (4, 4), (8, 2))]
-_INT8 = [_product(INT8, rows, blocks) for rows, blocks in ((1, 8), (2, 8), (4, 4), (8, 2))]
-_FP32_1, _FP32_2, _FP32_4, _FP32_8 = _FP32
-_BF16_1, _BF16_2, _BF16_4, _BF16_8 = _BF16
-_INT8_1, _INT8_2, _INT8_4, _INT8_8 = _INT8
 # Of the attention: one token's, and eight tokens' of a prompt.
 ATTENDED, ATTENDED_SHORT = _product(FP32, 1, 4, 1), _product(SHORT, 1, 4, 1)
 READ_SCORES = _product(FP32, 8, 2)
 READ_VALUES, READ_VALUES_SHORT = _product(FP32, 8, 2, 1), _product(SHORT, 8, 2, 1)
 
 
+def _product_of_rows(kind: int) -> Any:
+    """A product of one, two, four or eight rows."""
+    one, two, four, eight = (_product(kind, rows, blocks) for rows, blocks in ((1, 8), (2, 8), (4, 4), (8, 2)))
+
+    @jit
+    def product(rows, w, n, bb, inputs, rb, steps, out, ob, scales, offsets, rs):
+        if rows == 1:
+            one(w, n, bb, LINE, inputs, rb, steps, out, ob, scales, offsets, rs)
+        elif rows == 2:
+            two(w, n, bb, LINE, inputs, rb, steps, out, ob, scales, offsets, rs)
+        elif rows == 4:
+            four(w, n, bb, LINE, inputs, rb, steps, out, ob, scales, offsets, rs)
+        else:
+            eight(w, n, bb, LINE, inputs, rb, steps, out, ob, scales, offsets, rs)
+
+    return product
+
+
+_fp32_product, _bf16_product, _int8_product = (_product_of_rows(kind) for kind in (FP32, BF16, INT8))
+
+
 @jit
 def _times(kind, rows, w, n, bb, inputs, rb, steps, out, ob, scales, offsets, rs):
-    """One, two, four or eight rows."""
-    if kind == 0:
-        if rows == 1:
-            _FP32_1(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-        elif rows == 2:
-            _FP32_2(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-        elif rows == 4:
-            _FP32_4(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-        else:
-            _FP32_8(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-    elif kind == 1:
-        if rows == 1:
-            _BF16_1(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-        elif rows == 2:
-            _BF16_2(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-        elif rows == 4:
-            _BF16_4(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-        else:
-            _BF16_8(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-    elif rows == 1:
-        _INT8_1(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-    elif rows == 2:
-        _INT8_2(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
-    elif rows == 4:
-        _INT8_4(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
+    """One, two, four or eight rows by weights of one number format."""
+    if kind == FP32:
+        _fp32_product(rows, w, n, bb, inputs, rb, steps, out, ob, scales, offsets, rs)
+    elif kind == BF16:
+        _bf16_product(rows, w, n, bb, inputs, rb, steps, out, ob, scales, offsets, rs)
     else:
-        _INT8_8(w, n, bb, 64, inputs, rb, steps, out, ob, scales, offsets, rs)
+        _int8_product(rows, w, n, bb, inputs, rb, steps, out, ob, scales, offsets, rs)
 
 
 long_scores, short_scores = scores_of(FP32), scores_of(SHORT)

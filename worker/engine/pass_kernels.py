@@ -1,6 +1,9 @@
 """A pass of tokens of several answers through all layers of a model, compiled for this processor by Numba: what stands
 around the products of `kernels.py`. `compiled_pass.py` is its face."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 from numba import carray, types
 
@@ -15,6 +18,7 @@ from worker.engine.kernels import (
     ROWS,
     exp,
     floats,
+    forget_others,
     jit,
     kept_jit,
     linear,
@@ -309,6 +313,9 @@ def forward(
 
 def compile_all() -> None:
     """Compile, or read what was compiled before."""
+    if folder := linear.stats.cache_path:
+        with suppress(OSError):
+            forget_others(Path(folder))
     linear.compile("void(int64, int64[::1], int64, int64, int64, int64, int64)")
     forward.compile(
         "void(int64[::1], float32, float32[::1], float32[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], "

@@ -158,3 +158,18 @@ def test_products_of_any_size(kind: str) -> None:
 def test_what_the_pass_does_not_know_goes_through_torch(tmp_path: Path) -> None:
     folder = make("mistral", tmp_path, TEXTS, **WIDE, sliding_window=8)
     assert Slots(load(ModelFiles(base_dir=str(folder))))._compiled is None
+
+
+def test_what_was_compiled_from_other_sources_is_not_used(tmp_path: Path) -> None:
+    from worker.engine.kernels import forget_others
+
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    kept = [folder / name for name in ("kernels.linear-1.py311.nbi", "pass_kernels.forward-2.py311.1.nbc")]
+    for path in (*kept, folder / "another.py"):
+        path.touch()
+    forget_others(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["another.py", "kernels.sha256"]
+    kept[0].touch()
+    forget_others(folder)
+    assert kept[0].exists(), "of these very sources"
