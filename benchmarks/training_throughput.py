@@ -5,9 +5,10 @@
 Every measurement is a process of its own; ours and the peer's alternate, warm-up steps are left out, medians are told.
 Tokens are those of the rows: padding is not counted. TRL and PEFT live in an environment that the script makes
 (`--peers`); nanoGPT is where the variable NANOGPT points, its text where SHAKESPEARE does, and STARTER_CORPUS names a
-folder with text.jsonl.gz; rows without them are told as not run. `--quick`: few steps, about ten minutes on two quiet
-cores. `--cpu`: one thread and processor seconds in place of the clock, for a machine that does other work. `--levers`:
-our own speed with each lever taken out. `--sweep`: TRL in each of its settings. Exit 1 when a bar is missed.
+folder with text.jsonl.gz; rows without them are told as not run. `--quick`: few steps, about half an hour on two quiet
+cores, ten minutes of it corpus_8m. `--cpu`: one thread and processor seconds in place of the clock, for a machine that
+does other work. `--levers`: our own speed with each lever taken out. `--sweep`: TRL in each of its settings. Exit 1
+when a bar is missed.
 """
 
 import argparse

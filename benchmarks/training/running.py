@@ -172,7 +172,7 @@ def nanogpt(
     setting: Setting, folder: Path, data: Path, arguments: dict[str, Any], *, told_as: str
 ) -> list[dict[str, float]]:
     """nanoGPT's own train.py on the data in `data` (train.bin, val.bin, meta.pkl); its evaluations, with the time since
-    the first. Every half a minute it says under the name `told_as` where it is."""
+    the end of its first step, in which it may compile. Every half a minute it says where it is, as `told_as`."""
     import psutil
 
     place = Path(tempfile.mkdtemp(dir=setting.home))
@@ -193,13 +193,14 @@ def nanogpt(
     try:
         for line in child.stdout:
             last = line
+            used = process.cpu_times()
+            now = time.monotonic(), used.user + used.system
+            if line.startswith("iter ") and began is None:
+                began = now
             if line.startswith("step "):
-                used = process.cpu_times()
-                now = time.monotonic(), used.user + used.system
-                began = began or now
                 number, loss = line.split(":")[0].split()[1], line.rsplit(" ", 1)[1]
-                row = {"step": float(number), "loss": float(loss), "s": now[0] - began[0], "cpu": now[1] - began[1]}
-                found.append(row)
+                since = (now[0] - began[0], now[1] - began[1]) if began else (0.0, 0.0)
+                found.append({"step": float(number), "loss": float(loss), "s": since[0], "cpu": since[1]})
             if time.monotonic() - told_at > 30:
                 told_at = time.monotonic()
                 print(f"  {told_at - setting.began:6.0f} s  {told_as}: {line.split(', mfu')[0].strip()}", flush=True)
