@@ -11,13 +11,14 @@ def form_changes(values: dict[str, Any]) -> dict[str, Any]:
         key: value if isinstance(value, str) else ", ".join(filter(None, value)) if key == "devices" else value[-1]
         for key, value in values.items()
     }
-    has_drawer = texts.pop("drawer", "") == "shown"
+    has_drawer, _, shown_preset = texts.pop("drawer", "").partition(":")
     return {
         "preset": texts.get("preset"),
         "method": texts.get("method"),
         "version_id": texts.get("version_id"),
         "name": texts.get("name"),
-        "values": {key: value for key, value in texts.items() if key not in _OWN} if has_drawer else None,
+        "values": {key: value for key, value in texts.items() if key not in _OWN} if has_drawer == "shown" else None,
+        "shown_preset": shown_preset,
         "reset": texts.get("do") == "reset",
         "shape": _whole(texts.get("shape", "")) if texts.get("do") == "size" else None,
     }

@@ -147,10 +147,12 @@ def save(
     values: dict[str, str] | None = None,
     reset: bool = False,
     shape: int | None = None,
+    shown_preset: str = "",
 ) -> RecipeDraft:
     """Keep what the page's form says. `values` are all fields of the drawer as text; flags that are off are absent.
 
-    What differs from the values that were shown becomes a change of the person's own and survives a change of preset.
+    What differs from the values that were shown (for `shown_preset`: a quick second click sends the page of before)
+    becomes a change of the person's own and survives a change of preset.
     Raises Invalid with the fields that do not fit; then nothing is kept.
     """
     project = projects.get(session, actor, project_id, need="editor")
@@ -160,7 +162,7 @@ def save(
     overrides: dict[str, Any] = {} if reset else dict(choices.get("overrides", {}))
     wrong: dict[str, str] = {}
     if values is not None and not reset and before.composed is not None and before.chosen is not None:
-        changed, wrong = _changed(before.composed, before.chosen.method, values)
+        changed, wrong = _changed(before.presets.get(shown_preset, before.composed), before.chosen.method, values)
         overrides |= changed
     if shape is not None:
         try:

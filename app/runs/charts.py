@@ -1,6 +1,7 @@
 """The small charts of a run (learning rate, gradient norm, speed) as SVG paths with their range in words."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ def side_chart(session: Session, run_id: str, name: str, last_step: int) -> Side
     label, unit, term = KNOWN[name]
     series = _points(session, run_id, name, last_step)
     values = [value for _, value in series]
-    shown = percent if name in AT_LOOKS else _figure
+    shown = _words(name)
     return SideChart(
         name=name,
         label=label,
@@ -71,8 +72,13 @@ def side_chart(session: Session, run_id: str, name: str, last_step: int) -> Side
 def side_values(session: Session, run_id: str, name: str, last_step: int) -> dict[str, list[Any]]:
     """What the small chart of one metric shows, point by point: steps, and the values as words."""
     series = _points(session, run_id, name, last_step)
-    shown, unit = percent if name in AT_LOOKS else _figure, KNOWN[name][1]
+    shown, unit = _words(name), KNOWN[name][1]
     return {"step": [step for step, _ in series], "text": [f"{shown(value)} {unit}".rstrip() for _, value in series]}
+
+
+def _words(name: str) -> Callable[[float | None], str]:
+    """How a value of this metric is written: shares in per cent."""
+    return percent if name.endswith("_accuracy") else _figure
 
 
 def _points(session: Session, run_id: str, name: str, last_step: int) -> curves.Points:

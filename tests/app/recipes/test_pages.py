@@ -258,6 +258,15 @@ def test_start_freezes_the_values_on_screen_and_a_second_click_finds_the_same_ru
     assert form_of(page.get(address).text)["name"] == "", "the next run is not called the same"
 
 
+def test_a_second_click_from_the_page_of_before_changes_no_values(page):
+    address = f"/projects/{page.project_id}/recipe"
+    fields = form_of(page.get(address).text)
+    page.post(address, data={**fields, "preset": "quick"})
+    page.post(address, data={**fields, "do": "save"})
+    kept = draft(page.project_id)
+    assert (kept.preset, kept.choices["overrides"]) == ("quick", {})
+
+
 def test_a_limit_in_hours_plans_the_steps_that_fit(page):
     address = f"/projects/{page.project_id}/recipe"
     page.post(address, data={**form_of(page.get(address).text), "epochs": "900"})
