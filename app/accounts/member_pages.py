@@ -12,9 +12,9 @@ from app.accounts.forms import InviteForm, RoleForm
 from app.accounts.models import Workspace
 from app.accounts.service import Actor
 from app.core.config import get_settings
-from app.core.errors import Invalid, NotFound
+from app.core.errors import NotFound
 from app.core.flash import flash
-from app.core.forms import FormValues, checked
+from app.core.forms import FormValues, checked, filled
 from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
@@ -87,9 +87,7 @@ def withdraw(request: Request, actor: ActorDep, session: SessionDep, invitation_
 @router.post("/members/{member_id}/role")
 def change_role(request: Request, actor: ActorDep, session: SessionDep, member_id: str, values: FormValues) -> Response:
     member = members.get_member(session, actor, member_id)
-    form, errors = checked(RoleForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(RoleForm, values)
     members.change_role(session, actor, member_id, role=form.role)
     return RedirectResponse(f"/members?workspace={member.workspace_id}", 303)
 

@@ -15,9 +15,9 @@ from app.chat.models import TAGS_BY_THUMB, Chat, ChatMessage
 from app.contracts.generation import Sampling
 from app.core import markdown
 from app.core.after_commit import after_commit
-from app.core.errors import Invalid, NotFound
+from app.core.errors import NotFound
 from app.core.flash import flash
-from app.core.forms import FormValues, checked
+from app.core.forms import FormValues, checked, filled
 from app.core.templates import gettext as _
 from app.core.templates import ngettext, render
 from app.core.web import SessionDep, is_partial
@@ -105,9 +105,7 @@ def _begin(session: Session, actor: Actor, chat: Chat, answer: ChatMessage) -> N
 @router.post("/chats/{chat_id}/settings")
 def set_up(chat_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """Changed settings count at once, for “Try again”, too; the page stays as it is."""
-    form, errors = checked(SettingsForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(SettingsForm, values)
     service.set_up(session, actor, chat_id, sampling=form.sampling(), system_prompt=form.system_prompt)
     return Response(status_code=204)
 
@@ -115,9 +113,7 @@ def set_up(chat_id: str, actor: ActorDep, session: SessionDep, values: FormValue
 @router.post("/chats/messages/{message_id}/edit")
 def edit(message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """Ask an earlier question in other words; both versions stay."""
-    form, errors = checked(EditForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(EditForm, values)
     chat, answers = service.edit(session, actor, message_id, content=form.message)
     for answer in answers:
         _begin(session, actor, chat, answer)
@@ -174,9 +170,7 @@ def stop(request: Request, message_id: str, actor: ActorDep, session: SessionDep
 @router.post("/chats/messages/{message_id}/feedback")
 def rate(request: Request, message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """A thumb, and perhaps a note."""
-    form, errors = checked(FeedbackForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(FeedbackForm, values)
     chat, message = ratings.rate(session, actor, message_id, thumb=form.thumb, note=form.note, tags=form.tags)
     if is_partial(request):
         turn = service.turn_of(session, chat, message)
@@ -187,9 +181,7 @@ def rate(request: Request, message_id: str, actor: ActorDep, session: SessionDep
 @router.post("/chats/messages/{message_id}/correction")
 def correct(message_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """What a badly rated answer should have said, from the refine page."""
-    form, errors = checked(CorrectionForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(CorrectionForm, values)
     chat = corrections.write(session, actor, message_id, text=form.correction)
     response = RedirectResponse(f"/projects/{chat.project_id}/refine#answer-{message_id}", 303)
     flash(response, _("Better answer saved") if form.correction else _("Better answer taken back"))
@@ -209,9 +201,7 @@ def bring_corrections(project_id: str, actor: ActorDep, session: SessionDep) -> 
 @router.post("/chats/{chat_id}/title")
 def rename(chat_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """Another name for a conversation."""
-    form, errors = checked(TitleForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(TitleForm, values)
     chat = service.rename(session, actor, chat_id, form.title)
     return RedirectResponse(f"/chats/{chat.id}", 303)
 

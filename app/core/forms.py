@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from app.core.errors import Invalid
 from app.core.numbers import TwoMeanings, decimal
 
 FormModel = TypeVar("FormModel", bound="FormBase")
@@ -67,6 +68,14 @@ def checked(model: type[FormModel], values: Mapping[str, Any]) -> tuple[FormMode
         return model.model_validate(dict(values)), {}
     except ValidationError as error:
         return None, sentences(error)
+
+
+def filled(model: type[FormModel], values: Mapping[str, Any]) -> FormModel:
+    """The filled form, for buttons whose page has no form to be shown again. Raises Invalid with its sentences."""
+    form, errors = checked(model, values)
+    if form is None:
+        raise Invalid(fields=errors)
+    return form
 
 
 def sentences(error: ValidationError) -> dict[str, str]:

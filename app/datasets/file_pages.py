@@ -11,7 +11,7 @@ from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.core.errors import Invalid, NotFound
 from app.core.flash import flash
-from app.core.forms import FormValues, checked
+from app.core.forms import FormValues, checked, filled
 from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
@@ -142,9 +142,7 @@ def set_mapping(request: Request, session: SessionDep, actor: ActorDep, file_id:
 @router.post("/files/{file_id}/repairs")
 def set_repair(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
     """A one-click fix for the rows of one check (`code`)."""
-    form, errors = checked(RepairForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(RepairForm, values)
     service.set_repair(session, actor, file_id, form.code, form.repair)
     return RedirectResponse(f"/files/{file_id}#mapping", 303)
 
@@ -167,9 +165,7 @@ def use_detection(session: SessionDep, actor: ActorDep, file_id: str, values: Fo
 @router.post("/files/{file_id}/reading")
 def set_reading(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
     """A fix, or a correction of what was detected: the file is read again."""
-    form, errors = checked(ReadingForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(ReadingForm, values)
     try:
         service.set_reading(session, actor, file_id, form.changes(), form.password)
     except ValidationError as error:

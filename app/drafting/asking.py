@@ -18,7 +18,8 @@ from app.inference.targets import Target
 READ_S = 180.0
 LONGEST_ANSWER_TOKENS = 1500
 ANSWER_LIMIT_BYTES = 2_000_000
-_LINES = re.compile(r"(?:^|\n)\s*(?:\d+[.)]\s*)?(?:Q|Question)\s*:\s*(.+?)\s*\n+\s*(?:A|Answer)\s*:\s*(.+?)(?=\n\s*(?:\d+[.)]\s*)?(?:Q|Question)\s*:|\Z)", re.S | re.I)  # fmt: skip  # noqa: E501
+_Q, _A = r"\s*(?:\d+[.)]\s*)?(?:Q|Question)\s*:", r"\s*(?:A|Answer)\s*:"
+_LINES = re.compile(rf"(?:^|\n){_Q}\s*(.+?)\s*\n+{_A}\s*(.+?)(?=\n{_Q}|\Z)", re.S | re.I)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.core.errors import AppError, Invalid
 from app.core.flash import flash
-from app.core.forms import FormBase, FormValues, checked
+from app.core.forms import FormBase, FormValues, checked, filled
 from app.core.templates import gettext as _
 from app.core.templates import ngettext, render
 from app.core.web import SessionDep
@@ -104,9 +104,7 @@ def set_endpoint(request: Request, session: SessionDep, actor: ActorDep, file_id
 @router.post("/files/{file_id}/chunks")
 def as_text(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
     """The chunks become a file of plain text."""
-    form, errors = checked(ChunkForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(ChunkForm, values)
     file = service.as_text(session, actor, file_id, size=form.size, overlap=form.overlap)
     response = RedirectResponse(f"/projects/{file.project_id}/data", 303)
     flash(response, _("The chunks are a file of their own now."), _("It is being read."))
@@ -115,9 +113,7 @@ def as_text(session: SessionDep, actor: ActorDep, file_id: str, values: FormValu
 
 @router.post("/files/{file_id}/draftings")
 def start(session: SessionDep, actor: ActorDep, file_id: str, values: FormValues) -> Response:
-    form, errors = checked(DraftForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(DraftForm, values)
     drafting = service.start(
         session, actor, file_id, target=form.target, size=form.size, overlap=form.overlap, pairs=form.pairs
     )
@@ -167,9 +163,7 @@ def resume(session: SessionDep, actor: ActorDep, drafting_id: str) -> Response:
 @router.post("/draftings/{drafting_id}/drafts")
 def review(session: SessionDep, actor: ActorDep, drafting_id: str, values: FormValues) -> Response:
     """Approve (with what was edited), reject, or open one draft again."""
-    form, errors = checked(ReviewForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(ReviewForm, values)
     before = service.review(
         session, actor, drafting_id, draft_id=form.draft_id, state=form.state, question=form.question,
         answer=form.answer,

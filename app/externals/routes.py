@@ -8,9 +8,9 @@ from fastapi.responses import RedirectResponse, Response
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.core.db import reading, transaction
-from app.core.errors import AppError, Invalid
+from app.core.errors import AppError
 from app.core.flash import flash
-from app.core.forms import FormValues, checked
+from app.core.forms import FormValues, checked, filled
 from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
@@ -62,9 +62,7 @@ def try_again(project_id: str, external_id: str, actor: ActorDep) -> Response:
 @router.post("/projects/{project_id}/external-models/{external_id}/key")
 def change_key(project_id: str, external_id: str, actor: ActorDep, values: FormValues) -> Response:
     """Another key, tried at once."""
-    form, errors = checked(KeyForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(KeyForm, values)
     with transaction() as session:
         name = service.change_key(session, actor, project_id, external_id, key=form.key).name
     return _tried(actor, project_id, external_id, name)

@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse, Response
 from app.accounts.access import ActorDep
 from app.core.errors import Invalid
 from app.core.flash import flash
-from app.core.forms import FormValues, checked
+from app.core.forms import FormValues, checked, filled
 from app.core.templates import render
 from app.core.translations import gettext as _
 from app.core.web import SessionDep
@@ -50,9 +50,7 @@ def create(request: Request, actor: ActorDep, session: SessionDep, values: FormV
 
 @router.post("/projects/{project_id}/name")
 def rename(project_id: str, request: Request, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
-    form, errors = checked(RenameForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(RenameForm, values)
     service.rename(session, actor, project_id, name=form.name)
     response = RedirectResponse(f"/projects/{project_id}", 303)
     flash(response, _("Renamed"), _("The project is now called %(name)s.", name=form.name))

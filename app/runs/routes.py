@@ -14,7 +14,7 @@ from app.contracts.recipe import RecipeSpec
 from app.core import events
 from app.core.db import new_id, reading, transaction
 from app.core.errors import Invalid, NotFound
-from app.core.forms import FormValues, checked
+from app.core.forms import FormValues, checked, filled
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
@@ -362,9 +362,7 @@ def remove_notice(run_id: str, notice_id: str, actor: ActorDep, session: Session
 @router.post("/runs/{run_id}/queue")
 def move_in_queue(run_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
     """Another place or another priority for a run that waits; back to the list, where the order is seen."""
-    form, errors = checked(QueueForm, values)
-    if form is None:
-        raise Invalid(fields=errors)
+    form = filled(QueueForm, values)
     if form.do in ordering.PRIORITIES:
         run = ordering.set_priority(session, actor, run_id, priority=form.do)
     else:

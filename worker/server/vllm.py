@@ -32,6 +32,7 @@ from worker.server.residents import digest
 log = logging.getLogger(__name__)
 MOST_ADAPTERS = 16
 _TIMEOUT = httpx.Timeout(120, connect=3)
+_SETTINGS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"]
 
 
 class Away(Exception):
@@ -55,20 +56,24 @@ class Vllm:
         self._most, self._loading = most_adapters, asyncio.Lock()
         self._adapters: OrderedDict[str, str] = OrderedDict()  # vLLM's name → our reference; least recently used first
 
-    async def base(self) -> tuple[str, Path]:
-        """The id and the folder of the model that vLLM was started with. Raises Away."""
+    async def held(self) -> tuple[str, Path, set[str]]:
+        """The id and the folder of the model that vLLM was started with, and the ids of all that it holds now. Raises
+        Away."""
         try:
             answer = await self._http.get("/v1/models", timeout=5)
             answer.raise_for_status()
-            found = next(one for one in answer.json()["data"] if not one.get("parent"))
-            return found["id"], Path(found.get("root") or found["id"]).resolve()
+            listed = answer.json()["data"]
+            base = next(one for one in listed if not one.get("parent"))
+            return base["id"], Path(base.get("root") or base["id"]).resolve(), {one["id"] for one in listed}
         except (httpx.HTTPError, StopIteration, KeyError, TypeError, ValueError) as error:
             log.warning("vLLM: %s", error)
-            raise Away(f"The vLLM server at {self.address} does not answer. Start it, or choose our own engine.") from error  # fmt: skip  # noqa: E501
+            raise Away(
+                f"The vLLM server at {self.address} does not answer. Start it, or choose our own engine."
+            ) from error
 
     async def name_of(self, files: ModelFiles, ref: str) -> str:
         """What vLLM calls this model, its adapter loaded on first use. Raises Unfit and Away."""
-        name, folder = await self.base()
+        name, folder, held = await self.held()
         if Path(files.base_dir).resolve() != folder:
             raise Unfit(f"vLLM was started with {folder}")
         if not files.overlays:
@@ -76,7 +81,8 @@ class Vllm:
         adapter = _only_adapter(files)
         name = f"gptb-{(await asyncio.to_thread(digest, files))[:24]}"
         async with self._loading:
-            if name not in self._adapters:
+            # One that was restarted has forgotten what had been loaded into it.
+            if name not in self._adapters or name not in held:
                 await self._load(name, adapter)
             self._adapters[name] = ref
             self._adapters.move_to_end(name)
@@ -157,9 +163,8 @@ class _Answer:
     def order(self, name: str) -> dict[str, Any]:
         """The body of vLLM's /v1/completions. Every setting is said: the server has defaults of the model's own."""
         sampling = self._request.sampling
-        settings = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")  # fmt: skip  # noqa: E501
         found = {"model": name, "prompt": self._prompt, "max_tokens": self._limit, "stream": True}
-        found |= {setting: getattr(sampling, setting) for setting in settings}
+        found |= {setting: getattr(sampling, setting) for setting in _SETTINGS}
         found |= {"return_token_ids": True, "skip_special_tokens": False}
         found["stop_token_ids"] = sorted(self._reader.end_ids)
         # What one workspace has had read is never found again by another one's timing.
@@ -218,7 +223,8 @@ class _Answer:
     def _likely(self, token: str, logprob: float) -> dict[str, Any]:
         number = int(token.removeprefix("token_id:"))
         found = vocabulary_of(self._reader.tokenizer).bytes_of(number)
-        return {"id": number, "token": found.decode(errors="replace"), "bytes": list(found), "logprob": max(logprob, -9999.0)}  # fmt: skip  # noqa: E501
+        text = found.decode(errors="replace")
+        return {"id": number, "token": text, "bytes": list(found), "logprob": max(logprob, -9999.0)}
 
 
 def _only_adapter(files: ModelFiles) -> Path:

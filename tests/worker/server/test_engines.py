@@ -198,6 +198,15 @@ def test_adapters_come_and_go_with_their_models(models: Models, wire: Wire) -> N
         assert set(wire.adapters) == {first}
 
 
+def test_an_adapter_is_loaded_again_after_vllm_was_restarted(models: Models, wire: Wire) -> None:
+    with TestClient(create_server(vllm=Vllm(wire.url))) as server:
+        before = said(ask(server, models.files(0), "m0"))
+        wire.adapters.clear()
+        events = ask(server, models.files(0), "m0")
+    assert "error" not in events[-1]
+    assert said(events) == before
+
+
 def test_workspaces_do_not_share_what_was_read(models: Models, wire: Wire) -> None:
     with TestClient(create_server(vllm=Vllm(wire.url))) as server:
         wire.asked.clear()

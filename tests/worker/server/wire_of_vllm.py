@@ -60,7 +60,9 @@ class _Requests(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.path == "/v1/completions":
+        if self.path == "/v1/completions" and body["model"] not in ("served", *self.server.adapters):
+            self._whole(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+        elif self.path == "/v1/completions":
             self._complete(body)
         elif not self.server.takes_adapters:
             self._whole(404, {"detail": "Not Found"})
