@@ -124,6 +124,7 @@ class ChatRequest(BaseModel):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     tools: list[Any] | None = None
+    tool_choice: Any = None
     functions: list[Any] | None = None
 
     @field_validator("stop")
@@ -234,9 +235,13 @@ def _is_name(part: int | str) -> bool:
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:
-    if request.tools or request.functions:
-        sentence = f"“tools” is not supported by this model. {_MEANING}"
-        raise BadRequest(sentence, code="unsupported_parameter", param="tools")
+    # “auto” leaves the choice to the model, and these always answer in words; a call that is demanded cannot be made.
+    if request.tools and request.tool_choice not in (None, "auto", "none"):
+        sentence = f"This model calls no tools, so none can be demanded with “tool_choice”. {_MEANING}"
+        raise BadRequest(sentence, code="unsupported_parameter", param="tool_choice")
+    if request.functions:
+        sentence = f"“functions” is not supported by this model. {_MEANING}"
+        raise BadRequest(sentence, code="unsupported_parameter", param="functions")
     for index, message in enumerate(request.messages):
         if message.role == "tool" or message.tool_calls:
             sentence = f"Tool messages are not supported by this model. {_MEANING}"

@@ -11,7 +11,7 @@ from app.core.work import LeasedWork
 
 
 class Evaluation(Base, LeasedWork):
-    """One scoring of a model against its base on the test split."""
+    """One scoring of a model against its base, and an external model where one was chosen, on the test split."""
 
     __tablename__ = "evaluations"
 
@@ -21,7 +21,8 @@ class Evaluation(Base, LeasedWork):
     version_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.id", ondelete="SET NULL"))
     row_limit: Mapped[int] = mapped_column(Integer, default=200)
     kind: Mapped[str] = mapped_column(String(20), default="")
-    # Whom to ask and what else, frozen at the start: {"tuned": Target, "base": Target or null, "own": test cases}.
+    # Whom to ask and what else, frozen at the start: {"tuned": Target, "base": Target or null, "own": test cases,
+    # "external": {"ref", "name", "host"} or null}.
     plan: Mapped[dict[str, Any]] = mapped_column(PlacedJSON, default=dict)
     # Metric → {base, tuned, baselines, interval, n}, and the verdict in words.
     summary: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
@@ -48,7 +49,8 @@ class TestCase(Base):
 
 class CaseResult(Base):
     """One test row: question, ideal answer, what base and tuned said, and their scores. `rid` is the row's number;
-    below 0 it is a test of the project's own."""
+    below 0 it is a test of the project's own. `error`: a refusal of our own model server, which leaves the row out of
+    every number; `external_error`: why the external model did not answer, which leaves the others' numbers alone."""
 
     __tablename__ = "case_results"
     __table_args__ = (Index("ix_case_results_evaluation", "evaluation_id", "position"),)
@@ -61,5 +63,7 @@ class CaseResult(Base):
     ideal: Mapped[str] = mapped_column(Text)
     base_answer: Mapped[str] = mapped_column(Text, default="")
     tuned_answer: Mapped[str] = mapped_column(Text, default="")
+    external_answer: Mapped[str] = mapped_column(Text, default="")
     scores: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     error: Mapped[str] = mapped_column(Text, default="")
+    external_error: Mapped[str] = mapped_column(Text, default="")

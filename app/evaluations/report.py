@@ -1,21 +1,33 @@
 """From scored rows to a table with intervals and a verdict in words, honest about what needs no model."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from app.evaluations import statistics
 from app.evaluations.models import CaseResult
 
-SYSTEMS = ("tuned", "base", "nearest", "majority")
+SYSTEMS = ("tuned", "base", "external", "nearest", "majority")
 FEW = 30
 _NO_BETTER = "That is no better than always giving the most frequent answer."
 _COPIED = "Copying the answer of the most similar training row does about as well, without any model."
 _METRICS = {"labels": ("exact",), "answers": ("f1", "rouge_l", "exact"), "text": ()}
 
 
-def summary(kind: str, split: str, rows: Sequence[CaseResult], *, has_base: bool) -> dict[str, Any]:
-    """Everything that the page shows beside the rows themselves; values as [value, low, high, n]."""
+def summary(
+    kind: str,
+    split: str,
+    rows: Sequence[CaseResult],
+    *,
+    has_base: bool,
+    external: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Everything that the page shows beside the rows themselves; values as [value, low, high, n].
+
+    `external`: the external model of the plan, whose name and host are shown.
+    """
+    everything = rows
     own, rows = [row for row in rows if row.rid < 0], [row for row in rows if row.rid >= 0]
     good = [row for row in rows if not row.error]
     table: dict[str, dict[str, list[float]]] = {}
@@ -38,6 +50,8 @@ def summary(kind: str, split: str, rows: Sequence[CaseResult], *, has_base: bool
     if own:
         found["own"] = _own(own)
     found["difference"] = _difference(kind, good) if has_base else None
+    if external is not None:
+        found["external"] = _external(external, everything) | {"difference": _difference(kind, good, "external")}
     found["verdict"] = _verdict(kind, good, found)
     return found
 
@@ -49,11 +63,27 @@ def _own(rows: Sequence[CaseResult]) -> dict[str, Any]:
     """
     good = [row for row in rows if not row.error]
     means = {}
-    for system in ("tuned", "base"):
+    for system in ("tuned", "base", "external"):
         values = _values(good, system, "f1")
         if values:
-            means[system] = [int(sum(_values(good, system, "exact"))), sum(values) / len(values)]
+            means[system] = [int(sum(_values(good, system, "exact"))), sum(values) / len(values), len(values)]
     return {"n": len(good), "errors": len(rows) - len(good), "systems": means}
+
+
+def _external(plan: dict[str, str], rows: Sequence[CaseResult]) -> dict[str, Any]:
+    """Of the external model: how many answers came, failed or were cut, why, and the tokens as its server counts."""
+    said = [row.scores["external"] for row in rows if "external" in row.scores]
+    reasons = Counter(row.external_error for row in rows if row.external_error)
+    return {
+        "name": plan["name"],
+        "host": plan["host"],
+        "n": len(said),
+        "failed": reasons.total(),
+        "reasons": [reason for reason, _count in reasons.most_common(3)],
+        "cut": int(sum(one["is_cut"] for one in said)),
+        "prompt_tokens": int(sum(one["prompt_tokens"] for one in said)),
+        "completion_tokens": int(sum(one["completion_tokens"] for one in said)),
+    }
 
 
 def _values(rows: Sequence[CaseResult], system: str, metric: str) -> list[float]:
@@ -67,16 +97,17 @@ def _interval(metric: str, values: list[float]) -> list[float]:
     return [found.value, found.low, found.high, found.n]
 
 
-def _difference(kind: str, rows: Sequence[CaseResult]) -> dict[str, Any] | None:
-    """Tuned against base on the same rows: the first metric of the kind, or loss a token for plain text."""
+def _difference(kind: str, rows: Sequence[CaseResult], other: str = "base") -> dict[str, Any] | None:
+    """Tuned against another on the rows that both answered: the first metric of the kind, or loss a token for plain
+    text."""
     metric = (_METRICS[kind] or ("loss",))[0]
     if metric == "loss":
-        both = [r.scores for r in rows if {"tuned", "base"} <= set(r.scores) and r.scores["tuned"].get("tokens")]
+        both = [r.scores for r in rows if {"tuned", other} <= set(r.scores) and r.scores["tuned"].get("tokens")]
         first = [-s["tuned"]["nll"] / s["tuned"]["tokens"] for s in both]
-        second = [-s["base"]["nll"] / max(1, s["base"]["tokens"]) for s in both]
+        second = [-s[other]["nll"] / max(1, s[other]["tokens"]) for s in both]
     else:
-        both = [r.scores for r in rows if all(metric in r.scores.get(name, {}) for name in ("tuned", "base"))]
-        first, second = [s["tuned"][metric] for s in both], [s["base"][metric] for s in both]
+        both = [r.scores for r in rows if all(metric in r.scores.get(name, {}) for name in ("tuned", other))]
+        first, second = [s["tuned"][metric] for s in both], [s[other][metric] for s in both]
     if len(first) < 2:
         return None
     found = statistics.difference(first, second)
@@ -86,6 +117,7 @@ def _difference(kind: str, rows: Sequence[CaseResult]) -> dict[str, Any] | None:
         "low": found.low,
         "high": found.high,
         "is_clear": statistics.clearly_better(first, second),
+        "is_worse": statistics.clearly_better(second, first),
     }
 
 
@@ -103,7 +135,7 @@ def _verdict(kind: str, rows: Sequence[CaseResult], found: dict[str, Any]) -> di
     else:
         title = f"Shares {tuned:.0%} of its words with the ideal answers"
         sentence = f"Token F1 over {n:.0f} rows, between {low:.0%} and {high:.0%} on many more rows of this kind."
-    evidence = _beside(table, kind)
+    evidence = _beside(table, kind, found.get("external"))
     if n < FEW:
         evidence.append(f"{n:.0f} rows are few: the interval is wide. Keep at least 100 rows for testing.")
     nearest = _values(rows, "nearest", metric)
@@ -123,11 +155,12 @@ def _verdict(kind: str, rows: Sequence[CaseResult], found: dict[str, Any]) -> di
     return _said("good", title, sentence, evidence)
 
 
-def _beside(table: dict[str, list[float]], kind: str) -> list[str]:
+def _beside(table: dict[str, list[float]], kind: str, external: dict[str, Any] | None) -> list[str]:
     """One sentence for each system that it is compared with."""
     lines = []
     names = {
         "base": "The base model",
+        "external": external["name"] if external else "",
         "nearest": "Copying the answer of the most similar training row",
         "majority": "Always giving the most frequent answer",
     }
@@ -137,6 +170,21 @@ def _beside(table: dict[str, list[float]], kind: str) -> list[str]:
             lines.append(f"{name}: {value:.0%} ({low:.0%} to {high:.0%}).")
     if kind == "labels" and "base" in table and table["base"][0] < 0.05:
         lines.append("The base model’s low score is mostly form: it was never told which answers exist.")
+    if external is not None:
+        lines += _about(external, table, kind)
+    return lines
+
+
+def _about(external: dict[str, Any], table: dict[str, list[float]], kind: str) -> list[str]:
+    """What has to be known before an external model's score is believed."""
+    name, lines = external["name"], []
+    difference = external["difference"]
+    if difference is not None and difference["is_worse"]:
+        lines.append(f"{name} is clearly better than your model on the rows that both answered.")
+    elif difference is not None and not difference["is_clear"]:
+        lines.append(f"Your model is not clearly better than {name} on the rows that both answered.")
+    if kind == "labels" and "external" in table and table["external"][0] < 0.05:
+        lines.append(f"{name}’s low score is mostly form: it was never told which answers exist.")
     return lines
 
 

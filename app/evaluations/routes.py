@@ -15,9 +15,11 @@ from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.core.work import LIVE
-from app.evaluations import confusion, own, service
+from app.evaluations import confusion, outside, own, service
 from app.evaluations.forms import IdealForm, StartForm
 from app.evaluations.models import CaseResult, Evaluation
+from app.evaluations.outside import Leaving
+from app.externals import service as externals
 from app.projects import service as projects
 from app.runs import service as runs
 from app.runs.models import Model
@@ -40,13 +42,14 @@ def _page(
     chosen: str = "",
     errors: dict[str, str] | None = None,
     typed: dict[str, Any] | None = None,
+    leaving: Leaving | None = None,
 ) -> Response:
     project = projects.get(session, actor, project_id)
     models = runs.models_of(session, actor, project_id)
     return render(
         request,
         "evaluations/evaluate.html",
-        status=422 if errors else 200,
+        status=422 if errors or leaving else 200,
         project=project,
         stage="evaluate",
         models=models,
@@ -54,6 +57,9 @@ def _page(
         evaluations=service.listing(session, actor, project_id),
         errors=errors or {},
         typed=typed or {},
+        outside=[externals.as_asked(row) for row in externals.listing(session, actor, project_id)],
+        leaving=leaving,
+        longest_answer=outside.LONGEST_ANSWER,
         may_edit=actor.may(project.workspace_id, "editor"),
         cases=own.listing(session, actor, project_id),
         may_write=actor.may(project.workspace_id, own.WRITES),
@@ -83,16 +89,22 @@ def delete_case(test_id: str, actor: ActorDep, session: SessionDep) -> Response:
 
 @router.post("/projects/{project_id}/evaluations")
 def start(request: Request, project_id: str, actor: ActorDep, session: SessionDep, values: FormValues) -> Response:
+    """Start it. Where questions would leave the machine, what and where to is shown first, and sent once that is
+    agreed to."""
     form, errors = checked(StartForm, values)
+    leaving = None
     if form is not None:
+        chosen: dict[str, Any] = form.model_dump(include={"model_id", "external_id", "row_limit"})
         try:
-            found = service.start(
-                session, actor, project_id=project_id, model_id=form.model_id, row_limit=form.row_limit
-            )
-            return RedirectResponse(f"/evaluations/{found.id}", 303)
+            if form.external_id:
+                projects.get(session, actor, project_id, need="editor")
+                leaving = outside.leaving(session, actor, **chosen)
+            if leaving is None or form.agreed == leaving.token:
+                found = service.start(session, actor, project_id=project_id, **chosen)
+                return RedirectResponse(f"/evaluations/{found.id}", 303)
         except Invalid as error:
-            errors = error.fields or {"": error.sentence}
-    return _page(request, session, actor, project_id, errors=errors, typed=values)
+            errors, leaving = error.fields or {"": error.sentence}, None
+    return _page(request, session, actor, project_id, errors=errors, typed=values, leaving=leaving)
 
 
 @router.get("/evaluations/{evaluation_id}")
@@ -117,6 +129,7 @@ def _shown(session: Session, actor: Actor, evaluation_id: str, order: str) -> di
     project = projects.get(session, actor, evaluation.project_id)
     rows = list(service.results(session, evaluation))
     model = session.get(Model, evaluation.model_id)
+    external = evaluation.plan.get("external")
     return {
         "evaluation": evaluation,
         "project": project,
@@ -130,7 +143,8 @@ def _shown(session: Session, actor: Actor, evaluation_id: str, order: str) -> di
         if evaluation.kind == "labels"
         else None,
         "metric_names": METRICS,
-        "system_names": SYSTEMS,
+        "system_names": SYSTEMS | ({"external": external["name"]} if external else {}),
+        "external": external,
         "may_edit": actor.may(project.workspace_id, "editor"),
     }
 

@@ -1,4 +1,4 @@
-"""The work of an evaluation: ask tuned and base the same questions, score, record row by row, sum up."""
+"""The work of an evaluation: ask everybody the same questions, score, record row by row, sum up."""
 
 import time
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ from app.contracts.conversation import Message
 from app.contracts.generation import Sampling
 from app.core.db import reading
 from app.core.errors import Invalid, Unavailable
-from app.core.work import Lease
+from app.core.work import Cancelled, Lease
 from app.evaluations import baselines, cases, own, report, scorers
 from app.evaluations.cases import Case
 from app.evaluations.models import CaseResult, Evaluation
+from app.evaluations.outside import Answer, Outside
 from app.evaluations.plan import target_of
 from app.inference import client
 from app.inference.targets import Target
@@ -34,6 +35,7 @@ def run(lease: Lease, evaluation: Evaluation) -> None:
         raise Invalid("The dataset version of this evaluation was deleted.")
     tuned = target_of(evaluation.plan["tuned"])
     base = target_of(evaluation.plan["base"]) if evaluation.plan.get("base") else None
+    external = evaluation.plan.get("external")
     lease.progress(0, 0, phase="reading")
     chosen, split = cases.load(evaluation.version_id, evaluation.row_limit)
     questions, answers = cases.training_pairs(evaluation.version_id)
@@ -46,13 +48,19 @@ def run(lease: Lease, evaluation: Evaluation) -> None:
     longest = max(len(case.ideal) for case in chosen)
     limit = int(min(256, max(16, longest / 2.5 + 8)))
     waiting = [position for position in range(len(chosen)) if position not in known]
+    outside = Outside(external, lambda: not lease.is_cancelled) if external and kind != "text" else None
     lease.progress(len(known), len(chosen), phase="asking")
     done = len(known)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="evaluate") as pool:
         for positions in _batches(waiting):
             rows = list(
-                pool.map(lambda at: _row(evaluation.id, at, chosen[at], kind, tuned, base, plain[at], limit), positions)
+                pool.map(
+                    lambda at: _row(evaluation.id, at, chosen[at], kind, tuned, base, plain[at], limit, outside),
+                    positions,
+                )
             )
+            if outside is not None and lease.is_cancelled:
+                raise Cancelled  # what was broken off elsewhere is asked again when it goes on
             done += len(rows)
             with lease.write(done=done, total=len(chosen)) as session:
                 session.add_all(rows)
@@ -61,7 +69,7 @@ def run(lease: Lease, evaluation: Evaluation) -> None:
     with lease.write() as session:
         row = session.get_one(Evaluation, evaluation.id)
         results = recorded(session, evaluation.id)
-        row.kind, row.summary = kind, report.summary(kind, split, results, has_base=base is not None)
+        row.kind, row.summary = kind, report.summary(kind, split, results, has_base=base is not None, external=external)
 
 
 def recorded(session: Session, evaluation_id: str) -> list[CaseResult]:
@@ -96,8 +104,10 @@ def _row(
     base: Target | None,
     plain: dict[str, str],
     limit: int,
+    outside: Outside | None,
 ) -> CaseResult:
-    """One case asked of everybody. A refusal of the model server becomes the row's error."""
+    """One case asked of everybody. A refusal of the model server becomes the row's error; the external model is not
+    asked then, since nothing could be compared."""
     scores: dict[str, dict[str, float]] = {name: scorers.scores(answer, case.ideal) for name, answer in plain.items()}
     said = {"tuned": "", "base": ""}
     error = ""
@@ -112,6 +122,9 @@ def _row(
                 scores[name] |= scorers.scores(said[name], case.ideal)
         except Invalid as refused:
             error = refused.sentence
+    elsewhere = outside.answer(messages, limit) if outside is not None and not error else Answer()
+    if elsewhere.counts is not None:
+        scores["external"] = elsewhere.counts | scorers.scores(elsewhere.text, case.ideal)
     return CaseResult(
         evaluation_id=evaluation_id,
         position=position,
@@ -120,8 +133,10 @@ def _row(
         ideal=case.ideal,
         base_answer=said["base"],
         tuned_answer=said["tuned"],
+        external_answer=elsewhere.text,
         scores=scores,
         error=error,
+        external_error=elsewhere.problem,
     )
 
 

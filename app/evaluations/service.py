@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.accounts import audit
 from app.accounts.service import Actor
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.queue import ring
 from app.core.work import LIVE
-from app.evaluations import own
+from app.evaluations import outside, own
 from app.evaluations.models import CaseResult, Evaluation
 from app.evaluations.plan import stored
+from app.externals import service as externals
 from app.inference import targets
 from app.projects import service as projects
 from app.runs import service as runs
@@ -20,13 +22,18 @@ from app.runs.models import Model, Run
 TASK = "evaluations.run"
 MOST_ROWS = 2000
 MOST_TEXTS = 20_000
+BUSY = "This model is being evaluated without it. Wait for the end, or stop that evaluation, then start this one."
 
 
-def start(session: Session, actor: Actor, *, project_id: str, model_id: str, row_limit: int = 200) -> Evaluation:
+def start(
+    session: Session, actor: Actor, *, project_id: str, model_id: str, row_limit: int = 200, external_id: str = ""
+) -> Evaluation:
     """Queue the scoring of a model against its base on the rows that training never saw.
 
+    With `external_id` the questions also go to that external model; whoever starts it has agreed to `outside.leaving`.
     One at a time for a model: a second click finds the first one. Raises NotFound for a model that is not the
-    project's, Invalid for a row limit out of bounds, Conflict when its dataset version was deleted.
+    project's, Invalid for a row limit out of bounds and for an external model that cannot be asked now, Conflict when
+    its dataset version was deleted.
     """
     projects.get(session, actor, project_id, need="editor")
     if not 1 <= row_limit <= MOST_ROWS:
@@ -38,16 +45,27 @@ def start(session: Session, actor: Actor, *, project_id: str, model_id: str, row
         select(Evaluation).where(Evaluation.model_id == model.id, Evaluation.state.in_(LIVE)).limit(1)
     )
     if open_one is not None:
+        if external_id and (open_one.plan.get("external") or {}).get("ref") != f"{externals.KIND}:{external_id}":
+            raise Invalid(fields={"external_id": BUSY})
         return open_one
     run = session.get_one(Run, model.run_id)
     if run.version_id is None:
         raise Conflict("The dataset version that this model learned from was deleted, and its test rows with it.")
+    external = None
+    if external_id:
+        going = outside.leaving(session, actor, model_id=model_id, external_id=external_id, row_limit=row_limit)
+        external = outside.frozen(session, actor, project_id, external_id)
+        details = {"host": going.host, "name": going.name, "questions": going.questions}
+        audit.record(
+            session, actor, "evaluation.send", workspace_id=run.workspace_id, subject=model.name, details=details
+        )
     ref = f"model:{model.id}"
     base = targets.base_of(session, actor, project_id, ref)
     plan = {
         "tuned": stored(targets.resolve(session, actor, project_id, ref)),
         "base": stored(base) if base is not None else None,
         "own": own.frozen(session, project_id),
+        "external": external,
     }
     evaluation = Evaluation(
         project_id=project_id,

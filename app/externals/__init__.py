@@ -1,1 +1,1 @@
-"""Models elsewhere that speak OpenAI's wire: asked in the chat beside those of the project, to compare."""
+"""Models elsewhere that speak OpenAI's wire: asked in chats and evaluations beside those of the project."""

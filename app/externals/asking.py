@@ -26,6 +26,9 @@ TRIAL_S = 30.0
 HEARTBEAT_S = 5.0
 REFUSAL_BYTES = 20_000
 MOST_TRIES = 5
+ASK_AGAIN_S = 5.0  # after trouble that the server does not tell the length of
+PATIENCE_S = 60.0  # in all, for one question that nobody sits and waits for
+MOST_QUESTIONS = 4  # the same one, since each may cost money
 SHOWN_MODELS = 8
 TRIAL = [Message(role="user", content="Say hello.")]
 
@@ -100,13 +103,44 @@ def tried(endpoint: Endpoint) -> Trial:
     return Trial(said.strip(), time.monotonic() - began)
 
 
+def answered(
+    endpoint: Endpoint, sampling: Sampling, messages: list[Message], is_wanted: Callable[[], bool]
+) -> TokenEvent:
+    """One whole answer, for work in the background: a busy server is asked again when it says, for up to a minute.
+
+    Raises Invalid for what asking again does not help, Unavailable when it stays busy or nobody wants it any more.
+    """
+    give_up_at, times_asked = time.monotonic() + PATIENCE_S, 0
+    while True:
+        times_asked += 1
+        try:
+            said, last = "", TokenEvent()
+            for last in _asked(endpoint, sampling, messages, is_wanted, READ_S):
+                said += last.text
+            return last.model_copy(update={"text": said})
+        except Unavailable as error:
+            again_at = time.monotonic() + error.retry_after_s
+            if times_asked == MOST_QUESTIONS or again_at > give_up_at or not _waited(again_at, is_wanted):
+                raise
+
+
+def _waited(until: float, is_wanted: Callable[[], bool]) -> bool:
+    """Wait; whether the answer is still wanted then."""
+    while is_wanted() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(0.2, left))
+    return is_wanted()
+
+
 def _asked(
     endpoint: Endpoint, sampling: Sampling, messages: list[Message], is_wanted: Callable[[], bool], read_s: float
 ) -> Iterator[TokenEvent]:
     """Raises Invalid and Unavailable, each with a sentence."""
     asked, began = wire.body(endpoint.model, messages, sampling), time.monotonic()
     url, timeout = f"{endpoint.url}/chat/completions", httpx.Timeout(read_s, connect=addresses.CONNECT_S)
-    is_in_time: Callable[[], bool] = lambda: is_wanted() and time.monotonic() < began + LONGEST_S  # noqa: E731
+
+    def is_in_time() -> bool:
+        return is_wanted() and time.monotonic() < began + LONGEST_S
+
     try:
         with addresses.client(is_in_time) as http:
             for _attempt in range(MOST_TRIES):
@@ -184,13 +218,22 @@ def _refused(endpoint: Endpoint, http: httpx.Client, status: int, said: str, wai
             return Invalid(fields={"model": f"{host} knows no model “{endpoint.model}” (404). It offers: {names}."})
         return Invalid(fields={"url": f"{host} has nothing at this address (404).{words} Most end in /v1."})
     if status == 429:
+        why = "too many, or the quota is used up"
         when = f"in {wait_s} seconds" if wait_s.isdigit() else "later"
-        return Unavailable(f"{host} takes no more questions just now (429): too many, or the quota is used up.{words} Try again {when}.")  # fmt: skip  # noqa: E501
+        sentence = f"{host} takes no more questions just now (429): {why}.{words} Try again {when}."
+        return Unavailable(sentence, retry_after_s=_seconds(wait_s))
     if status >= 500:
-        return Unavailable(f"{host} has trouble of its own ({status}).{words} Try again later.")
+        sentence = f"{host} has trouble of its own ({status}).{words} Try again later."
+        return Unavailable(sentence, retry_after_s=_seconds(wait_s))
     if 300 <= status < 400:
-        return Invalid(fields={"url": f"{host} sends us on to another address ({status}), which is not followed. Enter that address."})  # fmt: skip  # noqa: E501
+        where = f"sends us on to another address ({status}), which is not followed"
+        return Invalid(fields={"url": f"{host} {where}. Enter that address."})
     return Invalid(fields={"url": f"{host} refused the question ({status}).{words} Check address and model."})
+
+
+def _seconds(told: str) -> float:
+    """What a retry-after asks to wait; a usual time where it says nothing, or a date."""
+    return float(told) if told.isdigit() else ASK_AGAIN_S
 
 
 def _offered(endpoint: Endpoint, http: httpx.Client) -> list[str]:
@@ -210,7 +253,8 @@ def unreachable(endpoint: Endpoint, error: Exception) -> AppError:
     """A connection that failed, in words."""
     host = endpoint.host
     if addresses.is_refusal(error):
-        return Invalid(fields={"url": f"{host} is at a private address, which is not asked. Whoever runs this installation can open its network with GPT_BUILDER_FETCH_NETWORKS."})  # fmt: skip  # noqa: E501
+        way = "Whoever runs this installation can open its network with GPT_BUILDER_FETCH_NETWORKS."
+        return Invalid(fields={"url": f"{host} is at a private address, which is not asked. {way}"})
     if isinstance(error, httpx.TimeoutException) or addresses.UNWANTED in str(error):
         return Unavailable(f"{host} did not answer in time. Try again, or check the address.")
     if "CERTIFICATE" in str(error).upper():
@@ -221,4 +265,5 @@ def unreachable(endpoint: Endpoint, error: Exception) -> AppError:
 
 
 def _strange(endpoint: Endpoint) -> str:
-    return f"{endpoint.host} did not answer as OpenAI does. Check that the address ends where /chat/completions begins, as in https://api.example.org/v1."  # fmt: skip  # noqa: E501
+    where = "Check that the address ends where /chat/completions begins, as in https://api.example.org/v1."
+    return f"{endpoint.host} did not answer as OpenAI does. {where}"

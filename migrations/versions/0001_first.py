@@ -1237,8 +1237,10 @@ def upgrade() -> None:
         sa.Column("ideal", sa.Text(), nullable=False),
         sa.Column("base_answer", sa.Text(), nullable=False),
         sa.Column("tuned_answer", sa.Text(), nullable=False),
+        sa.Column("external_answer", sa.Text(), nullable=False),
         sa.Column("scores", sa.JSON(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("external_error", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
             ["evaluation_id"], ["evaluations.id"], name=op.f("fk_case_results_evaluation_id"), ondelete="CASCADE"
         ),

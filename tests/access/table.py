@@ -208,7 +208,13 @@ TABLE: dict[str, Rule] = {
     # evaluations
     "GET /projects/{project_id}/evaluate": viewer(),
     "POST /projects/{project_id}/evaluations": editor(
-        form={"model_id": "{model_id}", "row_limit": "20"}, body_ids=("model_id",)
+        form={
+            "model_id": "{model_id}",
+            "row_limit": "20",
+            "external_id": "{external_id}",
+            "agreed": "{model_id}/{external_id}/20",
+        },
+        body_ids=("model_id", "external_id"),
     ),
     "GET /evaluations/{evaluation_id}": viewer(),
     "GET /evaluations/{evaluation_id}/progress": viewer(),

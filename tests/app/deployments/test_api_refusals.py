@@ -7,6 +7,17 @@ import pytest
 
 from tests.app.deployments.conftest import ASK, Stack, body, key_of
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}])
+def test_tools_that_a_model_may_leave_alone_are_left_alone(stack: Stack, choice: dict[str, Any]) -> None:
+    with stack.client() as client:
+        plain = client.post("/v1/chat/completions", json=body(stack)).json()
+        offered = client.post("/v1/chat/completions", json=body(stack) | {"tools": TOOLS} | choice)
+    assert offered.status_code == 200, offered.text
+    assert offered.json()["choices"] == plain["choices"]
+
 
 @pytest.mark.parametrize("name", ["chat_template", "chat_template_kwargs"])
 @pytest.mark.parametrize("value", ["{{ 1 }}", None, {}])
@@ -20,7 +31,9 @@ def test_templates_of_callers_are_refused(stack: Stack, name: str, value: Any) -
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}}, "response_format"),
