@@ -118,4 +118,7 @@ def test_the_share_of_right_guesses_has_its_curve(browser, world):
         for step, value in ((7, 0.25), (17, 0.5), (27, 0.615)):
             session.add(MetricPoint(run_id=run_id, name="validation_accuracy", step=step, value=value))
     page = browser.get(f"/runs/{run_id}").text
-    assert "Right guesses from 25 % to 62 % until step 27" in page
+    assert "Right guesses: from 25 % to 62 % until step 27" in page
+    points = browser.get(f"/runs/{run_id}/metrics.json?name=validation_accuracy").json()
+    assert points == {"step": [7, 17, 27], "text": ["25 %", "50 %", "62 %"]}
+    assert browser.get(f"/runs/{run_id}/metrics.json?name=secret").status_code == 404
