@@ -180,6 +180,11 @@ class Generation:
         return self._prompt + self._said
 
     @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._prompt)
+
+    @property
     def longest(self) -> int:
         """Tokens of the prompt and of the longest answer that may come."""
         return len(self._prompt) + self._limit

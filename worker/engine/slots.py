@@ -52,9 +52,9 @@ class _Piece:
         return self.begin + len(self.ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Kept:
-    """What an ended answer had read: (layers, 2, key heads, tokens, head width)."""
+    """What an answer had read: (layers, 2, key heads, tokens, head width)."""
 
     reuse_key: tuple[str, str]
     ids: list[int]
@@ -62,11 +62,11 @@ class _Kept:
 
 
 class Slots:
-    """The answers in the making of one packable base model, each with its own adapter or none. Not thread-safe: it
-    belongs to the model thread.
+    """The answers in the making of one packable base model, each with its own adapter or none. For one thread.
 
     What an ended answer had read is kept, up to `memory_bytes`, least recently used first out: the next turn of a
-    conversation, or another one with the same beginning, workspace and adapter, goes on from there.
+    conversation, or another one with the same beginning, workspace and adapter, goes on from there. A beginning that
+    answers in the making share is read once, too.
     """
 
     def __init__(self, loaded: Loaded, memory_bytes: int = MEMORY_BYTES, cache_bytes: int = CACHE_BYTES) -> None:
@@ -99,19 +99,23 @@ class Slots:
     @torch.inference_mode()
     def add(self, answer: Generation) -> None:
         """Let an answer join; what is already known of its prompt is not read again."""
-        best, length = None, 0
-        for kept in self._kept:
+        self.answers.append(answer)
+        if (best := self._reused(answer, self._kept)) is not None:
+            self._kept.append(self._kept.pop(self._kept.index(best)))
+
+    def _reused(self, answer: Generation, known: list[_Kept]) -> _Kept | None:
+        """Let an answer that has read nothing go on from what of `known` has the most of its beginning."""
+        best, length = None, LEAST_REUSED - 1
+        for kept in known:
             if kept.reuse_key == answer.reuse_key and (common := _common(kept.ids, answer.ids)) > length:
                 best, length = kept, common
-        # The last token of the prompt is always read: its logits are the answer's beginning.
-        length = min(length, len(answer.ids) - 1)
-        if best is not None and length >= LEAST_REUSED:
-            self._kept.remove(best)
-            self._kept.append(best)
-            self._make_room(length, len(self.answers) + 1)
-            self._cache[:, :, len(self.answers), :, :length] = best.cache[:, :, :, :length]
+        if best is not None:
+            # The last token of the prompt is always read: its logits are the answer's beginning.
+            length = min(length, len(answer.ids) - 1)
+            self._make_room(length, len(self.answers))
+            self._cache[:, :, self.answers.index(answer), :, :length] = best.cache[:, :, :, :length]
             answer.read = length
-        self.answers.append(answer)
+        return best
 
     @torch.inference_mode()
     def drop(self, answer: Generation) -> None:
@@ -134,13 +138,11 @@ class Slots:
             self._cache[:, :, to, :, : answer.read] = self._cache[:, :, place, :, : answer.read]
 
     def _swap(self, one: int, other: int) -> None:
-        if one == other:
-            return
-        a, b = self.answers[one], self.answers[other]
-        length = max(a.read, b.read)
-        pair = self._cache[:, :, [other, one], :, :length]  # a copy
-        self._cache[:, :, [one, other], :, :length] = pair
-        self.answers[one], self.answers[other] = b, a
+        if one != other:
+            a, b = self.answers[one], self.answers[other]
+            length = max(a.read, b.read)
+            self._cache[:, :, [one, other], :, :length] = self._cache[:, :, [other, one], :, :length]  # of a copy
+            self.answers[one], self.answers[other] = b, a
 
     def _keep(self, answer: Generation, place: int) -> None:
         """Remember what an answer had read, and forget the oldest beyond the memory."""
@@ -175,8 +177,7 @@ class Slots:
         return layers * two * heads * width * self._cache.element_size()
 
     def has_room(self, answer: Generation) -> bool:
-        """Whether the longest that this answer and the others may become fits into `cache_bytes`; alone it may be
-        as long as the model reads."""
+        """Whether it and the others fit into `cache_bytes` at their longest; alone it may be of any length."""
         tokens = answer.longest + sum(other.longest for other in self.answers)
         return not self.answers or tokens * self.token_bytes <= self.cache_bytes
 
@@ -200,8 +201,7 @@ class Slots:
         logits = self._logits(ids, [answer.read for answer in spoke], pieces)
         for answer in spoke:
             answer.read += 1
-        readers = [(self.answers[piece.place], piece) for piece in pieces]
-        numbers = list(range(len(spoke)))
+        readers, numbers = [(self.answers[piece.place], piece) for piece in pieces], list(range(len(spoke)))
         for reader, piece in readers:
             reader.read += len(piece.ids)
         for number, (reader, _) in enumerate(readers, len(spoke)):
@@ -220,8 +220,8 @@ class Slots:
         return told
 
     def _next_pieces(self, most: int) -> list[_Piece]:
-        """Pieces of the prompts of who reads next: who has least left first, so that a long prompt holds up no short
-        one, and by turns who has waited longest. Whole short prompts, until the pass is worth its time."""
+        """Pieces of prompts: whose has least left first, so that a long one holds up no short one, and by turns whose
+        has waited longest. Whole short prompts, until the pass is worth its time."""
         places = range(self._speaking, len(self.answers))
         if not places or not most:
             return []
@@ -239,11 +239,18 @@ class Slots:
                 room = max(room, left[place])
             if total and left[place] > room:
                 continue
+            if not answer.read:  # of another that was asked at the same time
+                self._reused(answer, self._being_read())
             pieces.append(_Piece(place, answer.read, answer.wanted(room)))
             total += len(pieces[-1].ids)
             if total >= min(most, FULL_PASS):
                 break
         return pieces
+
+    def _being_read(self) -> list[_Kept]:
+        """What answers in the making have read of their prompts."""
+        read = [(n, one, min(one.read, one.prompt_length)) for n, one in enumerate(self.answers)]
+        return [_Kept(one.reuse_key, one.ids[:end], self._cache[:, :, n]) for n, one, end in read if end]
 
     def _logits(self, ids: list[int], lengths: list[int], pieces: list[_Piece]) -> Tensor:
         """Logits of every answer that speaks, then of each piece's last token: (answers and pieces, vocabulary)."""

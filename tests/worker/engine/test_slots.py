@@ -97,6 +97,24 @@ def test_another_workspace_never_meets_what_was_read(loaded: Loaded) -> None:
     assert other.read == 0
 
 
+def test_a_beginning_that_is_asked_twice_at_once_is_read_once(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots_module, "SHORT_PROMPT", 8)
+    slots = Slots(loaded, memory_bytes=0)
+    first, longer, other = (
+        asked(loaded, QUESTIONS[3] + more, workspace_id, max_tokens=200)
+        for more, workspace_id in (("", "w"), ("and my card?", "w"), ("and my cards?", "theirs"))
+    )
+    for answer in (first, longer, other):
+        slots.add(answer)
+    begun: dict[Generation, int] = {}
+    while slots.is_reading:
+        unread = [answer for answer in (longer, other) if not answer.read]
+        slots.step(16)
+        begun |= {answer: answer.read for answer in unread if answer.read}
+    assert begun[longer] > len(first.ids[: first.prompt_length]) - 20
+    assert begun[other] == 16
+
+
 def test_the_memory_of_what_was_read_is_bounded(loaded: Loaded) -> None:
     slots = Slots(loaded, memory_bytes=200_000)
     for number in range(12):
