@@ -16,7 +16,7 @@ from benchmarks.training import corpora
 from benchmarks.training.running import Found, Row, Setting, nanogpt, ours, recipe_of
 
 GOAL = 1.88
-SHAKESPEARE_STEPS = 400
+SHAKESPEARE_STEPS = 370
 QUICK_RATE = 1e-3  # what nanoGPT's own settings for small models say; the full form tries three
 RATES = (5e-4, 1e-3, 2e-3)
 TRIED_STEPS = 12
@@ -35,7 +35,7 @@ def shakespeare(setting: Setting) -> Iterator[Row]:
     steps = {"max_iters": 2000, "lr_decay_iters": 2000, "eval_iters": 20, "compile": False}
     peer = nanogpt(setting, Path(folder), data, {**shape, **steps}, told_as="shakespeare")[-1]
     scratch = ScratchSpec(layers=4, heads=4, width=128, context_length=64, tokenizer="characters")
-    recipe = recipe_from_scratch(setting, scratch, SHAKESPEARE_STEPS, looks=10, rows=240)
+    recipe = recipe_from_scratch(setting, scratch, SHAKESPEARE_STEPS, looks=5, rows=240)
     found = ours(setting, recipe, None, version, 10**9, until=GOAL, tokenizer=str(tokenizer))
     yield _sooner("Shakespeare by characters to 1.88, share of nanoGPT's time", found, peer, GOAL, 0.25, setting)
 
