@@ -5,54 +5,29 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
 from app.contracts.generation import Likely, ReadToken, Sampling, TokenEvent, TokenLogprob
 from app.core.errors import BadRequest, Invalid
 from app.deployments import stream, wire
-from app.deployments.wire import Number, StreamOptions, Whole
+from app.deployments.wire import Whole
 from app.inference import client
 from app.inference.targets import Target
 
 MAX_PROMPTS, MAX_CHOICES = 32, 64
 MAX_IDS = 131_072
-_MEANING = "It would change the meaning of the answer, so it is refused instead of ignored."
 Ids = Annotated[list[Annotated[Whole, Field(ge=0, lt=2**31)]], Field(max_length=MAX_IDS)]
 
 
-class TextRequest(BaseModel):
-    """The body of /v1/completions. Unknown fields are ignored, as OpenAI's clients expect."""
+class TextRequest(wire.SamplingRequest):
+    """The body of /v1/completions."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-    model: str = Field(min_length=1, max_length=200)
     prompt: str | list[str] | Ids | list[Ids]
     max_tokens: Annotated[Whole, Field(ge=0, le=32_768)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Whole, Field(ge=-1, le=1000)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[int, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
-    n: Annotated[Whole, Field(ge=1, le=wire.MAX_CHOICES)] | None = None
     best_of: Annotated[Whole, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
-    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     echo: bool = False
     suffix: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @field_validator("stop")
-    @classmethod
-    def _few_short(cls, value: str | list[str] | None) -> list[str]:
-        words = [value] if isinstance(value, str) else value or []
-        if len(words) > 16 or any(not word or len(word) > 200 for word in words):
-            raise ValueError("At most 16 stop texts of 1 to 200 characters.")
-        return words
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -76,33 +51,19 @@ class TextRequest(BaseModel):
         because nothing else is asked for."""
         return self.echo and (self.logprobs is not None or self.max_tokens == 0 or not isinstance(self.prompts[0], str))
 
-    @property
-    def tells_usage(self) -> bool:
-        """Whether a stream ends with the counts."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
     def prompt_at(self, choice: int) -> int:
         """Which prompt a choice goes on from."""
         return choice // (self.n or 1)
 
     def sampling(self, choice: int) -> Sampling:
-        """How tokens are chosen. Each further choice of a seeded request gets a seed of its own."""
-        given = {
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            # OpenAI's own default for this route. Of 0 nothing is asked of the model at all.
-            "max_tokens": 16 if self.max_tokens is None else max(1, self.max_tokens),
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(0, self.top_k),
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "logit_bias": self.logit_bias,
-            "top_logprobs": self.logprobs,
-            "seed": None if self.seed is None else (self.seed + choice % (self.n or 1)) % 2**63,
-            "stop": self.stop or None,
-        }
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
+        """How the tokens of a choice are drawn and told, with OpenAI's own defaults for this route."""
+        return self.sampling_of(
+            choice % (self.n or 1),
+            temperature=1.0 if self.temperature is None else self.temperature,
+            # Of 0 nothing is asked of the model at all.
+            max_tokens=16 if self.max_tokens is None else max(1, self.max_tokens),
+            top_logprobs=self.logprobs,
+        )
 
 
 def parse(body: bytes) -> TextRequest:
@@ -120,7 +81,7 @@ def parse(body: bytes) -> TextRequest:
     asked = {"suffix": bool(request.suffix), "best_of": (request.best_of or 1) > (request.n or 1)}
     for name, is_there in asked.items():
         if is_there:
-            raise BadRequest(f"“{name}” is not supported. {_MEANING}", code="unsupported_parameter", param=name)
+            raise BadRequest(f"“{name}” is not supported. {wire.MEANING}", code="unsupported_parameter", param=name)
     return request
 
 

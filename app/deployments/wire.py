@@ -15,7 +15,7 @@ MAX_MESSAGES = 2000
 MAX_CHOICES = 4
 # Refused by presence: a caller's template is a program, whatever route it comes by.
 FORBIDDEN = ("chat_template", "chat_template_kwargs")
-_MEANING = "It would change the meaning of the answer, so it is refused instead of ignored."
+MEANING = "It would change the meaning of the answer, so it is refused instead of ignored."
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
@@ -97,35 +97,28 @@ class StructuredOutputs(BaseModel):
         return AnswerFormat(kind="json_schema", json_schema=self.json_)
 
 
-class ChatRequest(BaseModel):
-    """The body of /v1/chat/completions. Unknown fields are ignored, as OpenAI's clients expect."""
+class SamplingRequest(BaseModel):
+    """What requests for chat and for text completions say alike: the model, and how its tokens are drawn and sent.
+
+    Unknown fields are ignored, as OpenAI's clients expect.
+    """
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=200)
-    messages: list[WireMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[Whole, Field(ge=1, le=32_768)] | None = None
-    max_completion_tokens: Annotated[Whole, Field(ge=1, le=32_768)] | None = None
-    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: str | list[str] | None = None
-    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     top_k: Annotated[Whole, Field(ge=-1, le=1000)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[int, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: str | list[str] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
 
     @field_validator("stop")
     @classmethod
@@ -134,6 +127,43 @@ class ChatRequest(BaseModel):
         if len(words) > 16 or any(not word or len(word) > 200 for word in words):
             raise ValueError("At most 16 stop texts of 1 to 200 characters.")
         return words
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with the counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling_of(self, choice: int, **more: Any) -> Sampling:
+        """How tokens are chosen, with what a route adds; None leaves the default. Each further choice of a seeded
+        request gets a seed of its own."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": self.logit_bias,
+            "seed": None if self.seed is None else (self.seed + choice) % 2**63,
+            "stop": self.stop or None,
+        }
+        return Sampling(**{name: value for name, value in (given | more).items() if value is not None})
+
+
+class ChatRequest(SamplingRequest):
+    """The body of /v1/chat/completions."""
+
+    messages: list[WireMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: Annotated[Whole, Field(ge=1, le=32_768)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1, le=32_768)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
 
     @field_validator("top_logprobs")
     @classmethod
@@ -166,11 +196,6 @@ class ChatRequest(BaseModel):
         """How many answers are asked for."""
         return self.n or 1
 
-    @property
-    def tells_usage(self) -> bool:
-        """Whether a stream ends with the counts."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
     def conversation(self, system_prompt: str) -> list[Message]:
         """The messages; the prompt that the model was trained with goes first where the caller brings none."""
         messages = [message.plain() for message in self.messages]
@@ -179,23 +204,13 @@ class ChatRequest(BaseModel):
         return messages
 
     def sampling(self, choice: int) -> Sampling:
-        """How tokens are chosen. Each further choice of a seeded request gets a seed of its own."""
-        given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(0, self.top_k),
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "logit_bias": self.logit_bias,
-            "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
-            "format": self.form(),
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "seed": None if self.seed is None else (self.seed + choice) % 2**63,
-            "stop": self.stop or None,
-        }
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
+        """How the tokens of a choice are drawn and told."""
+        return self.sampling_of(
+            choice,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            format=self.form(),
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+        )
 
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -237,14 +252,14 @@ def _is_name(part: int | str) -> bool:
 def _refuse_unsupported(request: ChatRequest) -> None:
     # “auto” leaves the choice to the model, and these always answer in words; a call that is demanded cannot be made.
     if request.tools and request.tool_choice not in (None, "auto", "none"):
-        sentence = f"This model calls no tools, so none can be demanded with “tool_choice”. {_MEANING}"
+        sentence = f"This model calls no tools, so none can be demanded with “tool_choice”. {MEANING}"
         raise BadRequest(sentence, code="unsupported_parameter", param="tool_choice")
     if request.functions:
-        sentence = f"“functions” is not supported by this model. {_MEANING}"
+        sentence = f"“functions” is not supported by this model. {MEANING}"
         raise BadRequest(sentence, code="unsupported_parameter", param="functions")
     for index, message in enumerate(request.messages):
         if message.role == "tool" or message.tool_calls:
-            sentence = f"Tool messages are not supported by this model. {_MEANING}"
+            sentence = f"Tool messages are not supported by this model. {MEANING}"
             raise BadRequest(sentence, code="unsupported_parameter", param=f"messages.{index}")
 
 
