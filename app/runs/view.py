@@ -201,7 +201,7 @@ def view(
 
 def left_s(run: Run) -> float | None:
     """Seconds until the end of the training, at the latest that of the recipe's hours."""
-    found, hours = _by_pace(run), run.recipe.get("max_hours")
+    found, hours = _by_pace(run), (run.recipe or {}).get("max_hours")
     return min(found, max(0.0, 3600 * hours - run.spent_s)) if hours and found is not None else found
 
 
