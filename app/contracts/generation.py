@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from app.contracts.base import Contract
+from app.contracts.base import Contract, Said
 from app.contracts.conversation import Message
 from app.contracts.recipe import ModelFiles
 
@@ -33,7 +33,7 @@ class Sampling(Contract):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1000, description="0: off")
     min_p: float = Field(0.0, ge=0, le=1, description="least share of the likeliest token's probability; 0: off")
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
@@ -88,7 +88,7 @@ class ReadToken(Contract):
 class TokenEvent(Contract):
     """A piece of text, whole characters only; the last one carries the reason and the counts."""
 
-    text: str = ""
+    text: Said = ""
     is_loading: bool = Field(False, description="a sign of life while the model is read from disk")
     logprobs: list[TokenLogprob] | None = Field(None, description="of the tokens said since the last event")
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None

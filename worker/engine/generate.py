@@ -27,6 +27,7 @@ from worker.engine.sampling import Chosen, Sampler
 from worker.engine.tokenizer_files import load_tokenizer
 from worker.engine.vocabulary import vocabulary_of
 
+COUNTED = 100_000  # characters of a conversation that are always read, so that its length can be told
 PREFILL_CHUNK = 256  # tokens; other answers wait for at most one chunk
 
 
@@ -280,21 +281,36 @@ def fit_prompt(loaded: Reads, request: GenerationRequest) -> tuple[list[int], in
         ids = plain_ids(loaded, request.prompt or "", request.prompt_ids)
         return (ids[-room:] or [min(loaded.end_ids, default=0)]), 0
     messages = list(request.messages)
-    dropped = 0
-    while True:
-        ids = encode_prompt(loaded.tokenizer, loaded.template, messages)
-        if len(ids) <= room:
-            return ids, dropped
-        first = 1 if messages and messages[0].role == "system" else 0
-        if len(messages) - first <= 1:
-            raise BadData(
-                f"The message is too long: {len(ids)} tokens, and this model reads {loaded.context_length} in all. "
-                "Shorten it."
-            )
-        # A question goes together with its answer, so that the rest still alternates.
-        following = next((i for i in range(first + 1, len(messages)) if messages[i].role == "user"), len(messages) - 1)
-        dropped += following - first
-        messages = messages[:first] + messages[following:]
+    first = 1 if messages and messages[0].role == "system" else 0
+    # A question goes together with its answer, so that the rest still alternates; the last turn always stays.
+    later = {place for place in range(first + 1, len(messages)) if messages[place].role == "user"}
+    starts = sorted({first, *later, max(first, len(messages) - 1)})
+    longest = max(COUNTED, room * vocabulary_of(loaded.tokenizer).longest)
+    told = ""
+
+    def ids_from(start: int) -> list[int] | None:
+        nonlocal told
+        kept = messages[:first] + messages[start:]
+        if sum(len(message.content) for message in kept) > longest:
+            told = f"more than {room:,} tokens"  # they are not counted: that may take minutes
+            return None
+        ids = encode_prompt(loaded.tokenizer, loaded.template, kept)
+        told = f"{len(ids)} tokens"
+        return ids if len(ids) <= room else None
+
+    start, ids = starts[0], ids_from(starts[0])
+    low, high = 1, len(starts) - 1 if ids is None else 0
+    while low <= high:
+        middle = (low + high) // 2
+        if (fitting := ids_from(starts[middle])) is None:
+            low = middle + 1
+        else:
+            start, ids, high = starts[middle], fitting, middle - 1
+    if ids is None:
+        raise BadData(
+            f"The message is too long: {told}, and this model reads {loaded.context_length} in all. Shorten it."
+        )
+    return ids, start - first
 
 
 def plain_ids(loaded: Reads, text: str, ids: list[int] | None) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from app.contracts.generation import Sampling
 
+COLD = 1e-5  # below this temperature the likeliest token is as good as certain, and a quotient may be infinite
 HEAD = 256  # likeliest tokens that are sorted first; the rest only where these do not hold the wanted mass
 
 
@@ -44,7 +45,7 @@ class Sampler:
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
         settings = self.sampling
-        token = int(logits.argmax()) if settings.temperature == 0 else self._drawn(logits / settings.temperature)
+        token = int(logits.argmax()) if settings.temperature < COLD else self._drawn(logits / settings.temperature)
         self._seen[token] += 1
         if settings.top_logprobs is None:
             return Chosen(token)

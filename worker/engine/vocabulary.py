@@ -34,6 +34,10 @@ class Vocabulary:
             else:
                 self.tokens[number] = (text.replace(blank, " ") if blank else text).encode()
 
+        texts = (len(text) for number, text in enumerate(self.tokens) if number not in self.special)
+        self.longest = max(texts, default=1)
+        """Bytes of the longest token that stands for text."""
+
     def bytes_of(self, number: int) -> bytes:
         """The bytes of a token; none for an id that the tokenizer does not know (a padded embedding)."""
         return self.tokens[number] if 0 <= number < len(self.tokens) else b""

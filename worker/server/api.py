@@ -15,18 +15,16 @@ from app.contracts.base import Contract
 from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, TokenEvent, TokenIds
 from app.contracts.recipe import ModelFiles
-from app.text.limited import LimitedTemplate
 from app.text.template import TemplateFault
 from worker.engine import compiled
 from worker.engine.errors import EngineError
 from worker.engine.foretelling import Foretelling
-from worker.engine.formats import guide
 from worker.engine.generate import Loaded
 from worker.engine.precision import Precision
 from worker.engine.scoring import Scoring
 from worker.server import embedding
 from worker.server.residents import Residents
-from worker.server.turns import Answer, Busy, Turns
+from worker.server.turns import Answer, Busy, Turns, failure
 from worker.server.vllm import Away, Unfit, Vllm
 
 log = logging.getLogger(__name__)
@@ -138,8 +136,13 @@ def create_server(
                 waiting = asyncio.ensure_future(loaded(request.files, request.model_ref))
                 while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
                     yield _line(TokenEvent(is_loading=True))
-                await asyncio.to_thread(_tried, waiting.result(), request)
                 answer = Answer(request, waiting.result(), asyncio.get_running_loop())
+                reading = asyncio.ensure_future(asyncio.to_thread(_read, answer))
+                while not (await asyncio.wait({reading}, timeout=HEARTBEAT_S))[0]:
+                    yield _line(TokenEvent())
+                if (refusal := reading.result()) is not None:
+                    yield _line(refusal)
+                    return
                 turns.add(answer)
                 while True:
                     try:
@@ -194,12 +197,14 @@ def create_server(
     return app
 
 
-def _tried(model: Loaded, request: GenerationRequest) -> None:
-    """Let a template or a format from outside waste its time here, not on the thread that makes everybody's answers."""
-    if request.sampling.format is not None:
-        guide(model.tokenizer, model.end_ids, request.sampling.format)
-    if isinstance(model.template, LimitedTemplate) and request.messages is not None:
-        model.template.text(request.messages, add_generation_prompt=True)
+def _read(answer: Answer) -> TokenEvent | None:
+    """Let a question, a template or a format from outside waste its time here, not on the thread that makes everybody's
+    answers. What to say where it cannot be read: a panic of the tokenizers library is no Exception."""
+    try:
+        answer.prepare()
+    except BaseException as error:
+        return failure(error)
+    return None
 
 
 def _settling(

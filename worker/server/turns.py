@@ -41,6 +41,13 @@ class Answer:
         self._held, self._held_logprobs = "", list[TokenLogprob]()
         self._behind_since: float | None = None
         self._told_at = 0.0
+        self._generation: Generation | None = None
+
+    def prepare(self) -> Generation:
+        """Read the question and its format, once; whoever calls it first waits for that."""
+        if self._generation is None:
+            self._generation = Generation(self.loaded, self.request)
+        return self._generation
 
     @property
     def is_wanted(self) -> bool:
@@ -178,10 +185,11 @@ class Turns:
             return
         answer.queue_s = time.monotonic() - answer.asked_at
         try:
-            generation = Generation(answer.loaded, answer.request)
+            generation = answer.prepare()
         except BaseException as error:  # a panic of the tokenizers library is no Exception, and would end this thread
-            answer.tell(_failure(error))
+            answer.tell(failure(error))
         else:
+            generation.asked_at = time.monotonic()
             self._parked.append((generation, answer))
 
     def _join(self) -> None:
@@ -196,7 +204,7 @@ class Turns:
                     slots.add(generation)
             except BaseException as error:  # want of memory, say: it ends this answer, not the thread
                 self._parked.popleft()
-                answer.tell(_failure(error))
+                answer.tell(failure(error))
                 continue
             self._parked.popleft()
             self._active[generation] = answer
@@ -232,14 +240,14 @@ class Turns:
     def _give_up(self, slots: Slots, error: BaseException) -> None:
         """End every answer of these slots, also one that had just left them, and begin anew with the next."""
         for generation in [one for one in self._active if self._slots.get(one.loaded.root) is slots]:
-            self._tell(generation, _failure(error))
+            self._tell(generation, failure(error))
         self._slots = WeakKeyDictionary({k: v for k, v in self._slots.items() if v is not slots})
 
     def _speak_alone(self, generation: Generation, most: int) -> None:
         try:
             event = generation.step(most)
         except BaseException as error:
-            event = _failure(error)
+            event = failure(error)
         if event is not None:
             self._tell(generation, event)
 
@@ -255,7 +263,8 @@ def _busy(sentence: str) -> TokenEvent:
     return TokenEvent(finish_reason="error", error=sentence, error_kind="busy")
 
 
-def _failure(error: BaseException) -> TokenEvent:
+def failure(error: BaseException) -> TokenEvent:
+    """What an answer's reader is told of an error."""
     if isinstance(error, EngineError | TemplateFault):
         return TokenEvent(finish_reason="error", error=str(error), error_kind="refused")
     log.error("an answer failed", exc_info=error)

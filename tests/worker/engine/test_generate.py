@@ -6,8 +6,9 @@ import torch
 from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, Sampling, TokenEvent
 from app.contracts.recipe import ModelFiles
+from app.text.tokens import encode_prompt
 from tests.worker.tiny import make_model
-from worker.engine import scoring
+from worker.engine import generate, scoring
 from worker.engine.errors import BadData
 from worker.engine.generate import Generation, Loaded, fit_prompt, load
 
@@ -105,6 +106,28 @@ def test_old_turns_leave_from_the_front_with_their_answers(loaded: Loaded) -> No
 def test_a_message_that_can_never_fit_is_refused_with_numbers(loaded: Loaded) -> None:
     with pytest.raises(BadData, match=r"too long: \d+ tokens, and this model reads 128"):
         Generation(loaded, _request(loaded, [Message(role="user", content="word " * 500)]))
+
+
+def test_what_is_surely_too_long_is_not_read_and_many_turns_are_read_a_few_times(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(*given: object) -> list[int]:
+        read.append(len(given[2]))  # type: ignore[arg-type]
+        return encode_prompt(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generate, "encode_prompt", counted)
+    with pytest.raises(BadData, match="too long: more than 112 tokens"):
+        fit_prompt(loaded, _request(loaded, [Message(role="user", content="a" * 7_000_000)], max_tokens=16))
+    assert not read
+    ids, dropped = fit_prompt(loaded, _request(loaded, [Message(role="user", content="")] * 2000, max_tokens=16))
+    assert 0 < len(ids) <= loaded.context_length - 16
+    assert (
+        len(encode_prompt(loaded.tokenizer, loaded.template, [Message(role="user", content="")] * (2001 - dropped)))
+        > 112
+    )
+    assert len(read) <= 12, "halved each time, not turn by turn"
 
 
 def test_score_is_the_models_own_probability(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ def test_what_each_setting_leaves_to_draw() -> None:
     assert drawn(min_p=0.2) == {0, 1, 2}
     assert drawn(min_p=0.2, top_k=2) == {0, 1}
     assert drawn(temperature=0) == {0}
+    assert drawn(temperature=1e-300) == drawn(temperature=1e-40, top_p=0.5) == {0}
     assert drawn(logit_bias={0: -100, 4: 8, 99: 5}) <= {1, 2, 3, 4}
 
 
