@@ -40,6 +40,7 @@ QUESTIONS = (
     "Thank you",
 )
 _SPARE_BYTES = 16 * 2**30
+_SMALL_FILES_BYTES = 64 * 2**20
 
 
 def export(
@@ -210,9 +211,17 @@ def order_of(session: Session, row: Export, folder: Path) -> ExportOrder:
 
 def memory_limit(files: ModelFiles) -> int:
     """Address space of the child in bytes: three models in fp32 and what the libraries map."""
+    return min(6 * _weight_bytes(files) + _SPARE_BYTES, psutil.virtual_memory().total + _SPARE_BYTES)
+
+
+def space_needed(files: ModelFiles) -> int:
+    """Bytes on the disk while an export is made: the model in fp32, tokenizer and card beside it."""
+    return 2 * _weight_bytes(files) + _SMALL_FILES_BYTES
+
+
+def _weight_bytes(files: ModelFiles) -> int:
     folders = [Path(files.base_dir), *(Path(overlay.dir) for overlay in files.overlays)]
-    weights = sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
-    return min(6 * weights + _SPARE_BYTES, psutil.virtual_memory().total + _SPARE_BYTES)
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
 
 
 def slug(name: str) -> str:

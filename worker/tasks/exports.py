@@ -58,7 +58,7 @@ def _publish(lease: Lease, row: Export, folder: Path) -> None:
     try:
         with reading() as session:
             order = service.order_of(session, row, temporary)
-        storage.require_space(service.memory_limit(order.files) // 6)
+        storage.require_space(service.space_needed(order.files))
         report = _obeyed(lease, order)
         with reading() as session:
             names = sorted(path.name for path in temporary.iterdir())
