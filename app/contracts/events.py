@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from app.contracts.base import Contract
+from app.contracts.base import Contract, Said
 from app.contracts.probe import Probed, RatesTried
 
 
@@ -69,7 +69,7 @@ class Sample(Contract):
     step: int
     prompt_index: int
     prompt: str
-    text: str
+    text: Said
     ended: bool
 
 

@@ -38,11 +38,12 @@ class _NotSent(Exception):
 
 @dataclass(frozen=True)
 class Letter:
-    """What a notice says."""
+    """What a notice says: `title` in one line, `text` with what is to be known besides."""
 
     notice_id: str
     channel: str
     target: str
+    title: str
     text: str
     payload: dict[str, Any]
 
@@ -81,15 +82,11 @@ def check_address(target: str) -> None:
 
     It asks for the name's addresses: call it outside of every transaction. Raises Invalid.
     """
-    try:
-        parts = urlsplit(target)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        raise Invalid(fields={"target": "This is not a web address. Write it whole, with https:// in front."}) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or len(target) > 500:
+    if len(target) > 500 or not addresses.is_whole(target):
         raise Invalid(fields={"target": "This is not a web address. Write it whole, with https:// in front."})
+    parts = urlsplit(target)
     try:
-        addresses.resolved(parts.hostname, port)
+        addresses.resolved(str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80))
     except addresses.Forbidden:
         raise Invalid(
             fields={"target": "This address lies in a private network. Choose a public one, or ask the operator."}
@@ -135,15 +132,20 @@ def deliver() -> int:
                 .where(Notice.state == "waiting", Run.state.in_(END_STATES))
                 .where(or_(Notice.next_try_at.is_(None), Notice.next_try_at <= utcnow()))
             )
-            letters = [letter(notice, run) for notice, run in session.execute(query.limit(20))]
+            due = [(notice, run) for notice, run in session.execute(query.limit(20))]
         sent = 0
-        for one in letters:
+        for notice, run in due:
             try:
+                one = letter(notice, run)
                 (_post if one.channel == "webhook" else _mail)(one)
             except _NotSent as error:
-                _note(one.notice_id, str(error))
+                _note(notice.id, str(error))
+            except Exception:
+                # One that cannot even be written, such as for a key file that was exchanged, holds up no other.
+                log.exception("a notice was not sent", extra={"notice": notice.id})
+                _note(notice.id, "It could not be sent; the log says why.")
             else:
-                _note(one.notice_id, "")
+                _note(notice.id, "")
                 sent += 1
         return sent
     finally:
@@ -153,7 +155,8 @@ def deliver() -> int:
 def letter(notice: Notice, run: Run) -> Letter:
     """What to say about the end of a run."""
     how = {"succeeded": "is ready", "failed": "failed", "cancelled": "was cancelled"}[run.state]
-    text = f"Run {run.number}, “{run.name}”, {how}."
+    title = f"Run {run.number}, “{' '.join(run.name.split())}”, {how}"
+    text = f"{title}."
     if run.state == "succeeded" and run.best_loss is not None:
         text += f" Lowest validation loss: {shown_loss(run.best_loss)}."
     elif run.sentence:
@@ -163,7 +166,7 @@ def letter(notice: Notice, run: Run) -> Letter:
         "reason": run.reason, "step": run.step, "best_loss": run.best_loss,
     }  # fmt: skip
     payload = {"event": "run.ended", "id": notice.id, "text": text, "run": about}
-    return Letter(notice.id, notice.channel, decrypt(notice.target), text, payload)
+    return Letter(notice.id, notice.channel, decrypt(notice.target), title, text, payload)
 
 
 def _post(one: Letter) -> None:
@@ -181,7 +184,7 @@ def _mail(one: Letter) -> None:
     server = urlsplit(settings.smtp_url)
     message = EmailMessage()
     message["From"], message["To"] = settings.mail_from, one.target
-    message["Subject"] = one.text.partition(". ")[0]
+    message["Subject"] = one.title
     message["Message-ID"] = f"<{one.notice_id}@gpt-builder>"
     message.set_content(one.text)
     secure = server.scheme == "smtps"

@@ -117,7 +117,8 @@ def test_a_wrong_key_model_or_address_is_told_under_its_field(ana: TestClient, s
     assert f"It offers: {stack.model}" in unknown
     assert "has nothing at this address (404)" in add(ana, stack.url, stack.model, stack.key)
     assert "cannot be reached" in add(ana, "http://127.0.0.1:1/v1", "m")
-    assert "Write a whole address" in add(ana, "example.org/v1", "m")
+    for odd in ("example.org/v1", "http://①②⑦.⓪.⓪.①/v1", "http://\u202eexample.org/v1", "http://[::1/v1"):
+        assert "Write a whole address" in add(ana, odd, "m")
     assert add(ana, f"{url}/chat/completions/", stack.model, stack.key, "One").startswith("external:")
     assert "already there" in add(ana, url, stack.model, stack.key, "One")
 

@@ -135,6 +135,8 @@ def test_from_a_document_to_reviewed_rows(ana, endpoint):
     assert "handbook › Stove" in page
     assert "There is no model to ask yet" in page
     form = {"url": endpoint.url, "model": "writer", "key": "sk-secret"}
+    refused = ana.post(f"/files/{file_id}/endpoint", data={**form, "url": "http://[::1/v1"})
+    assert refused.status_code == 422
     post(ana, f"/files/{file_id}/endpoint", **form)
     page = ana.get(f"/files/{file_id}/drafting").text
     assert "sk-secret" not in page

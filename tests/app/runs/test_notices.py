@@ -5,6 +5,7 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from email import message_from_string, policy
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -122,7 +123,18 @@ def test_a_private_address_is_neither_taken_nor_reached(world: World, inbox: str
     assert "could not be reached" in seen(notice_id).error
 
 
-@pytest.mark.parametrize("target", ["", "ftp://example.org", "example.org/x", "http://[::1", "https://"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "ftp://example.org",
+        "example.org/x",
+        "http://[::1",
+        "https://",
+        "http://①②⑦.⓪.⓪.①/",
+        "http://\u202eexample.org/",
+    ],
+)
 def test_what_is_no_web_address_is_refused(target: str) -> None:
     with pytest.raises(Invalid) as caught:
         notices.check_address(target)
@@ -173,9 +185,18 @@ def test_an_e_mail_goes_to_the_asker(world: World, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("GPT_BUILDER_SMTP_URL", f"smtp://127.0.0.1:{server.server_address[1]}")
         monkeypatch.setenv("GPT_BUILDER_MAIL_FROM", "gpt@example.org")
         config.get_settings.cache_clear()
+        # One that can never be sent, since the key file was exchanged, holds up no other.
+        lost = ask(world, run_id, "https://example.org/hook")
         notice_id = ask(world, run_id, "somebody.else@example.org", "email")
+        with transaction() as session:
+            session.get_one(Notice, lost).target = "sealed with another key"
+            session.get_one(Run, run_id).name = "v1. Warm\nBcc: all@example.org"
         end(run_id)
         assert notices.deliver() == 1
         server.shutdown()
+    assert "log says why" in seen(lost).error
+    letter = message_from_string("\n".join(Mailbox.got), policy=policy.default)
+    assert letter["subject"] == "Run 1, “v1. Warm Bcc: all@example.org”, is ready"
+    assert letter["bcc"] is None
     assert f"To: {world.actor.email}" in Mailbox.got
     assert seen(notice_id).shown == world.actor.email

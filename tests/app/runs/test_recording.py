@@ -72,10 +72,13 @@ def test_a_second_attempt_counts_its_steps_once(any_database: str) -> None:
         saved(run_id, 4),
         *(step(n, 5.0) for n in range(5, 7)),
         Evaluated(step=6, loss=2.0, accuracy=0.5, rows=2, is_best=True),
-        Sample(step=6, prompt_index=0, prompt="q", text="a", ended=True),
+        Sample(step=6, prompt_index=0, prompt="q", text="a\0", ended=True),
     ):
         recorder.take(event)
     recorder.flush()
+    with reading() as session:
+        # A model may say any byte, and PostgreSQL keeps no NUL.
+        assert session.scalars(select(SampleAnswer.text)).all() == ["a\ufffd"]
     with transaction() as session:
         release(session, run_id, first.fence, exit_kind="lease_expired")
     recorder.take(step(7, 9.0))
