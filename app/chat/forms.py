@@ -21,6 +21,7 @@ class SettingsForm(FormBase):
     message: str = Field("", max_length=20_000)
     model: REF = ""
     compare: list[REF] = Field(default_factory=list, max_length=3)
+    seen: list[str] = Field(default_factory=list, description="questions that stand on the page it is sent from")
     blind: bool = False
     odds: bool = False
     temperature: float = Field(0.7, ge=0, le=2)
@@ -36,7 +37,7 @@ class SettingsForm(FormBase):
         told = SHOWN_ODDS if self.odds else None
         return Sampling(**{name: getattr(self, name) for name in PLAIN}, top_logprobs=told)
 
-    @field_validator("compare", mode="before")
+    @field_validator("compare", "seen", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -86,7 +86,10 @@ def _ask(
     for answer in answers:
         _begin(session, actor, made, answer)
     if chat is not None and is_partial(request):
-        turn = service.turns(session, made)[-1]
+        *before, turn = service.turns(session, made)
+        if [one.question.id for one in before] != form.seen:
+            # Somebody has asked in another window: this page lacks a turn, or shows another version.
+            return Response(status_code=204, headers={"HX-Redirect": f"/chats/{made.id}"})
         return render(request, "chat/_turn.html", turn=turn, **_shown(session, actor, made))
     return RedirectResponse(f"/chats/{made.id}", 303)
 
@@ -276,7 +279,9 @@ def _page(
     search: str = "",
 ) -> Response:
     choices = asked.choices(session, actor, project.id)
+    asked_for = [ref for ref in refs if ref]
     refs = _named(session, actor, project.id, refs, choices)
+    is_other = bool(asked_for and asked_for[0] not in refs and choices)
     if not refs and choices:
         refs = [choices[0].ref]
     try:
@@ -300,6 +305,7 @@ def _page(
         choices=choices,
         refs=refs,
         target=target,
+        is_other=is_other,
         base=targets.base_of(session, actor, project.id, refs[0]) if target else None,
         suggestions=[s["question"] for s in (objective.samples if objective else []) if s.get("question")][:3],
         sampling=sampling,

@@ -69,6 +69,22 @@ def test_the_same_question_gives_the_same_greedy_answer_and_the_conversation_is_
     assert second.statistics["prompt_tokens"] > alone.statistics["prompt_tokens"] + 24
 
 
+def test_a_window_that_lacks_a_turn_is_loaded_anew(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    _finished(chat_id)
+    seen = re.findall(r'name="seen" value="(\w+)"', scene.client.get(f"/chats/{chat_id}").text)
+    form = {"message": "And my card?", "model": scene.model, **GREEDY, "seen": seen}
+    here = scene.client.post(f"/chats/{chat_id}", data=form, headers={"hx-request-type": "partial"})
+    assert here.status_code == 200
+    assert "And my card?" in here.text
+    _finished(chat_id, 2)
+    # Another window was opened before that.
+    there = scene.client.post(f"/chats/{chat_id}", data=form, headers={"hx-request-type": "partial"})
+    assert there.status_code == 204
+    assert there.headers["hx-redirect"] == f"/chats/{chat_id}"
+    assert len(_finished(chat_id, 3)) == 3
+
+
 def test_the_page_says_how_full_the_memory_is(scene: Scene) -> None:
     chat_id = _ask(scene)
     figures = _finished(chat_id)[0].statistics
@@ -122,6 +138,12 @@ def test_a_checkpoint_of_an_ended_run_is_asked_itself_not_the_newest_model(scene
     page = scene.client.get(f"/projects/{scene.project_id}/chat?model={ref}").text
     assert f'<option value="{ref}" selected>' in page
     assert page.index('value="model:') < page.index(f'value="{ref}"') < page.index('value="base:')
+    assert "no longer kept" not in page
+    # Retention may delete it while somebody chats with it.
+    with transaction() as session:
+        session.execute(update(Checkpoint).values(state="removed"))
+    page = scene.client.get(f"/projects/{scene.project_id}/chat?model={ref}").text
+    assert "no longer kept. The next answer comes from" in page
 
 
 def test_base_and_tuned_answer_side_by_side(scene: Scene) -> None:
