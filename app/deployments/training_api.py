@@ -1,5 +1,6 @@
 """Fine-tuning jobs under /v1: the project's runs, as OpenAI's clients ask for them."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -27,13 +28,15 @@ async def create(request: Request, caller: CallerDep) -> dict[str, Any]:
     """Start a run. An Idempotency-Key makes it happen once."""
     caller.require("train")
     ask = wire.parsed(fine_tuning.JobRequest, await request.body())
-    header = request.headers.get("idempotency-key", "")[:40]
+    header = request.headers.get("idempotency-key", "")
+    # Whole: keys of one program often differ only at their end.
+    request_id = f"{caller.actor.key_id}:{hashlib.sha256(header.encode()).hexdigest()[:40]}" if header else ""
 
     def start() -> dict[str, Any]:
         actor = caller.as_editor()
         with transaction() as session:
             try:
-                run = fine_tuning.start(session, actor, ask, f"{caller.actor.key_id}:{header}" if header else "")
+                run = fine_tuning.start(session, actor, ask, request_id)
             except (Conflict, Invalid) as error:
                 told = " ".join(error.fields.values()) if isinstance(error, Invalid) else ""
                 raise BadRequest(told or error.sentence, code="invalid_value") from error
