@@ -298,19 +298,19 @@ def fit_prompt(loaded: Reads, request: GenerationRequest) -> tuple[list[int], in
         told = f"{len(ids)} tokens"
         return ids if len(ids) <= room else None
 
-    start, ids = starts[0], ids_from(starts[0])
-    low, high = 1, len(starts) - 1 if ids is None else 0
+    start, fitting = starts[0], ids_from(starts[0])
+    low, high = 1, len(starts) - 1 if fitting is None else 0
     while low <= high:
         middle = (low + high) // 2
-        if (fitting := ids_from(starts[middle])) is None:
+        if (shorter := ids_from(starts[middle])) is None:
             low = middle + 1
         else:
-            start, ids, high = starts[middle], fitting, middle - 1
-    if ids is None:
+            start, fitting, high = starts[middle], shorter, middle - 1
+    if fitting is None:
         raise BadData(
             f"The message is too long: {told}, and this model reads {loaded.context_length} in all. Shorten it."
         )
-    return ids, start - first
+    return fitting, start - first
 
 
 def plain_ids(loaded: Reads, text: str, ids: list[int] | None) -> list[int]:
