@@ -114,12 +114,13 @@ class Supervision:
         with reading() as session:
             run = session.get_one(Run, self.lease.claimed.run_id)
         self.want = run.want
-        settling.drop_unregistered(self.lease)
+        self.recorder.recorded_step = settling.drop_unregistered(self.lease)
         order = order_of(run)
         storage.require_space(0)
         trainer = Trainer(
             order, command=self.command, lock=lock, devices=order.recipe.devices or node.only(self.device)
         )
+        self._tell_recorded(trainer)
         try:
             one = trainer.identity
             settling.record_trainer(self.lease, pid=one.pid, started=one.started, boot_id=one.boot_id)
@@ -143,6 +144,7 @@ class Supervision:
                 event = trainer.next_event(0)
             self.recorder.observe(computer.look())
             self._flush()
+            self._tell_recorded(trainer)
             if self.is_lost.is_set() or self.lease.unrenewed_s >= settings.lease_self_stop_s:
                 trainer.kill()
                 self.is_lost.set()
@@ -183,6 +185,13 @@ class Supervision:
             self.is_lost.set()
         except SQLAlchemyError as error:
             log.warning("not recorded yet: %s", error)
+
+    def _tell_recorded(self, trainer: Trainer) -> None:
+        """Say which checkpoint a later attempt would go on from: should this process stand still, it must stay."""
+        step = self.recorder.recorded_step
+        if step and ("recorded", step) not in self.told:
+            self.told.add(("recorded", step))
+            trainer.tell(Control(verb="recorded", value=step))
 
     def _ask(self, trainer: Trainer) -> None:
         """Read what people want, once a second, and tell the trainer what is new."""

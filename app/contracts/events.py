@@ -162,7 +162,7 @@ engine_event: TypeAdapter[EngineEvent] = TypeAdapter(EngineEvent)
 class Control(Contract):
     """One line on the engine's standard input after the order, obeyed between steps."""
 
-    verb: Literal["stop_and_keep", "time_is_up", "pause", "cancel", "adjust", "evaluate_now"]
+    verb: Literal["stop_and_keep", "time_is_up", "pause", "cancel", "adjust", "evaluate_now", "recorded"]
     name: Literal["learning_rate", "epochs", "evaluate_every_steps"] | None = None
     value: float | None = Field(None, gt=0)
 

@@ -48,6 +48,8 @@ class Recorder:
         self._waiting: list[EngineEvent] = []
         self._flushed_at = 0.0
         self.step_times: list[float] = []
+        self.recorded_step: int | None = None
+        """Of the newest checkpoint that has been written down."""
         self._computer: dict[str, Any] | None = None
 
     def observe(self, computer: dict[str, Any] | None) -> None:
@@ -88,6 +90,8 @@ class Recorder:
                 run.plan = {**run.plan, "computer": self._computer}
             live.finish()
         self._waiting = self._waiting[len(batch) :]
+        saved = [event.step for event in batch if isinstance(event, CheckpointSaved)]
+        self.recorded_step = saved[-1] if saved else self.recorded_step
         for name, payload in live.messages:
             events.publish(f"run:{self.run_id}", name, payload)
 

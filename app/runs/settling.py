@@ -54,20 +54,22 @@ def record_trainer(lease: RunLease, *, pid: int, started: float, boot_id: str) -
         )
 
 
-def drop_unregistered(lease: RunLease) -> None:
+def drop_unregistered(lease: RunLease) -> int | None:
     """Delete checkpoints that no row names: the attempt that wrote them died before its metrics were recorded.
 
-    Going on from the newest registered one instead keeps the curve without holes. They stay when nothing registered
-    is left on disk. Call it while holding the run's lock. Raises LostLease.
+    Going on from the newest registered one instead keeps the curve without holes; its step is returned. They stay when
+    nothing registered is left on disk. Call it while holding the run's lock. Raises LostLease.
     """
     run_id = lease.claimed.run_id
     with lease.write() as session:
         named = {row.dir: row.step for row in _kept(session, run_id)}
     folder = storage.run_dir(run_id)
-    is_safe = not named or any((folder / place).is_dir() for place in named)
+    there = [step for place, step in named.items() if (folder / place).is_dir()]
+    is_safe = not named or bool(there)
     for path in folder.glob("checkpoints/step-*"):
         if is_safe and f"checkpoints/{path.name}" not in named:
             shutil.rmtree(path)
+    return max(there, default=None)
 
 
 def succeed(lease: RunLease, ended: Ended) -> None:

@@ -35,15 +35,20 @@ class Saved:
     removed: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """The checkpoints of one run. `spec_sha256` is the hash of all that the result depends on."""
+    """The checkpoints of one run. `spec_sha256` is the hash of all that the result depends on.
+
+    `recorded`: the step of the newest one that the supervisor has written down, with the metrics up to it. A later
+    attempt goes on from there, so it stays however many follow it.
+    """
 
     folder: Path
     run_id: str
     attempt_id: str
     spec_sha256: str
     keep: int
+    recorded: int | None = None
 
     def save(
         self,
@@ -87,8 +92,8 @@ class Checkpoints:
         return Saved(step, final, digest, size, self.collect(best_step))
 
     def collect(self, best_step: int | None) -> list[str]:
-        """Delete all but the newest `keep` checkpoints and the best one; return the names of the deleted."""
-        spare = [path for path in self.newest_first()[self.keep :] if _step(path) != best_step]
+        """Delete all but the newest `keep`, the best and the recorded checkpoint; return the names of the deleted."""
+        spare = [path for path in self.newest_first()[self.keep :] if _step(path) not in (best_step, self.recorded)]
         for path in spare:
             shutil.rmtree(path)
         return [path.name for path in spare]

@@ -161,7 +161,9 @@ def _attempt(order: TrainOrder, clock: Deadline, relief: Relief) -> Iterator[e.E
                 yield from _save(store, material, optimizers, named, position, threads, clock.spent_s)
                 yield e.Ended(reason="paused", step=position.step, best_step=position.best_step)
                 return
-            if command.verb in ("stop_and_keep", "time_is_up"):
+            if command.verb == "recorded":
+                store.recorded = int(command.value or 0)
+            elif command.verb in ("stop_and_keep", "time_is_up"):
                 position.ending = "time_is_up" if command.verb == "time_is_up" else "stopped_and_kept"
             elif command.verb == "evaluate_now":
                 evaluate_now = True
@@ -343,7 +345,8 @@ def _save(
 
     def write(keep_fewer: bool) -> checkpoints.Saved:
         if keep_fewer:
-            for path in [p for p in store.newest_first()[1:] if p.name != f"step-{position.best_step or 0:08d}"]:
+            needed = {f"step-{step or 0:08d}" for step in (position.best_step, store.recorded)}
+            for path in [p for p in store.newest_first()[1:] if p.name not in needed]:
                 shutil.rmtree(path)
         return store.save(position.step, write_weights, memory, state, position.best_step)
 

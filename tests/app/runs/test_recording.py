@@ -141,9 +141,11 @@ def test_checkpoints_that_nobody_registered_are_dropped(any_database: str) -> No
     recorder = Recorder(lease)
     for event in (started(0), step(1, 1.0), step(2, 1.0), saved(run_id, 2)):
         recorder.take(event)
+    assert recorder.recorded_step is None
     recorder.flush()
+    assert recorder.recorded_step == 2
     unregistered = saved(run_id, 4)
-    settling.drop_unregistered(lease)
+    assert settling.drop_unregistered(lease) == 2
     folder = storage.run_dir(run_id)
     assert not (folder / unregistered.dir).exists()
     assert (folder / "checkpoints/step-00000002").is_dir()

@@ -56,14 +56,16 @@ def test_another_recipe_never_takes_over_the_checkpoint(make_order: MakeOrder) -
     assert of(events, "started")[0].step == 0
 
 
-def test_the_newest_and_the_best_are_kept(make_order: MakeOrder) -> None:
+def test_the_newest_the_best_and_the_one_that_is_recorded_are_kept(make_order: MakeOrder) -> None:
     order = make_order(
         "full", epochs=4, evaluate_every_steps=2, keep_checkpoints=2, learning_rate=5e-2, early_stopping=False
     )
-    events = run(order)
+    # The supervisor stands still after step 4, while four more are saved, and then again to the end.
+    events = run(order, {4: Control(verb="recorded", value=4), 12: Control(verb="recorded", value=10)})
     best = of(events, "ended")[0].best_step
     kept = {path.name for path in (Path(order.out_dir) / "checkpoints").iterdir()}
-    assert kept == {"step-00000022", "step-00000024", f"step-{best:08d}"}
+    assert kept == {"step-00000022", "step-00000024", f"step-{best:08d}", "step-00000010"}
+    assert next(saved.step for saved in of(events, "checkpoint") if "step-00000004" in saved.removed) == 14
     removed = [name for saved in of(events, "checkpoint") for name in saved.removed]
     assert len(removed) == 12 - len(kept)
 
