@@ -65,7 +65,7 @@ def test_the_newest_the_best_and_the_one_that_is_recorded_are_kept(make_order: M
     best = of(events, "ended")[0].best_step
     kept = {path.name for path in (Path(order.out_dir) / "checkpoints").iterdir()}
     assert kept == {"step-00000022", "step-00000024", f"step-{best:08d}", "step-00000010"}
-    assert next(saved.step for saved in of(events, "checkpoint") if "step-00000004" in saved.removed) == 14
+    assert not any("checkpoints/step-00000004" in saved.removed for saved in of(events, "checkpoint")[:6])
     removed = [name for saved in of(events, "checkpoint") for name in saved.removed]
     assert len(removed) == 12 - len(kept)
 
