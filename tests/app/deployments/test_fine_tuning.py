@@ -39,6 +39,11 @@ def test_the_client_trains_on_a_frozen_version(stack: Stack) -> None:
     job = client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": "once"})
     again = client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": "once"})
     assert again.id == job.id
+    long = [f"{'a program of ours, its nightly training run ' * 2}{number}" for number in (1, 2)]
+    others = {client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": key}).id for key in long}
+    assert len(others) == 2, "keys that differ only at their end"
+    for other in others:
+        client.fine_tuning.jobs.cancel(other)
     assert (job.status, job.model, job.seed, job.training_file) == ("queued", job.model, 7, file.id)
     assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (2, 4)
     assert job.id in [one.id for one in client.fine_tuning.jobs.list(limit=1)], "pages are walked to the end"

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import ROOT, wait_for
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
-from worker.engine import compiled
+from worker.engine.devices import processor_flags
 from worker.engine.reading import PIECE
 
 
@@ -78,7 +78,7 @@ def test_an_answer_streams_and_ends_with_counts(server: httpx.Client, folder: Pa
 
 
 def test_passes_are_compiled_where_the_processor_can(server: httpx.Client) -> None:
-    assert server.get("/health").json()["compiled"] == ("avx512f" in compiled._processor_flags())
+    assert server.get("/health").json()["compiled"] == ("avx512f" in processor_flags())
 
 
 def test_a_missing_model_is_an_error_event_and_the_next_request_works(server: httpx.Client, folder: Path) -> None:
