@@ -38,8 +38,11 @@ CLIENTS = {
     "LangChain (langchain-openai 1.7.3)": ("with_langchain.py", ["langchain-openai==1.7.3", "openai==3.54.0"]),
     "LiteLLM 1.106.2": ("with_litellm.py", ["litellm==1.106.2"]),
     "lm-evaluation-harness 0.4.13": ("with_lm_eval.py", ["lm_eval[api]==0.4.13", "transformers==5.23.0"]),
+    "Open WebUI 0.12.4": ("real_open_webui.py", ["open-webui==0.12.4"]),
     "Open WebUI, its documented calls": ("with_open_webui.py", ["httpx==0.28.1"]),
 }
+# What a package names as its small set, beside itself, instead of everything that it can use: that is several GB.
+SLIM = {"open-webui==0.12.4": "requirements-slim.txt"}
 
 
 @dataclass
@@ -74,7 +77,7 @@ def _stack(folder: Path) -> Iterator[tuple[Stack, dict[str, str]]]:
     engine = db.make_engine(f"sqlite:///{empty}")
     Base.metadata.create_all(engine)
     engine.dispose()
-    base = make_model(folder / "model")
+    base = make_model(folder / "model", context_length=2048)  # Open WebUI asks for titles in 950 tokens
     with running(base, empty) as stack:
         environment = {
             "GPT_BUILDER_URL": f"{stack.url}/v1",
@@ -141,10 +144,24 @@ def _installed(home: Path, program: str, packages: list[str]) -> tuple[list[str]
     if not stamp.exists() or stamp.read_text() != "\n".join(packages):
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        if subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=False).returncode:
+        if not all(_pip(python, order) for order in _orders(folder, packages)):
             return [], "pip could not install it"
         stamp.write_text("\n".join(packages))
     return [str(python), str(HERE / program)], ""
+
+
+def _orders(folder: Path, packages: list[str]) -> Iterator[list[str]]:
+    """What pip is told, one after another."""
+    for package in packages:
+        if package in SLIM:
+            yield ["--no-deps", package]
+            yield ["-r", str(next(folder.glob(f"lib/*/site-packages/{SLIM[package]}")))]
+    if whole := [package for package in packages if package not in SLIM]:
+        yield whole
+
+
+def _pip(python: Path, order: list[str]) -> bool:
+    return subprocess.run([str(python), "-m", "pip", "install", "-q", *order], check=False).returncode == 0
 
 
 def _run(command: list[str], environment: dict[str, str]) -> Outcome:

@@ -46,15 +46,16 @@ def main() -> int:
         command.add_argument("--seconds", type=float, default=8.0, help="how long quick steps are repeated")
     options = parser.parse_args()
     die_with_parent(options.parent)
-    out = own_stdout()
-    if options.recipe:
-        if not options.data or not options.out:
-            parser.error("a recipe file needs --data and --out")
-        order = order_from_file(options.recipe, options.data, options.out, options.base)
-    else:
-        order = TrainOrder.model_validate_json(sys.stdin.readline())
-    seconds = getattr(options, "seconds", 0.0)
-    return run(order, out, verb=options.verb, is_supervised=options.recipe is None, seconds=seconds)
+    # Closed before leaving, which may take long: whoever listens knows that nothing more comes.
+    with own_stdout() as out:
+        if options.recipe:
+            if not options.data or not options.out:
+                parser.error("a recipe file needs --data and --out")
+            order = order_from_file(options.recipe, options.data, options.out, options.base)
+        else:
+            order = TrainOrder.model_validate_json(sys.stdin.readline())
+        seconds = getattr(options, "seconds", 0.0)
+        return run(order, out, verb=options.verb, is_supervised=options.recipe is None, seconds=seconds)
 
 
 def run(order: TrainOrder, out: BinaryIO, *, verb: str, is_supervised: bool, seconds: float) -> int:
