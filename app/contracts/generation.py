@@ -2,11 +2,27 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from app.contracts.base import Contract, Said
 from app.contracts.conversation import Message
 from app.contracts.recipe import ModelFiles
+
+SCHEMA_LEVELS = 100
+
+
+def _within_levels(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, if its objects and lists lie at most SCHEMA_LEVELS deep in each other. Raises ValueError."""
+    level: list[Any] = [schema]
+    for _ in range(SCHEMA_LEVELS):
+        inner = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+        level = [child for child in inner if isinstance(child, dict | list)]
+        if not level:
+            return schema
+    raise ValueError(f"The schema is nested deeper than {SCHEMA_LEVELS} levels. Use a flatter one.")
+
+
+JSONSchema = Annotated[dict[str, Any], AfterValidator(_within_levels)]
 
 
 class AnswerFormat(Contract):
@@ -14,7 +30,7 @@ class AnswerFormat(Contract):
     texts, or a regular expression (no look-around, no back references)."""
 
     kind: Literal["json_object", "json_schema", "choice", "regex"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JSONSchema | None = None
     choices: list[Annotated[str, Field(min_length=1, max_length=2000)]] = Field(default_factory=list, max_length=500)
     regex: str | None = Field(None, min_length=1, max_length=10_000)
 

@@ -7,7 +7,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from app.contracts.conversation import Message
-from app.contracts.generation import AnswerFormat, Likely, Sampling, TokenLogprob
+from app.contracts.generation import AnswerFormat, JSONSchema, Likely, Sampling, TokenLogprob
 from app.core.errors import BadRequest
 from app.deployments.names import Published
 
@@ -59,7 +59,7 @@ class JsonSchema(BaseModel):
     """A named schema as OpenAI's clients send it."""
 
     name: str = ""
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JSONSchema = Field(alias="schema")
 
 
 class ResponseFormat(BaseModel):
@@ -80,7 +80,7 @@ class StructuredOutputs(BaseModel):
 
     choice: list[Annotated[str, Field(min_length=1, max_length=2000)]] | None = Field(None, max_length=500)
     regex: str | None = Field(None, max_length=10_000)
-    json_: dict[str, Any] | None = Field(None, alias="json")
+    json_: JSONSchema | None = Field(None, alias="json")
 
     @model_validator(mode="after")
     def _is_one(self) -> "StructuredOutputs":

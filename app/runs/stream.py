@@ -27,7 +27,7 @@ from app.runs.view import view
 log = logging.getLogger(__name__)
 router = APIRouter()
 POINTS_EVERY_S = 0.25
-FRAGMENTS_EVERY_S = 3.0
+FRAGMENTS_EVERY_S = 4.0
 POLL_EVERY_S = 5.0
 HEARTBEAT_S = 15.0
 _QUEUE = 64

@@ -84,10 +84,12 @@ class Checkpoints:
             if is_disk_full(error):
                 raise DiskFull(_disk_sentence(self.folder)) from error
             raise
-        if final.exists():
-            shutil.rmtree(final)
+        replaced = self.folder / f".tmp-old-{step:08d}-{self.attempt_id}"
+        if final.exists():  # put aside first: deleting takes long enough to be killed in the middle of it
+            final.rename(replaced)
         temporary.rename(final)
         sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
         return Saved(step, final, digest, size, self.collect(best_step))
 

@@ -1,5 +1,6 @@
 """Requests to the API that mean harm, cannot be honoured or lack the right: each is refused by name."""
 
+import functools
 from typing import Any
 
 import httpx
@@ -7,6 +8,8 @@ import pytest
 
 from tests.app.deployments.conftest import ASK, Stack, body, key_of
 
+# A schema of nine hundred objects in each other.
+DEEP: dict[str, Any] = functools.reduce(lambda inner, _: {"properties": {"a": inner}}, range(450), {"type": "string"})
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -37,6 +40,8 @@ def test_templates_of_callers_are_refused(stack: Stack, name: str, value: Any) -
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": DEEP}}}, "response_format"),
+        ({"structured_outputs": {"json": DEEP}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "(a"}}, "response_format"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
