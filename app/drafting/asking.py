@@ -1,34 +1,20 @@
 """Asks for questions and answers about a passage: an OpenAI-compatible endpoint, or a model of the product."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import httpcore
-import httpx
 import orjson
 
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling
-from app.core import addresses
-from app.core.errors import Invalid, Unavailable
+from app.externals.asking import Endpoint, answered
 from app.inference import client
 from app.inference.targets import Target
 
-READ_S = 180.0
 LONGEST_ANSWER_TOKENS = 1500
-ANSWER_LIMIT_BYTES = 2_000_000
 _Q, _A = r"\s*(?:\d+[.)]\s*)?(?:Q|Question)\s*:", r"\s*(?:A|Answer)\s*:"
 _LINES = re.compile(rf"(?:^|\n){_Q}\s*(.+?)\s*\n+{_A}\s*(.+?)(?=\n{_Q}|\Z)", re.S | re.I)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where drafts are asked for; `url` ends before /chat/completions."""
-
-    url: str
-    model: str
-    key: str
 
 
 def prompt(passage: str, heading: str, pairs: int) -> str:
@@ -42,46 +28,15 @@ def prompt(passage: str, heading: str, pairs: int) -> str:
     )
 
 
-def ask(where: Endpoint | Target, text: str) -> str:
-    """The answer as text. Raises Unavailable when nobody answers, Invalid with what a refusing endpoint said."""
-    if isinstance(where, Target):
-        sampling = Sampling(temperature=0.3, max_tokens=LONGEST_ANSWER_TOKENS)
-        said = {"messages": [Message(role="user", content=text)]} if where.is_chat else {"prompt": text}
-        return client.answer(client.request_for(where, sampling, **said)).text
-    body = {
-        "model": where.model, "messages": [{"role": "user", "content": text}], "temperature": 0.3,
-        "max_tokens": LONGEST_ANSWER_TOKENS,
-    }  # fmt: skip
-    headers = {"authorization": f"Bearer {where.key}"} if where.key else {}
-    try:
-        with addresses.client(is_wanted=lambda: True) as http:
-            timeout = httpx.Timeout(READ_S, connect=addresses.CONNECT_S)
-            answer = http.post(f"{where.url.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout)
-    except (httpx.TransportError, httpcore.ConnectError) as error:
-        is_closed = isinstance(error.__cause__, addresses.Forbidden) or isinstance(error, addresses.Forbidden)
-        if is_closed or "not a public address" in str(error):
-            raise Invalid(
-                "This endpoint is at a private address, which is not asked. The operator can open its network with "
-                "GPT_BUILDER_FETCH_NETWORKS."
-            ) from error
-        raise Unavailable("The endpoint did not answer. Check its address and try to go on.") from error
-    if answer.status_code in (429, 500, 502, 503, 504):
-        raise Unavailable(f"The endpoint is busy or broken (it answered {answer.status_code}). Go on later.")
-    if answer.status_code != 200:
-        raise Invalid(f"The endpoint refused ({answer.status_code}): {_said(answer)} Check its address, model and key.")
-    try:
-        content = orjson.loads(answer.content[:ANSWER_LIMIT_BYTES])["choices"][0]["message"]["content"]
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError) as error:
-        raise Invalid("The endpoint did not answer as OpenAI does. Check that its address ends in /v1.") from error
-    return content if isinstance(content, str) else ""
-
-
-def _said(answer: httpx.Response) -> str:
-    try:
-        found = orjson.loads(answer.content)["error"]["message"]
-        return f"“{str(found)[:200]}”."
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ""
+def ask(where: Endpoint | Target, text: str, is_wanted: Callable[[], bool]) -> str:
+    """The answer as text. Raises Unavailable when nobody answers, or nobody wants it any more; Invalid with what a
+    refusing endpoint said."""
+    sampling = Sampling(temperature=0.3, max_tokens=LONGEST_ANSWER_TOKENS)
+    messages = [Message(role="user", content=text)]
+    if isinstance(where, Endpoint):
+        return answered(where, sampling, messages, is_wanted).text
+    said = {"messages": messages} if where.is_chat else {"prompt": text}
+    return client.answer(client.request_for(where, sampling, **said)).text
 
 
 def pairs_in(text: str) -> list[tuple[str, str]]:

@@ -15,9 +15,9 @@ from app.core.queue import ring
 from app.datasets import service as datasets
 from app.datasets.models import SourceFile
 from app.datasets.tables import iterate, parts
-from app.drafting.asking import Endpoint
 from app.drafting.chunking import Chunk, chunks, sections
 from app.drafting.models import Draft, DraftEndpoint, Drafting
+from app.externals.asking import Endpoint
 from app.inference import targets
 from app.inference.targets import Target
 from app.projects import service as projects
@@ -141,7 +141,7 @@ def asked_of(session: Session, drafting: Drafting) -> Endpoint | Target:
     found = session.get(DraftEndpoint, drafting.workspace_id)
     if found is None:
         raise Invalid("There is no endpoint any more. Say which one should be asked, then go on.")
-    return Endpoint(found.url, found.model, security.decrypt(found.sealed_key) if found.sealed_key else "")
+    return Endpoint(found.url.rstrip("/"), found.model, security.decrypt(found.sealed_key) if found.sealed_key else "")
 
 
 def record(

@@ -1,7 +1,7 @@
 """A site for browser tests of pages: the application in a thread of this process, and a signed-in browser."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,14 @@ def is_scrolling_sideways(page: Any) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
 
 
-def axe_findings(page: Any) -> list[str]:
+AXE_RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
+
+
+def axe_findings(page: Any, rules: Sequence[str] = AXE_RULES) -> list[str]:
     """What axe finds wrong with the page as it stands. The page's context needs bypass_csp=True."""
     from axe_playwright_python.sync_playwright import Axe
 
-    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+    options = {"runOnly": list(rules)}
     found = Axe().run(page, options=options).response["violations"]
     return [
         f"{item['id']}: {node['target']} {node['failureSummary'][:300]}" for item in found for node in item["nodes"]

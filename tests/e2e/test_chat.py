@@ -134,8 +134,7 @@ def test_without_scripts_a_question_is_answered_too(visit: Callable[..., Any], p
     assert page.get_by_role("button", name="Try again").count() == 1
 
 
-@pytest.mark.parametrize("width", [1440, 390])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
 def test_the_page_is_usable_by_everybody(
     visit: Callable[..., Any], project_id: str, theme: str, width: int, tmp_path: Path
 ) -> None:

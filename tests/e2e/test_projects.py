@@ -76,8 +76,7 @@ def test_a_wrong_field_gets_the_focus_and_its_sentence(visit: Callable[..., Any]
     expect(field).to_be_focused()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
 def test_pages_are_clean_in_both_themes_and_widths(
     visit: Callable[..., Any], site: Site, tmp_path: Any, theme: str, width: int
 ) -> None:

@@ -10,8 +10,6 @@ from app.drafting import asking, service
 from app.drafting.models import Drafting
 from worker.celery_app import celery_app
 
-TRIES = 3
-
 
 @celery_app.task(name=service.TASK)
 def draft(drafting_id: str) -> bool:
@@ -28,18 +26,14 @@ def draft(drafting_id: str) -> bool:
         lease.progress(row.asked, total, "asking")
         found = service.chunks_of(file, row.size_tokens, row.overlap_tokens)
         for number, chunk in islice(enumerate(found), row.asked, None):
-            said = _asked(where, asking.prompt(chunk.text, chunk.heading, row.pairs))
+            try:
+                said = asking.ask(
+                    where, asking.prompt(chunk.text, chunk.heading, row.pairs), lambda: not lease.is_cancelled
+                )
+            except Unavailable:
+                lease.progress(number, total)  # ends as cancelled where that is why there is no answer
+                raise
             with lease.write(done=number + 1, total=total) as session:
                 service.record(session, drafting_id, number, chunk, asking.pairs_in(said)[: row.pairs], said)
             lease.progress(number + 1, total)
     return True
-
-
-def _asked(where: asking.Endpoint | asking.Target, text: str) -> str:
-    for attempt in range(1, TRIES + 1):
-        try:
-            return asking.ask(where, text)
-        except Unavailable:
-            if attempt == TRIES:
-                raise
-    raise AssertionError

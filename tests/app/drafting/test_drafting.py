@@ -17,6 +17,8 @@ from app.datasets.models import SourceFile
 from app.drafting import asking, service
 from app.drafting.chunking import Section, chunks, count_tokens
 from app.drafting.models import Draft, DraftEndpoint, Drafting
+from app.externals import asking as outside
+from app.externals.asking import Endpoint as Outside
 from tests.visitors import browser_of, make_person, make_project
 from worker.tasks import datasets as tasks
 from worker.tasks import drafts as work
@@ -58,6 +60,7 @@ class _Asked(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(monkeypatch):
     monkeypatch.setenv("GPT_BUILDER_FETCH_NETWORKS", '["127.0.0.0/8"]')
+    monkeypatch.setattr(outside, "ASK_AGAIN_S", 0)
     get_settings.cache_clear()
     server = Endpoint()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -144,12 +147,12 @@ def test_from_a_document_to_reviewed_rows(ana, endpoint):
         assert "sk-secret" not in session.scalar(select(DraftEndpoint)).sealed_key
     url = post(ana, f"/files/{file_id}/draftings", target="endpoint", pairs="2", size="64", overlap="8")
     drafting_id = url.rsplit("/", 1)[1]
-    endpoint.answers = [(200, pair("How is the stove lit?", "With a match.")), *[(500, "broken")] * 3]
+    endpoint.answers = [(200, pair("How is the stove lit?", "With a match.")), *[(500, "broken")] * 4]
     work.draft(drafting_id)
     with reading() as session:
         row = session.get(Drafting, drafting_id)
         assert (row.state, row.asked) == ("failed", 1)
-        assert "answered 500" in row.error
+        assert "trouble of its own (500). It says: “broken”." in row.error
     assert "Go on" in ana.get(url).text
     key, asked = endpoint.asked[0]
     assert (key, asked["model"]) == ("Bearer sk-secret", "writer")
@@ -208,7 +211,7 @@ def test_pieces_as_plain_text(ana):
 def test_private_addresses_and_other_peoples_keys_are_safe(ana):
     bring(ana)
     with pytest.raises(Invalid, match="private address"):
-        asking.ask(asking.Endpoint("http://127.0.0.1:9/v1", "m", ""), "hello")
+        asking.ask(Outside("http://127.0.0.1:9/v1", "m"), "hello", lambda: True)
     with transaction() as session:
         give = {"url": "https://api.example.org/v1", "model": "m"}
         kept = service.set_endpoint(session, ana.person.actor, ana.project, **give, key="k1").sealed_key

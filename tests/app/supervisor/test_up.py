@@ -153,21 +153,25 @@ def test_a_second_start_on_the_same_home_is_refused(stack: tuple[subprocess.Pope
     assert is_healthy(server.url)
 
 
-def test_a_taken_port_is_replaced_by_a_free_one(
+def test_a_taken_port_is_replaced_and_a_killed_supervisor_takes_its_processes_along(
     stack: tuple[subprocess.Popen[bytes], LiveServer], tmp_path: Path
 ) -> None:
     _, server = stack
     port = server.url.rsplit(":", 1)[1]
     child, other = start_stack(tmp_path / "other", port=port)
-    try:
-        assert other.url != server.url
-        assert f"Port {port} is taken" in log_of(tmp_path / "other")
-    finally:
-        child.send_signal(signal.SIGINT)
-        wait_for(lambda: "Stopping." in log_of(tmp_path / "other"), "it began to stop")
-        time.sleep(2 * SAME_SIGNAL_S)
-        child.send_signal(signal.SIGINT)
-        child.wait(30)
+    assert other.url != server.url
+    assert f"Port {port} is taken" in log_of(tmp_path / "other")
+    children = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=40)
+    assert alive == []
+    again, _ = start_stack(tmp_path / "other", port=port)
+    again.send_signal(signal.SIGINT)
+    wait_for(lambda: "Stopping." in log_of(tmp_path / "other"), "it began to stop")
+    time.sleep(2 * SAME_SIGNAL_S)
+    again.send_signal(signal.SIGINT)
+    again.wait(30)
 
 
 def test_ctrl_c_leaves_no_process_and_no_socket(stack: tuple[subprocess.Popen[bytes], LiveServer]) -> None:
@@ -180,15 +184,3 @@ def test_ctrl_c_leaves_no_process_and_no_socket(stack: tuple[subprocess.Popen[by
     assert alive == []
     assert list((server.home / "sockets").iterdir()) == []
     assert not (server.home / "up.json").exists()
-
-
-def test_killing_the_supervisor_takes_its_processes_along(tmp_path: Path) -> None:
-    child, _ = start_stack(tmp_path / "home")
-    children = psutil.Process(child.pid).children(recursive=True)
-    child.kill()
-    child.wait(10)
-    _, alive = psutil.wait_procs(children, timeout=40)
-    assert alive == []
-    again, _ = start_stack(tmp_path / "home")
-    again.send_signal(signal.SIGTERM)
-    assert again.wait(60) == 0
