@@ -58,40 +58,53 @@ def stop(message_id: str) -> None:
         wish.set()
 
 
+class _Said:
+    """The text of an answer so far, and how much of it its followers were told."""
+
+    def __init__(self, message_id: str) -> None:
+        self.text, self._message_id = "", message_id
+        self._told, self._told_at = 0, time.monotonic()
+
+    def tell(self, *, now: bool = False) -> None:
+        """Publish what is new, a few times a second or `now`. Each piece says where it begins: Redis may lose some."""
+        is_due = now or time.monotonic() - self._told_at >= TELL_EVERY_S
+        if is_due and len(self.text) > self._told:
+            piece = {"text": self.text[self._told :], "at": self._told}
+            events.publish(f"chat:{self._message_id}", "text", piece)
+            self._told, self._told_at = len(self.text), time.monotonic()
+
+
 def _make(order: Order) -> None:
+    said = _Said(order.message_id)
     try:
-        _answer(order)
+        _answer(order, said)
     except AppError as error:
-        _finish(order, "", "failed", error=error.sentence)
+        _finish(order, said.text, "failed", error=error.sentence)
     except Exception:
         log.exception("an answer failed", extra={"message": order.message_id})
-        _finish(order, "", "failed", error="The answer could not be made. Try again; the log says why.")
+        _finish(order, said.text, "failed", error="The answer could not be made. Try again; the log says why.")
     finally:
         _stops.pop(order.message_id, None)
 
 
-def _answer(order: Order) -> None:
-    said, untold, last = "", "", TokenEvent()
+def _answer(order: Order, said: _Said) -> None:
+    last = TokenEvent()
     odds: list[dict[str, object]] = []
-    told_at = saved_at = time.monotonic()
+    saved_at = time.monotonic()
     stream = _events(order)
     for last in stream:
-        said += last.text
-        untold += last.text
+        said.text += last.text
         odds += [_odds(one) for one in last.logprobs or []] if len(odds) < KEPT_ODDS else []
+        said.tell()
         now = time.monotonic()
-        if untold and now - told_at >= TELL_EVERY_S:
-            events.publish(f"chat:{order.message_id}", "text", {"text": untold})
-            untold, told_at = "", now
         if _stops[order.message_id].is_set():
             break
         if now - saved_at >= SAVE_EVERY_S:
             saved_at = now
-            if _save(order, said):
+            if _save(order, said.text):
                 break
     stream.close()
-    if untold:
-        events.publish(f"chat:{order.message_id}", "text", {"text": untold})
+    said.tell(now=True)
     statistics = last.model_dump(
         include={"prompt_tokens", "completion_tokens", "queue_s", "first_token_s", "total_s", "finish_reason"},
         exclude_none=True,
@@ -99,9 +112,9 @@ def _answer(order: Order) -> None:
     if odds:
         statistics["odds"] = odds[:KEPT_ODDS]
     if last.finish_reason == "error":
-        _finish(order, said, "failed", error=last.error or "")
+        _finish(order, said.text, "failed", error=last.error or "")
     else:
-        _finish(order, said, "done", statistics=statistics)
+        _finish(order, said.text, "done", statistics=statistics)
 
 
 def _events(order: Order) -> Generator[TokenEvent]:
@@ -149,7 +162,7 @@ def _is_stop_wished(session: Session, order: Order) -> bool:
 def _finish(
     order: Order, said: str, state: str, *, error: str = "", statistics: dict[str, object] | None = None
 ) -> None:
-    # A failure in the middle keeps what was saved before it.
+    # A failure keeps what was said before it.
     changes: dict[str, object] = {"content": said} if said else {}
     with transaction() as session:
         if state == "done" and _is_stop_wished(session, order):

@@ -68,7 +68,9 @@ class ChatMessage(Base):
     error: Mapped[str] = mapped_column(Text, default="")
     statistics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
-    # While an answer is being made: when its text was last saved, so that an abandoned one is noticed.
+    # While an answer is being made: by which process, and when its text was last saved, so that an abandoned one is
+    # noticed.
+    maker: Mapped[str] = mapped_column(String(60), default="")
     saved_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
 

@@ -15,6 +15,7 @@ from app.chat.asked import Asked
 from app.chat.models import Chat, ChatMessage
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling
+from app.core import lives
 from app.core.db import utcnow
 from app.core.errors import Conflict, Invalid, NotFound
 from app.core.markdown import plain
@@ -180,7 +181,7 @@ def again(session: Session, actor: Actor, message_id: str) -> tuple[Chat, ChatMe
 def _pending(session: Session, chat: Chat, question: ChatMessage, ref: str) -> ChatMessage:
     answer = ChatMessage(
         chat_id=chat.id, parent_id=question.id, position=question.position + 1, role="assistant", model_ref=ref,
-        state="streaming",
+        state="streaming", maker=lives.own(),
     )  # fmt: skip
     session.add(answer)
     session.flush()
@@ -199,21 +200,26 @@ def _told(message: ChatMessage) -> ChatMessage:
 
     Pages only read, so nothing is marked as changed here.
     """
-    if message.state == "streaming" and message.saved_at < utcnow() - timedelta(seconds=ABANDONED_S):
+    if _is_abandoned(message):
         set_committed_value(message, "state", "failed")
         set_committed_value(message, "error", INTERRUPTED)
     return message
 
 
+def _is_abandoned(message: ChatMessage) -> bool:
+    """Whether nobody makes this answer any more. Of a process on another machine only its silence tells."""
+    if message.state != "streaming":
+        return False
+    return message.saved_at < utcnow() - timedelta(seconds=ABANDONED_S) or lives.is_over(message.maker)
+
+
 def settle_abandoned(session: Session, chat: Chat) -> None:
     """Answers whose maker has died are marked as interrupted; what was said so far is kept."""
-    stale = utcnow() - timedelta(seconds=ABANDONED_S)
-    session.execute(
-        update(ChatMessage)
-        .where(ChatMessage.chat_id == chat.id, ChatMessage.state == "streaming", ChatMessage.saved_at < stale)
-        .values(state="failed", error=INTERRUPTED)
-        .execution_options(synchronize_session="fetch")
-    )
+    query = select(ChatMessage).where(ChatMessage.chat_id == chat.id, ChatMessage.state == "streaming")
+    # As it is written down: what `_told` says of it is not.
+    for message in session.scalars(query.execution_options(populate_existing=True)):
+        if _is_abandoned(message):
+            message.state, message.error = "failed", INTERRUPTED
 
 
 def request_stop(session: Session, actor: Actor, message_id: str) -> tuple[Chat, ChatMessage]:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -52,9 +53,9 @@ async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str]:
     message = await run_in_threadpool(_message, actor, message_id)
     if message.state != "streaming":
         return
-    try:
-        text, rendered_at = "", 0.0
-        loop = asyncio.get_running_loop()
+    text, rendered_at = "", 0.0
+    loop = asyncio.get_running_loop()
+    with suppress(RedisError):
         async for entry in events.follow(f"chat:{message_id}", "0-0", block_ms=2000):
             if entry is None:
                 if (await run_in_threadpool(_message, actor, message_id)).state != "streaming":
@@ -64,15 +65,17 @@ async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str]:
             if event == "end":
                 yield text
                 return
+            if payload["at"] != len(text):
+                break  # pieces are missing: Redis was away, or has lost what it had
             text += payload["text"]
             if loop.time() - rendered_at >= RENDER_EVERY_S:
                 rendered_at = loop.time()
                 yield text
-    except RedisError:
-        while message.state == "streaming":
-            yield message.content
-            await asyncio.sleep(POLL_S)
-            message = await run_in_threadpool(_message, actor, message_id)
+    while (message := await run_in_threadpool(_message, actor, message_id)).state == "streaming":
+        if len(message.content) > len(text):
+            text = message.content
+            yield text
+        await asyncio.sleep(POLL_S)
 
 
 class Shown:

@@ -84,7 +84,7 @@ async def _answered(
         facts.project_id = published.project_id
         header = request.headers.get("idempotency-key", "")
         if header and not ask.stream:
-            slot = await run_in_threadpool(_reserve, caller, header, body)
+            slot = await run_in_threadpool(_reserve, caller, header, f"/v1/{endpoint}\n".encode() + body)
             if slot.answer is not None:
                 return _json(request, slot.answer, {"idempotent-replayed": "true"})
         orders = [order(ask, target, index) for index in range(ask.choices)]

@@ -9,6 +9,7 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.core import lives
 from app.core.db import utcnow
 from app.core.errors import BadRequest, Conflict
 from app.deployments.keys import Caller
@@ -42,12 +43,13 @@ def reserve(session: Session, caller: Caller, *, header: str, body: bytes) -> Sl
     now = utcnow()
     session.execute(delete(IdempotentAnswer).where(IdempotentAnswer.created_at < now - KEEP))
     row = session.get(IdempotentAnswer, (caller.workspace_id, key), with_for_update=True)
-    if row is not None and row.answer is None and row.created_at < now - ABANDONED_AFTER:
+    if row is not None and row.answer is None and _is_abandoned(row):
         session.delete(row)
         session.flush()
         row = None
     if row is None:
-        session.add(IdempotentAnswer(workspace_id=caller.workspace_id, key=key, body_sha256=digest))
+        place = {"workspace_id": caller.workspace_id, "key": key, "body_sha256": digest, "maker": lives.own()}
+        session.add(IdempotentAnswer(**place))
         try:
             session.flush()
         except IntegrityError as error:
@@ -58,6 +60,10 @@ def reserve(session: Session, caller: Caller, *, header: str, body: bytes) -> Sl
     if row.answer is None:
         raise Conflict(_RUNNING, code="in_progress")
     return Slot(caller.workspace_id, key, row.answer)
+
+
+def _is_abandoned(row: IdempotentAnswer) -> bool:
+    return row.created_at < utcnow() - ABANDONED_AFTER or lives.is_over(row.maker)
 
 
 def keep(session: Session, slot: Slot, answer: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class IdempotentAnswer(Base):
     workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(String(128), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
+    maker: Mapped[str] = mapped_column(String(60), default="")  # the process that makes the answer
     status: Mapped[int | None] = mapped_column(Integer)
     answer: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

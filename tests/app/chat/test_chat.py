@@ -1,7 +1,12 @@
 """Conversations: answers come from the real model server, are saved, compared, stopped, tried again and rated."""
 
+import asyncio
 import re
+import socketserver
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,12 +15,13 @@ from sqlalchemy import select, update
 
 from app.chat import answering, service
 from app.chat.models import Chat, ChatMessage, Feedback
-from app.chat.stream import _sse
+from app.chat.stream import _sse, _texts
+from app.core import config, events, lives
 from app.core.db import reading, transaction, utcnow
 from app.runs.models import Checkpoint, Run
 from tests import visitors
 from tests.app.chat.conftest import Scene
-from tests.conftest import wait_for
+from tests.conftest import ROOT, wait_for
 
 GREEDY = {"temperature": "0", "max_tokens": "24", "system_prompt": "Be kind."}
 
@@ -264,18 +270,65 @@ def test_hostile_text_is_inert_everywhere(scene: Scene) -> None:
     assert "<b hx-get" not in body
 
 
-def test_an_answer_whose_maker_died_is_told_and_can_be_tried_again(scene: Scene) -> None:
+def test_an_answer_whose_maker_died_is_told_at_once_and_can_be_tried_again(scene: Scene, home: Path) -> None:
     chat_id = _ask(scene)
     (answer,) = _finished(chat_id)
+    say_its_life = [sys.executable, "-c", "from app.core import lives; print(lives.own())"]
+    dead = subprocess.run(say_its_life, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    told: dict[str, bool] = {}
+    half = {"state": "streaming", "content": "Half a sen"}
     long_ago = utcnow().replace(year=2020)
-    with transaction() as session:
-        abandoned = {"state": "streaming", "saved_at": long_ago, "content": "Half a sen"}
-        session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(**abandoned))
-    page = scene.client.get(f"/chats/{chat_id}").text
-    assert "The answer was interrupted" in page
-    assert "Half a sen" in page
+    for case, row in {
+        "alive": {"saved_at": utcnow(), "maker": lives.own()},
+        "elsewhere, silent": {"saved_at": long_ago, "maker": ""},
+        "dead": {"saved_at": utcnow(), "maker": dead},
+    }.items():
+        with transaction() as session:
+            session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(**half, **row))
+        page = scene.client.get(f"/chats/{chat_id}").text
+        assert "Half a sen" in page
+        told[case] = "The answer was interrupted" in page
+    assert told == {"alive": False, "elsewhere, silent": True, "dead": True}
     assert scene.client.post(f"/chats/messages/{answer.id}/again").status_code == 303
     assert _finished(chat_id, 2)[-1].state == "done"
+
+
+def test_an_answer_that_breaks_off_keeps_all_that_was_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(socketserver.StreamRequestHandler):
+        """A model server that dies after two words."""
+
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            self.wfile.write(b'{"text": "Two "}\n{"text": "words"}\n')
+
+    place = Path(tempfile.mkdtemp(prefix="gptb-")) / "model.sock"
+    with socketserver.ThreadingUnixStreamServer(str(place), Breaking) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(place))
+        config.get_settings.cache_clear()
+        (answer,) = _finished(_ask(scene))
+        server.shutdown()
+    assert (answer.state, answer.content) == ("failed", "Two words")
+    assert "out of reach" in answer.error
+
+
+def test_pieces_that_redis_lost_are_read_from_the_database(scene: Scene) -> None:
+    (answer,) = _finished(_ask(scene))
+    with transaction() as session:
+        row = {"state": "streaming", "content": "One two three four", "maker": lives.own()}
+        session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(**row))
+    redis = events._client()
+    assert redis is not None
+    redis.delete(f"s:chat:{answer.id}")
+    for piece in ({"text": "One ", "at": 0}, {"text": "four", "at": 14}):
+        events.publish(f"chat:{answer.id}", "text", piece)
+
+    async def first_two() -> list[str]:
+        texts = _texts(scene.person.actor, answer.id)
+        return [await anext(texts), await anext(texts)]
+
+    assert asyncio.run(first_two()) == ["One ", "One two three four"]
 
 
 def test_without_a_model_server_the_page_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

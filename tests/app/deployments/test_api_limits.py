@@ -1,6 +1,7 @@
 """What the API promises around an answer: asked once, counted, limited, ended when nobody may or will read it."""
 
 import asyncio
+import fcntl
 import json
 import signal
 import sqlite3
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 
 from app.accounts.service import Actor
 from app.contracts.generation import TokenEvent
+from app.core import lives
 from app.core.db import new_id, transaction
 from app.core.errors import Unavailable
 from app.deployments import keys, stream, wire
@@ -45,6 +47,24 @@ def test_the_same_idempotency_key_asks_once(stack: Stack) -> None:
     assert other.status_code == 400
     assert other.json()["error"]["code"] == "idempotency_key_reused"
     assert retried.status_code == 200
+
+
+def test_a_request_whose_process_died_may_be_sent_again_at_once(stack: Stack) -> None:
+    headers = {"idempotency-key": "order-79"}
+    left = stack.home / "locks" / "life-gone.lock"
+    with stack.client() as client:
+        client.post("/v1/chat/completions", json=body(stack), headers=headers)
+
+        def asked_again(life: str) -> int:
+            with sqlite3.connect(stack.home / "gpt-builder.db") as database:
+                database.execute("UPDATE idempotent_answers SET answer = NULL, maker = ?", (life,))
+            return client.post("/v1/chat/completions", json=body(stack), headers=headers).status_code
+
+        left.touch()
+        with left.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert asked_again(f"{lives._machine()}:gone") == 409
+        assert asked_again(f"{lives._machine()}:gone") == 200
 
 
 def test_ten_at_once_with_one_idempotency_key_make_one_answer(stack: Stack) -> None:
