@@ -252,7 +252,10 @@ def bounds_sentence(field: Field) -> str:
     above = "from" if bounds.get("low_inclusive") else "more than"
     if high is None:
         return f"{above} {low:g}"
-    until = "to" if bounds.get("high_inclusive") else "to less than"
+    if not bounds.get("high_inclusive"):
+        until = "to less than" if above == "from" else "and less than"
+    else:
+        until = "to" if above == "from" else "and at most"
     return f"{above} {_plain(low)} {until} {_plain(high)}"
 
 

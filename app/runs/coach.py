@@ -54,7 +54,9 @@ def judge(curves: Curves, total_steps: int) -> Verdict:
             continue
         found = _finding(past, total_steps)
         recent = [*recent, found] if recent and recent[-1].finding == found.finding else [found]
-        if current is None or current.finding == found.finding or len(recent) >= _HOLD:
+        # A better look than the one it is dated from ends memorising at once.
+        is_refuted = current is not None and past.best is not None and past.best[0] > (current.zone_from or math.inf)
+        if current is None or current.finding == found.finding or len(recent) >= _HOLD or is_refuted:
             current = found
     return current or _warming_up(curves, total_steps)
 

@@ -238,7 +238,10 @@ def checkpoint_files(session: Session, actor: Actor, checkpoint_id: str) -> tupl
     run = get(session, actor, checkpoint.run_id)
     folder = storage.run_dir(run.id) / checkpoint.dir / "weights"
     if checkpoint.state != "kept" or not folder.is_dir():
-        raise NotFound(_retired(session, run) or "This checkpoint is no longer kept.")
+        raise NotFound(
+            _retired(session, run)
+            or "This checkpoint is no longer kept: newer ones took its place. Load the page again and choose another."
+        )
     method = run.recipe["method"]
     kind = {"lora": "lora", "last_layers": "layers"}.get(method, "whole")
     return checkpoint, files_of(run, str(folder), kind)

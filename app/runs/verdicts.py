@@ -56,7 +56,11 @@ def of(
     if run.state == "waiting":
         return Verdict("waiting", "warn", "Waiting for room", run.sentence or "It goes on by itself.", _kept(kept))
     if run.state == "paused":
-        sentence = f"It stands at step {number(run.step)} of {number(run.total_steps)} and goes on from there."
+        sentence = (
+            f"It stands at step {number(run.step)} of {number(run.total_steps)} and goes on from there."
+            if run.step
+            else "It has not begun yet. Resume puts it back into the queue."
+        )
         return Verdict(
             "paused", "idle", "Paused", sentence, _kept(kept), ("resume", "stop_and_keep") if kept else ("resume",)
         )

@@ -244,7 +244,8 @@ class Front:
                     task.cancel()
                 await asyncio.gather(answer, body, left, return_exceptions=True)
                 up.close()
-        writer.write(wire.unavailable_answer(request))
+        if not writer.is_closing():
+            writer.write(wire.unavailable_answer(request))
         return False
 
     async def _send(self, head: bytes, request: wire.RequestHead, reader: asyncio.StreamReader, up: Connection) -> None:

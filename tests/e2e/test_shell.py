@@ -116,6 +116,7 @@ def test_deleting_a_project_can_be_undone_from_the_toast(visit: Callable[..., An
     assert page.get_by_role("heading", name="Grandma’s kitchen").count() == 0
     toast.get_by_role("button", name="Undo").click()
     page.get_by_role("heading", level=1, name="Grandma’s kitchen").wait_for()
+    toast.wait_for(state="detached", timeout=4_000)  # it goes with its use, not by its clock of a minute
 
 
 def test_a_link_into_nothing_shows_the_page_that_says_so(visit: Callable[..., Any], site: Site) -> None:

@@ -14,9 +14,11 @@ document.addEventListener("click", ({ target, clientX, clientY }) => {
     const isInside = clientX >= box.left && clientX <= box.right && clientY >= box.top && clientY <= box.bottom;
     if (!isInside) target.close();
   }
-  // Menus made of <details> close when the click goes elsewhere.
+  // Menus made of <details> close when the click goes elsewhere, or opens a dialog, which then gives the focus back to them.
   document.querySelectorAll("details.menu[open], details.switcher[open]").forEach((menu) => {
-    if (!menu.contains(target)) menu.open = false;
+    const isLeft = menu.contains(target) && target.closest("[commandfor]");
+    if (isLeft) menu.querySelector("summary").focus();
+    if (isLeft || !menu.contains(target)) menu.open = false;
   });
 });
 document.addEventListener("keydown", ({ key }) => {

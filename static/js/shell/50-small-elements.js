@@ -20,11 +20,15 @@ define("toast-message", class extends HTMLElement {
     this.onpointerenter = () => clearTimeout(this.timer);
     this.onpointerleave = () => this.count();
     this.onfocusin = () => clearTimeout(this.timer);
+    this.onfocusout = () => this.count();
+    this.onsubmit = () => setTimeout(() => this.remove());
     this.count();
   }
   count() {
     clearTimeout(this.timer);
-    if (this.dataset.tone !== "bad") this.timer = setTimeout(() => this.remove(), 6000);
+    // What can be undone waits for people who read slowly, or come by keyboard.
+    const wait = this.querySelector("form") ? 60000 : 6000;
+    if (this.dataset.tone !== "bad") this.timer = setTimeout(() => this.remove(), wait);
   }
   disconnectedCallback() {
     clearTimeout(this.timer);

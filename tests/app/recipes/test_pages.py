@@ -75,7 +75,7 @@ def test_a_change_survives_another_preset_and_can_be_taken_back(page):
     ("name", "value", "said"),
     [
         ("epochs", "many", "is not a number"),
-        ("epochs", "-1", "more than 0 to 1,000"),
+        ("epochs", "-1", "more than 0 and at most 1,000"),
         ("scratch.dropout", "1.5", "from 0 to less than 1"),
         ("scratch.heads", "3", "“Width” 128 must be a multiple of “Attention heads” 3"),
         ("learning_rate", "nan", "Learning rate"),
@@ -283,7 +283,7 @@ def test_a_limit_in_hours_plans_the_steps_that_fit(page):
     assert set(draft(page.project_id).choices["overrides"]) == {"epochs", "max_hours"}
     page.post(address, data={**form_of(page.get(address).text), "max_hours": "900"})
     assert (ready(page).recipe.max_steps, ready(page).estimate["steps"]) == (None, planned)
-    assert "must be more than 0 to 1,000" in page.post(address, data={**form_of(shown), "max_hours": "0"}).text
+    assert "must be more than 0 and at most 1,000" in page.post(address, data={**form_of(shown), "max_hours": "0"}).text
 
 
 def ready(page):

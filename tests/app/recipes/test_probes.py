@@ -88,7 +88,7 @@ def test_a_run_that_was_measured_tells_the_next_how_good_that_was(asked):
         assert (kept.is_probed, kept.estimated_bytes, kept.actual_bytes) == (True, estimate["memory_bytes"], 10**9)
         found = calibration.measured(session, this_machine(), estimate["parameters"])
         assert (found.errors, found.probed_errors) == ([], [pytest.approx(0.1)])
-    assert "within 10 % of it" in browser.get(f"/projects/{browser.project_id}/recipe").text
+    assert "such runs took 10 % more or less" in browser.get(f"/projects/{browser.project_id}/recipe").text
 
 
 def test_one_probe_at_a_time_and_none_after_stop(asked):

@@ -56,6 +56,9 @@ def test_memorising_is_dated_from_the_best_evaluation():
     assert verdict.zone_from == best
     assert f"{best:,}" in verdict.title
     assert "stop_and_keep" in verdict.actions
+    found = curves(2160, falling, val, noise=0.01)
+    better = Curves(found.train, [*found.val[:-1], (2160, val(best) - 0.01)])
+    assert judged(better).finding in ("learning", "wavering")  # one better look ends it; it does not wait for three
 
 
 def test_it_does_not_flicker_when_a_finding_holds_for_one_look_only():
