@@ -75,6 +75,9 @@ class GenerationRequest(Contract):
     sampling: Sampling = Field(default_factory=Sampling)
 
 
+LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has no number for
+
+
 class Likely(Contract):
     """A token, its text (of broken characters only the bytes tell), its bytes, and its log-probability in nats."""
 

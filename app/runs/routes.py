@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, cast
 import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts.access import ActorDep
@@ -35,7 +34,7 @@ from app.runs import (
     verdicts,
 )
 from app.runs.forms import AdjustForm, NoticeForm, QueueForm
-from app.runs.models import END_STATES, Run
+from app.runs.models import END_STATES
 from app.runs.view import RunView, listed, log_text, view
 
 router = APIRouter()
@@ -189,10 +188,6 @@ def _page(
     run = service.get(session, actor, run_id)
     step = sample if isinstance(sample, int) else None
     seen = view(session, run, sample_step=step, all_looks=sample == "all", level=level)
-    others = session.execute(
-        select(Run.id, Run.name).where(Run.project_id == run.project_id, Run.id != run.id, Run.step > 0)
-        .order_by(Run.number.desc()).limit(5)
-    ).all()  # fmt: skip
     skip = [name for name, chosen in (("samples", sample is not None), ("log", bool(level))) if chosen]
     return render(
         request,
@@ -206,7 +201,7 @@ def _page(
         summary=_summary(seen),
         after=after,
         skip=f"&skip={','.join(skip)}" if skip else "",
-        compare=[(f"/runs/{row.id}/metrics.json", row.name) for row in others],
+        compare=[(f"/runs/{other}/metrics.json", name) for other, name in service.neighbours(session, run)],
         errors=errors or {},
         notice_errors=notice_errors or {},
         notices=notices.of_run(session, run) if actor.may(run.workspace_id, "editor") else [],

@@ -93,6 +93,12 @@ def listing(session: Session, actor: Actor, project_id: str) -> Sequence[Run]:
     return session.scalars(select(Run).where(Run.project_id == project_id).order_by(Run.number.desc())).all()
 
 
+def neighbours(session: Session, run: Run) -> list[tuple[str, str]]:
+    """Id and name of the newest runs of the same project that have a curve to lay over this one's."""
+    query = select(Run.id, Run.name).where(Run.project_id == run.project_id, Run.id != run.id, Run.step > 0)
+    return [(row.id, row.name) for row in session.execute(query.order_by(Run.number.desc()).limit(5))]
+
+
 def checkpoints(session: Session, run: Run) -> Sequence[Checkpoint]:
     """The run's kept checkpoints, by step."""
     query = select(Checkpoint).where(Checkpoint.run_id == run.id, Checkpoint.state == "kept")

@@ -28,9 +28,9 @@ def _without_light_adapters() -> None:
 
 def _without_packing() -> None:
     """Row after row, each through the layers alone."""
-    train: Any = importlib.import_module("worker.engine.train")
-    packed = train.backward
-    train.backward = lambda material, chosen, device, recipe, _: packed(material, chosen, device, recipe, 1)
+    attempt: Any = importlib.import_module("worker.engine.attempt")
+    packed = attempt.backward
+    attempt.backward = lambda material, chosen, device, recipe, _: packed(material, chosen, device, recipe, 1)
 
 
 def _without_half() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from app.contracts.generation import Likely, ReadToken
+from app.contracts.generation import LEAST_LOGPROB, Likely, ReadToken
 from worker.engine.generate import Loaded, plain_ids
 from worker.engine.reading import Reading
 from worker.engine.vocabulary import vocabulary_of
@@ -31,10 +31,12 @@ class Foretelling:
             for row, number in zip(told, self._ids[first : self._reading.read + 1], strict=False):
                 values, places = row.topk(min(self._top, row.numel()))
                 top = [
-                    Likely(**self._named(place), logprob=max(value, -9999.0))
+                    Likely(**self._named(place), logprob=max(value, LEAST_LOGPROB))
                     for place, value in zip(places.tolist(), values.tolist(), strict=True)
                 ]
-                self.tokens.append(ReadToken(**self._named(number), logprob=max(float(row[number]), -9999.0), top=top))
+                self.tokens.append(
+                    ReadToken(**self._named(number), logprob=max(float(row[number]), LEAST_LOGPROB), top=top)
+                )
         return len(self.tokens) == len(self._ids)
 
     def _named(self, number: int) -> dict[str, object]:

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import DynamicCache, PreTrainedModel
 
-from app.contracts.generation import GenerationRequest, Likely, TokenEvent, TokenLogprob
+from app.contracts.generation import LEAST_LOGPROB, GenerationRequest, Likely, TokenEvent, TokenLogprob
 from app.contracts.recipe import ModelFiles
 from app.text.limited import limited
 from app.text.template import ChatTemplate, load_template
@@ -238,7 +238,9 @@ class Generation:
     def _likely(self, token: int, logprob: float) -> Likely:
         found = vocabulary_of(self.loaded.tokenizer).bytes_of(token)
         # Minus infinity is no JSON number.
-        return Likely(id=token, token=found.decode(errors="replace"), bytes=list(found), logprob=max(logprob, -9999.0))
+        return Likely(
+            id=token, token=found.decode(errors="replace"), bytes=list(found), logprob=max(logprob, LEAST_LOGPROB)
+        )
 
     def cancel(self) -> TokenEvent:
         """End now and say so."""

@@ -21,9 +21,9 @@ from worker.engine.checkpoints import Checkpoints, optimizer_tensors
 from worker.engine.data import TokenRows
 from worker.engine.data import order as row_order
 from worker.engine.errors import BadData
+from worker.engine.gradients import backward
 from worker.engine.position import Position
 from worker.engine.prepare import Material, Reference, looked_at, prepare
-from worker.engine.train import backward
 
 HEAVY_STEPS, MIDDLE_STEPS, WARM_STEPS = 2, 5, 2
 MOST_STEPS = 60

@@ -17,9 +17,9 @@ from app.contracts.recipe import RecipeSpec, TrainOrder
 from worker.engine import devices, evaluate, optim
 from worker.engine.data import order as row_order
 from worker.engine.errors import BadData, Diverged
+from worker.engine.gradients import backward
 from worker.engine.position import Position
 from worker.engine.prepare import Material, prepare
-from worker.engine.train import backward
 
 FACTORS = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 LEAST_STEPS, LOOKED_ROWS = 6, 48

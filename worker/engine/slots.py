@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.contracts.generation import TokenEvent
 from worker.engine.answer_attention import begun, is_short, spoken
+from worker.engine.chunk_size import ChunkSize
 from worker.engine.compiled_pass import Stretch, compiled_pass
 from worker.engine.errors import BadData
 from worker.engine.generate import PREFILL_CHUNK, Generation, Loaded
@@ -25,10 +26,8 @@ from worker.engine.shapes import rounded
 
 # Rows that wait while a prompt is read: smaller pieces then, so that nobody's words falter.
 SHARED_CHUNK = 64
-LEAST_CHUNK = 16
 SHORT_PROMPT = 160  # tokens; read in one pass whoever waits: a newcomer's first word is worth one pause
 FULL_PASS = 96  # tokens; more of other prompts would not make each token of the pass cheaper
-PAUSE = 1.2  # how many times the length of a step without a piece a piece may take
 FINE_ROWS = 256  # up to which passes come in numbers of rows that are multiples of 8
 LINE = 16  # keys
 LEAST_SLOTS = 8
@@ -79,7 +78,7 @@ class Slots:
         self._turn = 0
         self._kept: list[_Kept] = []  # least recently used first
         self._cache = self._empty_cache()
-        self._chunk = _Chunk()
+        self._chunk = ChunkSize()
         # The plan of the current pass.
         self._positions = torch.empty(0, dtype=torch.long)
         self._places: Tensor | None = None
@@ -361,27 +360,6 @@ class Slots:
             answers = [*range(speaking), *(piece.place for piece, _ in self._pieces)]
             self._mixer.use([(self.answers[place].loaded.adapter, 1) for place in answers], single=speaking)
         return whole[self.wanted]
-
-
-class _Chunk:
-    """How many tokens of a prompt to read beside answers that speak: as many as take about as long as they do."""
-
-    def __init__(self) -> None:
-        self._step_s = self._token_s = 0.0
-
-    def tokens(self, most: int) -> int:
-        """At most `most`, at least 16 or `most`."""
-        if not (self._step_s and self._token_s):
-            return most
-        return int(max(min(LEAST_CHUNK, most), min(most, PAUSE * self._step_s / self._token_s)))
-
-    def note(self, took_s: float, read: int, spoke: int) -> None:
-        """Learn from a pass that took so long, read so many tokens, and in which so many answers spoke."""
-        if not read:
-            self._step_s = took_s if not self._step_s else 0.8 * self._step_s + 0.2 * took_s
-        elif read >= LEAST_CHUNK:
-            token_s = max(took_s - (self._step_s if spoke else 0), 0.1 * took_s) / read
-            self._token_s = token_s if not self._token_s else 0.8 * self._token_s + 0.2 * token_s
 
 
 def _told(answer: Generation, logits: Tensor) -> TokenEvent:

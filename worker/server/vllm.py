@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import orjson
 
-from app.contracts.generation import AnswerFormat, GenerationRequest, Likely, TokenEvent, TokenLogprob
+from app.contracts.generation import LEAST_LOGPROB, AnswerFormat, GenerationRequest, Likely, TokenEvent, TokenLogprob
 from app.contracts.recipe import ModelFiles
 from worker.engine.adapters import BEYOND
 from worker.engine.detokenise import TextOut
@@ -224,7 +224,7 @@ class _Answer:
         number = int(token.removeprefix("token_id:"))
         found = vocabulary_of(self._reader.tokenizer).bytes_of(number)
         text = found.decode(errors="replace")
-        return {"id": number, "token": text, "bytes": list(found), "logprob": max(logprob, -9999.0)}
+        return {"id": number, "token": text, "bytes": list(found), "logprob": max(logprob, LEAST_LOGPROB)}
 
 
 def _only_adapter(files: ModelFiles) -> Path:
