@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import get_settings
 from app.core.db import new_id
-from app.core.errors import TooLarge
+from app.core.errors import BadRequest, TooLarge
 from app.core.logging import client_address
 
 log = logging.getLogger("app.request")
@@ -90,8 +90,12 @@ class Edge:
                 answer = PlainTextResponse("This address is not one of the allowed hosts.\n", status_code=400)
                 await answer(scope, receive, send_with_headers)
             elif "\0" in scope["path"] or _NUL.search(scope["query_string"]):
-                answer = PlainTextResponse("The address holds a character that cannot be used.\n", status_code=400)
-                await answer(scope, receive, send_with_headers)
+                sentence = "The address holds a character that cannot be used."
+                if scope["path"].startswith("/v1/"):
+                    response = await self.on_error(Request(scope, receive), BadRequest(sentence))
+                else:
+                    response = PlainTextResponse(f"{sentence}\n", status_code=400)
+                await response(scope, receive, send_with_headers)
             else:
                 await self.app(scope, receive, send_with_headers)
             if is_too_large:

@@ -1,15 +1,16 @@
 """Files under /v1: uploaded, listed, read back and deleted, as OpenAI's clients ask for them."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path as FilePath
 from typing import IO, Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from app.core import storage
 from app.core.db import new_id, reading, transaction
@@ -37,7 +38,7 @@ async def upload(request: Request, caller: CallerDep) -> dict[str, Any]:
     announced = request.headers.get("content-length", "0")
     # The form lands in a temporary file first.
     await run_in_threadpool(storage.require_space, 2 * int(announced) if announced.isdecimal() else 0)
-    async with request.form(max_files=1, max_fields=20) as form:
+    async with _form(request) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise BadRequest("Send the file in the field “file” of a multipart form.", code="missing", param="file")
@@ -49,6 +50,21 @@ async def upload(request: Request, caller: CallerDep) -> dict[str, Any]:
             raise BadRequest(sentence, code="unsupported_parameter", param="expires_after")
         wanted = str(form.get("project_id") or "")[:40]
         return await run_in_threadpool(_receive, caller, file.file, uploads.clean_filename(file.filename or ""), wanted)
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    try:
+        form = await request.form(max_files=1, max_fields=20)
+    except HTTPException as error:
+        sentence = (
+            "Send one multipart form with one file in the field “file”; this one is cut off, damaged or too large."
+        )
+        raise BadRequest(sentence, code="invalid_form", param="file") from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _receive(caller: Caller, stream: IO[bytes], filename: str, wanted: str) -> dict[str, Any]:

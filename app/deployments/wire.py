@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from app.contracts.conversation import Message
 from app.contracts.generation import AnswerFormat, JSONSchema, Likely, Sampling, TokenLogprob
 from app.core.errors import BadRequest
+from app.deployments import refusals
 from app.deployments.names import Published
 
 MAX_MESSAGES = 2000
@@ -238,15 +239,9 @@ def parsed(model: type[Request], body: bytes) -> Request:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(str(part) for part in item["loc"] if _is_name(part))[:100]
-        message = item["msg"].removeprefix("Value error, ")
-        raise BadRequest(f"{param}: {message}", code="invalid_value", param=param) from error
-
-
-def _is_name(part: int | str) -> bool:
-    """Whether a part of an error's place is a field's name or a number; the others are pydantic's names of types."""
-    return isinstance(part, int) or (part.islower() and part not in ("str", "int", "float") and "[" not in part)
+        param, sentence = refusals.told(error)
+        message = f"{param}: {sentence}" if param else sentence
+        raise BadRequest(message, code="invalid_value", param=param or None) from error
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:

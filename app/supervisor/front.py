@@ -218,8 +218,8 @@ class Front:
                 break
             if request.expects_continue and attempt == 1:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            answer = asyncio.ensure_future(self._answer(request, up, writer))
             body = asyncio.ensure_future(self._send(head, request, reader, up))
+            answer = asyncio.ensure_future(self._answer(request, up, writer, body))
             left = asyncio.ensure_future(gone.wait())
             broken: BaseException | None = None
             try:
@@ -253,10 +253,13 @@ class Front:
         async for piece in wire.body_pieces(request, reader, CHUNK, BODY_TIMEOUT_S):
             await up.send(piece)
 
-    async def _answer(self, request: wire.RequestHead, up: Connection, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, request: wire.RequestHead, up: Connection, writer: asyncio.StreamWriter, body: "asyncio.Future[None]"
+    ) -> bool:
         """Copy the answer to the client. True when it came whole and says itself where it ends."""
         answer = wire.parse_answer(await up.head(), request)
-        may_stay = answer.is_delimited and request.keeps_alive and not self.is_draining
+        # Who is answered before the whole body has come must not send the next request behind the rest of it.
+        may_stay = answer.is_delimited and request.keeps_alive and not self.is_draining and body.done()
         writer.write(answer.forwarded(may_stay))
         copied, tail = 0, b""
         while piece := await up.read():
@@ -264,8 +267,12 @@ class Front:
             await writer.drain()
             copied += len(piece)
             tail = (tail + piece[-5:])[-5:]
+        is_complete = answer.is_complete(copied, tail)
+        if not is_complete and answer.is_events and tail.endswith(b"\n\n\r\n") and request.path.startswith("/v1/"):
+            # Programs take a stream that just ends for a whole answer.
+            writer.write(wire.LAST_EVENT)
         await writer.drain()
-        return may_stay and answer.is_complete(copied, tail)
+        return may_stay and is_complete
 
 
 async def run(front: Front, listening: socket.socket) -> None:

@@ -211,6 +211,12 @@ class AnswerHead:
         """Whether the client can tell the end without the connection closing."""
         return self.is_chunked or self.length is not None
 
+    @property
+    def is_events(self) -> bool:
+        """Whether it is a stream of events in chunks, to which one may be added."""
+        kind = b"".join(_values(self.fields, b"content-type"))
+        return self.is_chunked and kind.startswith(b"text/event-stream")
+
     def is_complete(self, copied: int, tail: bytes) -> bool:
         """Whether all of it came: a process killed in the middle must not look like a whole answer."""
         return tail == b"0\r\n\r\n" if self.is_chunked else copied == self.length
@@ -235,6 +241,13 @@ def parse_answer(raw: bytes, request: RequestHead) -> AnswerHead:
     if request.method == "HEAD" or status in (204, 304):
         length, is_chunked = 0, False
     return AnswerHead(first, fields, length, is_chunked)
+
+
+_CUT_SHORT = (
+    b'data: {"error":{"message":"The service was restarted in the middle of this answer. Send the request again.",'
+    b'"type":"server_error","param":null,"code":"restarting"}}\n\n'
+)
+LAST_EVENT = b"%x\r\n%s\r\n0\r\n\r\n" % (len(_CUT_SHORT), _CUT_SHORT)
 
 
 def plain_answer(status: int, sentence: str) -> bytes:

@@ -1,11 +1,15 @@
 """Requests to the API that mean harm, cannot be honoured or lack the right: each is refused by name."""
 
 import functools
+import json
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
+from app.core.errors import BadRequest
+from app.deployments import completions, fine_tuning, wire
 from tests.app.deployments.conftest import ASK, Stack, body, key_of
 
 # A schema of nine hundred objects in each other.
@@ -77,6 +81,45 @@ def test_what_cannot_be_honoured_is_refused_by_name(stack: Stack, more: dict[str
     assert error["param"].startswith(param)
     if "image_url" in str(more):
         assert "reads text only" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong", "said"),
+    [
+        (wire.ChatRequest, {"messages": "x"}, "messages: This must be a list."),
+        (wire.ChatRequest, {"messages": [None]}, "messages.0: This must be an object."),
+        (wire.ChatRequest, {"messages": []}, "messages: This has fewer than 1 entries."),
+        (wire.ChatRequest, {"messages": [{"role": "user", "content": 5}]},
+         "messages.0.content: This must be a text or a list."),
+        (wire.ChatRequest, {"stop": 5}, "stop: This must be a text or a list."),
+        (wire.ChatRequest, {"top_p": 0}, "top_p: This must be more than 0."),
+        (wire.ChatRequest, {"stream": "perhaps"}, "stream: This must be true or false."),
+        (wire.ChatRequest, {"logit_bias": {"a\nb": 1}}, "logit_bias: This must be a whole number."),
+        (wire.ChatRequest, {"response_format": {"type": "x"}},
+         "response_format.type: This must be “text”, “json_object” or “json_schema”."),
+        (completions.TextRequest, {"prompt": [1.5]}, "prompt.0: This must be a text, a whole number or a list."),
+        (fine_tuning.JobRequest, {"hyperparameters": {"n_epochs": 0}},
+         "hyperparameters.n_epochs: This must be more than 0."),
+        (fine_tuning.JobRequest, {"hyperparameters": {"n_epochs": "many"}},
+         "hyperparameters.n_epochs: This must be “auto” or a number."),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_told_in_plain_words(shape: type[BaseModel], wrong: dict[str, Any], said: str) -> None:
+    whole = {"model": "m", "messages": ASK, "prompt": "x", "training_file": "f"}
+    with pytest.raises(BadRequest) as refused:
+        wire.parsed(shape, json.dumps(whole | wrong).encode())
+    assert refused.value.sentence == said
+
+
+def test_addresses_and_forms_are_refused_in_the_shape_that_clients_read(stack: Stack) -> None:
+    cut = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nx'
+    two = b"\r\n".join([cut, cut, b"--b--", b""])
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    with stack.client(key_of(stack, scopes=["read", "train"])) as client:
+        assert client.get("/v1/files/%00").json()["error"]["code"] == "bad_request"
+        for content in (cut, two, b"nothing"):
+            answer = client.post("/v1/files", content=content, headers=form)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file"), content
 
 
 @pytest.mark.parametrize(

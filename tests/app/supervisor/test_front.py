@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import tempfile
 import threading
@@ -117,6 +118,14 @@ def upstream_app(name: str, seen: dict[str, Any]) -> FastAPI:
             raise RuntimeError("the process dies in the middle")
 
         return StreamingResponse(half(), headers={"content-length": "1000"})
+
+    @app.get("/v1/cut")
+    async def cut_stream() -> StreamingResponse:
+        async def half() -> AsyncIterator[bytes]:
+            yield b'data: {"half": "of it"}\n\n'
+            raise RuntimeError("the process dies in the middle")
+
+        return StreamingResponse(half(), media_type="text/event-stream")
 
     return app
 
@@ -236,11 +245,18 @@ def test_a_refusal_before_the_body_ends_reaches_the_client(running: Running) -> 
     got = running.raw(head + b"x" * 10_000, b"too large")
     assert b" 413 " in got
     assert b"too large" in got
+    assert b"connection: close" in got, "the next request would come behind the rest of this body"
 
 
 def test_half_an_answer_never_looks_whole(running: Running) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(f"{running.url}/cut", timeout=10)
+
+
+def test_a_program_is_told_that_its_stream_was_cut(running: Running) -> None:
+    _, last, rest = httpx.get(f"{running.url}/v1/cut", timeout=10).text.split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "restarting"
+    assert rest == ""
 
 
 def test_nonsense_is_refused_with_a_sentence(running: Running) -> None:
