@@ -179,14 +179,14 @@ class Watcher:
 
     def sweep(self) -> int:
         """Re-queue dead rows (failing them after three attempts) and wake for forgotten ones; how many were dead."""
-        self._wake_forgotten()
         model, now = self.model, time.monotonic()
         with reading() as session:
-            query = select(model.id, model.fence, model.heartbeat, model.attempts).where(model.state == "running")
-            rows = session.execute(query).all()
+            query = select(model.id, model.state, model.fence, model.heartbeat, model.attempts)
+            rows = session.execute(query.where(model.state.in_(("queued", "running")))).all()
+        self._wake_forgotten([row.id for row in rows if row.state == "queued"])
         dead = []
         fresh: dict[str, tuple[tuple[int, int], float]] = {}
-        for row in rows:
+        for row in (row for row in rows if row.state == "running"):
             pair = (row.fence, row.heartbeat)
             known = self._seen.get(row.id)
             since = known[1] if known and known[0] == pair else now
@@ -198,11 +198,9 @@ class Watcher:
             self._release(row)
         return len(dead)
 
-    def _wake_forgotten(self) -> None:
+    def _wake_forgotten(self, waiting: list[str]) -> None:
         """Wake again for what has been queued for a while: Redis may have lost the first wake-up."""
         now = time.monotonic()
-        with reading() as session:
-            waiting = session.scalars(select(self.model.id).where(self.model.state == "queued")).all()
         self._waiting = {row_id: self._waiting.get(row_id, now) for row_id in waiting}
         for row_id, since in self._waiting.items():
             if now - since >= FORGOTTEN_AFTER_S and nudge(self.task, row_id, expires_s=2 * FORGOTTEN_AFTER_S):
