@@ -16,6 +16,7 @@ from app.chat import ratings, service
 from app.chat.models import TAGS_BY_THUMB, ChatMessage
 from app.core import events, markdown
 from app.core.db import reading
+from app.core.errors import NotFound
 from app.core.templates import render_text
 from app.projects import service as projects
 
@@ -40,10 +41,13 @@ def _message(actor: Actor, message_id: str) -> ChatMessage:
 
 async def _events(actor: Actor, message_id: str) -> AsyncIterator[bytes]:
     shown = Shown(message_id)
-    async for text in _texts(actor, message_id):
-        if fragment := shown.fragment(text):
-            yield _sse(fragment)
-    article = await run_in_threadpool(_article, actor, message_id)
+    try:
+        async for text in _texts(actor, message_id):
+            if fragment := shown.fragment(text):
+                yield _sse(fragment)
+        article = await run_in_threadpool(_article, actor, message_id)
+    except NotFound:  # without a last word the page would ask for ever
+        article = render_text("chat/_gone.html", message_id=message_id)
     yield _sse(article)
     yield b"event: done\ndata: done\n\n"
 

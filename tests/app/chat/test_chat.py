@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from app.chat import answering, service
 from app.chat.models import Chat, ChatMessage, Feedback
-from app.chat.stream import _sse, _texts
+from app.chat.stream import _events, _sse, _texts
 from app.core import config, events, lives
 from app.core.db import reading, transaction, utcnow
 from app.runs.models import Checkpoint, Run
@@ -329,6 +329,19 @@ def test_pieces_that_redis_lost_are_read_from_the_database(scene: Scene) -> None
         return [await anext(texts), await anext(texts)]
 
     assert asyncio.run(first_two()) == ["One ", "One two three four"]
+
+
+def test_a_page_is_told_when_its_conversation_is_deleted_under_an_answer(scene: Scene) -> None:
+    chat_id = _ask(scene)
+    (answer,) = _finished(chat_id)
+    scene.client.post(f"/chats/{chat_id}/delete")
+
+    async def told() -> str:
+        return b"".join([event async for event in _events(scene.person.actor, answer.id)]).decode()
+
+    last = asyncio.run(told())
+    assert "This conversation is no longer here." in last
+    assert last.endswith("event: done\ndata: done\n\n")
 
 
 def test_without_a_model_server_the_page_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
