@@ -8,6 +8,7 @@ from app.chat.corrections import LONGEST
 from app.chat.models import TAGS
 from app.contracts.generation import Sampling
 from app.core.forms import FormBase
+from app.core.markdown import one_line
 
 SHOWN_ODDS = 3  # likeliest tokens told beside each one
 STOPS, STOP_LENGTH = 16, 200
@@ -98,3 +99,8 @@ class TitleForm(FormBase):
     """A chat's name."""
 
     title: str = Field(min_length=1, max_length=200)
+
+    @field_validator("title", mode="before")
+    @classmethod
+    def _one_line(cls, value: Any) -> Any:
+        return one_line(value) if isinstance(value, str) else value

@@ -21,6 +21,7 @@ _TAGS = {
     "hr", "table", "thead", "tbody", "tr", "th", "td", "a", "span", "div",
 }  # fmt: skip
 _ATTRIBUTES = {"a": {"href", "title"}, "span": {"class"}, "code": {"class"}, "div": {"class"}, "ol": {"start"}}
+_UNSEEN = re.compile("[\u200b\u202a-\u202e\u2066-\u2069\ufeff]")
 _HIGHLIGHT_LIMIT = 20_000
 _FORMATTER = HtmlFormatter(nowrap=True, classprefix="hl-")
 
@@ -89,8 +90,12 @@ def blocks(text: str, first_line: int = 0) -> list[tuple[int, Markup]]:
     return found
 
 
+def one_line(text: str) -> str:
+    """A title as it may stand among other text: one line, and no marks that are unseen or turn what follows around."""
+    return " ".join(_UNSEEN.sub("", text).split())
+
+
 def plain(text: str, limit: int = 80) -> str:
     """The first words of a text without its marks, for titles."""
-    words = re.sub(r"[#*_`>|\[\]]+", " ", text)
-    words = " ".join(words.split())
+    words = one_line(re.sub(r"[#*_`>|\[\]]+", " ", text))
     return words if len(words) <= limit else words[: limit - 1].rsplit(" ", 1)[0] + "…"

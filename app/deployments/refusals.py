@@ -1,7 +1,7 @@
 """What was wrong with a request's body, as one field's name and one sentence; what was sent is never repeated."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -54,7 +54,7 @@ def _param(one: Mapping[str, Any]) -> str:
     return ".".join(parts)[:100]
 
 
-def _either(same: list[Mapping[str, Any]]) -> str:
+def _either(same: Sequence[Mapping[str, Any]]) -> str:
     kinds: list[str] = []
     for one in same:
         expected = str(one.get("ctx", {}).get("expected", ""))

@@ -215,8 +215,9 @@ def test_conversations_are_found_renamed_deleted_and_brought_back(scene: Scene) 
     assert f"/chats/{soup}" in scene.client.get(listing, params={"q": "TOMATO"}).text
     assert f"/chats/{card}" not in scene.client.get(listing, params={"q": "TOMATO"}).text
     assert "Nothing matches" in scene.client.get(listing, params={"q": "100%"}).text
-    scene.client.post(f"/chats/{soup}/title", data={"title": "Dinner"})
-    assert "Dinner" in scene.client.get(listing).text
+    assert scene.client.post(f"/chats/{soup}/title", data={"title": " \u202e\u200b "}).status_code == 422
+    scene.client.post(f"/chats/{soup}/title", data={"title": "\u202eDin\u200bner\r\n"})
+    assert ">Dinner</a>" in scene.client.get(listing).text
     scene.client.post(f"/chats/{soup}/delete")
     assert scene.client.get(f"/chats/{soup}").status_code == 404
     assert "Dinner" not in scene.client.get(listing).text
