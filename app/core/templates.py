@@ -130,6 +130,9 @@ def render(
     response = HTMLResponse(text, status_code=status, headers=headers)
     response.headers["Vary"] = "HX-Request-Type"
     response.headers.setdefault("Cache-Control", "no-store" if not is_fragment else "no-cache")
+    if status == 422:
+        # A form that is shown again has no address of its own: reload and Back would ask for one that only takes POST.
+        response.headers["HX-Push-Url"] = "false"
     if toast:
         response.delete_cookie(flash.COOKIE, path="/")
     return response

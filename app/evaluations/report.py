@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from app.core.numbers import percent
 from app.evaluations import statistics
 from app.evaluations.models import CaseResult
 
@@ -130,11 +131,13 @@ def _verdict(kind: str, rows: Sequence[CaseResult], found: dict[str, Any]) -> di
     table = found["table"][metric]
     tuned, low, high, n = table["tuned"]
     if kind == "labels":
-        title = f"Right in {tuned:.0%} of {n:.0f} test rows"
-        sentence = f"On many more rows of this kind it would be between {low:.0%} and {high:.0%}."
+        title = f"Right in {percent(tuned)} of {n:.0f} test rows"
+        sentence = f"On many more rows of this kind it would be between {percent(low)} and {percent(high)}."
     else:
-        title = f"Shares {tuned:.0%} of its words with the ideal answers"
-        sentence = f"Token F1 over {n:.0f} rows, between {low:.0%} and {high:.0%} on many more rows of this kind."
+        title = f"Shares {percent(tuned)} of its words with the ideal answers"
+        sentence = (
+            f"Token F1 over {n:.0f} rows, between {percent(low)} and {percent(high)} on many more rows of this kind."
+        )
     evidence = _beside(table, kind, found.get("external"))
     if n < FEW:
         evidence.append(f"{n:.0f} rows are few: the interval is wide. Keep at least 100 rows for testing.")
@@ -167,7 +170,7 @@ def _beside(table: dict[str, list[float]], kind: str, external: dict[str, Any] |
     for system, name in names.items():
         if system in table:
             value, low, high, _ = table[system]
-            lines.append(f"{name}: {value:.0%} ({low:.0%} to {high:.0%}).")
+            lines.append(f"{name}: {percent(value)} ({percent(low)} to {percent(high)}).")
     if kind == "labels" and "base" in table and table["base"][0] < 0.05:
         lines.append("The base model’s low score is mostly form: it was never told which answers exist.")
     if external is not None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
-from app.core.numbers import counted
+from app.core.numbers import counted, percent
 from app.core.numbers import loss as shown
 from app.runs.curves import Curves, smoothed
 
@@ -127,7 +127,7 @@ def _memorising(curves: Curves, _total: int) -> Verdict | None:
     )
     evidence = [
         f"Validation loss was lowest at step {best[0]:,} ({best[1]:.3f}) and is {behind[-1][1]:.3f} now, "
-        f"{behind[-1][1] / best[1] - 1:.1%} higher, {len(behind)} looks later.",
+        f"{percent(behind[-1][1] / best[1] - 1, 1)} higher, {len(behind)} looks later.",
         f"Training loss fell from {before:.3f} to {now:.3f} over the same steps.",
     ]
     title = f"Memorising since step {best[0]:,}"
@@ -150,7 +150,7 @@ def _flat(curves: Curves, _total: int) -> Verdict | None:
         "It has learned what these rows can teach. Stop and keep what you have, or add rows that say something new."
     )
     evidence = [
-        f"Over the last ten looks validation loss moved by {change:.2%} and training loss by {moved:.2%}.",
+        f"Over the last ten looks validation loss moved by {percent(change, 2)}, training loss by {percent(moved, 2)}.",
         f"Both are near {values[-1]:.3f} and {end:.3f}.",
     ]
     return Verdict("flat", "warn", "Not improving any more", sentence, evidence, ("stop_and_keep", "add_rows"))
@@ -169,7 +169,8 @@ def _too_slow(curves: Curves, total_steps: int) -> Verdict | None:
         f"Training loss went from {first:.2f} to {last:.2f} in the first {counted(done, 'step')}. "
         "A higher learning rate usually helps."
     )
-    evidence = [f"After {done / total_steps:.0%} of the run the loss has fallen by {max(0.0, 1 - last / first):.1%}."]
+    fallen = percent(max(0.0, 1 - last / first), 1)
+    evidence = [f"After {percent(done / total_steps)} of the run the loss has fallen by {fallen}."]
     return Verdict("too_slow", "warn", "Learning very slowly", sentence, evidence, ("adjust",))
 
 
@@ -263,7 +264,7 @@ def starved(computer: Mapping[str, Any]) -> Verdict | None:
         return None
     idle = 1 - computer["gpu_share"]
     sentence = (
-        f"The graphics card idles {idle:.0%} of the time, so the run takes longer than it must. More rows at once "
+        f"The graphics card idles {percent(idle)} of the time, so the run takes longer than it must. More rows at once "
         "give it more to do; other work on this machine may also keep it waiting."
     )
     evidence = [f"It has been less than 40 % busy for {round(idle_s / 60)} minutes."]

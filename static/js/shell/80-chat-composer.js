@@ -4,9 +4,9 @@ customElements.define("chat-composer", class extends HTMLElement {
   connectedCallback() {
     const box = this.querySelector("textarea");
     const form = this.querySelector("form");
-    const hasKeyboard = matchMedia("(pointer: fine)");
+    const isTouched = matchMedia("(pointer: coarse)"); // and no mouse is no phone: some people have only keys
     box.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing || !hasKeyboard.matches) return;
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || isTouched.matches) return;
       event.preventDefault();
       if (box.value.trim() && !this.isBusy) form.requestSubmit();
     });

@@ -90,6 +90,7 @@ def test_a_value_that_does_not_fit_is_explained_beside_it(page, name, value, sai
     fields = form_of(page.get(address).text)
     answer = page.post(address, data={**fields, name: value, "do": "save"})
     assert answer.status_code == 422
+    assert answer.headers["HX-Push-Url"] == "false"  # reload and Back stay with the page that was left
     assert said in answer.text
     assert f'value="{value}"' in answer.text, "what was typed stays"
     assert 'aria-invalid="true"' in answer.text
