@@ -99,10 +99,8 @@ def complete(
         .where(SignInFailure.subject_sha256 == attempt.subjects["address"], SignInFailure.count > 0)
         .values(count=SignInFailure.count - 1)
     )
-    values: dict[str, object] = {"last_sign_in_at": utcnow()}
     if password_hash:
-        values["password_hash"] = password_hash
-    session.execute(update(User).where(User.id == attempt.user_id).values(**values))
+        session.execute(update(User).where(User.id == attempt.user_id).values(password_hash=password_hash))
     if old_cookie:
         end(session, cookie=old_cookie)
     return start(session, user_id=attempt.user_id, user_agent=user_agent)
@@ -111,6 +109,7 @@ def complete(
 def start(session: Session, *, user_id: str, user_agent: str = "") -> str:
     """A new session for a user whose right to it was just proved; returns the cookie's value."""
     cookie = new_token()
+    session.execute(update(User).where(User.id == user_id).values(last_sign_in_at=utcnow()))
     session.add(SignIn(id_sha256=token_sha256(cookie), user_id=user_id, user_agent=user_agent[:200]))
     session.flush()
     note(session, user_id, "signed.in")

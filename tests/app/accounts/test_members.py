@@ -45,10 +45,9 @@ def test_an_invited_person_joins_with_the_role(app: FastAPI, ana: Person) -> Non
     answer = guest.post("/join", data=form | {"csrf_token": token_in(page.text)})
     assert answer.status_code == 303
     with reading() as session:
-        roles = {
-            person.name: person.role for person in members.people(session, ana.actor, workspace_id=ana.workspace_id)
-        }
-    assert roles == {"Ana": "owner", "Ben": "annotator"}
+        people = members.people(session, ana.actor, workspace_id=ana.workspace_id)
+    assert {person.name: person.role for person in people} == {"Ana": "owner", "Ben": "annotator"}
+    assert next(person for person in people if person.name == "Ben").last_sign_in_at is not None
     assert browser_of(app).get(path).status_code == 410
 
 
