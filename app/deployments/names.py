@@ -18,7 +18,7 @@ from app.inference import targets
 from app.inference.targets import Target
 from app.projects import service as projects
 from app.projects.models import Project
-from app.runs.models import Checkpoint, Model, Run
+from app.runs.models import OPEN_STATES, Checkpoint, Model, Run
 
 _ID = re.compile(r"^([a-z0-9-]{1,60})-run-([0-9]{1,9})(?::step-([0-9]{1,9}))?$")
 _MAX_SLUG = 40
@@ -26,7 +26,7 @@ _MAX_SLUG = 40
 
 @dataclass(frozen=True)
 class Published:
-    """A model as `/v1/models` lists it. `parent` is the run's model for a checkpoint."""
+    """A model as `/v1/models` lists it. `parent` is the run's model for a checkpoint, once there is one."""
 
     id: str
     name: str
@@ -71,15 +71,26 @@ def give_names(session: Session, workspace_id: str) -> None:
 def published(
     session: Session, actor: Actor, *, project_id: str | None = None, slug: str = "", number: int = 0
 ) -> list[Published]:
-    """Every finished model and kept checkpoint that the actor may ask, newest first; or those of one run."""
+    """Every finished model and kept checkpoint that the actor may ask, newest first; or those of one run. Runs that go
+    on have checkpoints only, and come last."""
     only = project_id or actor.project_id
     query = (
-        select(ApiName.slug, Run.number, Run.id.label("run_id"), Model, Project.name.label("project"))
-        .join(Run, Run.id == Model.run_id)
-        .join(Project, Project.id == Model.project_id)
+        select(
+            ApiName.slug,
+            Run.number,
+            Run.id.label("run_id"),
+            Run.name.label("run"),
+            Run.project_id,
+            Model,
+            Project.name.label("project"),
+        )
+        .select_from(Run)
+        .join(Project, Project.id == Run.project_id)
         .join(ApiName, ApiName.project_id == Project.id)
-        .where(Project.workspace_id.in_(actor.roles), Project.deleted_at.is_(None), Model.deleted_at.is_(None))
-        .order_by(Model.created_at.desc(), Model.id)
+        .outerjoin(Model, (Model.run_id == Run.id) & Model.deleted_at.is_(None))
+        .where(Project.workspace_id.in_(actor.roles), Project.deleted_at.is_(None))
+        .where(Model.id.is_not(None) | Run.state.in_(OPEN_STATES))
+        .order_by(Model.id.is_(None), Model.created_at.desc(), Model.id, Run.created_at.desc())
     )
     if only is not None:
         query = query.where(Project.id == only)
@@ -92,21 +103,22 @@ def published(
         checkpoints.setdefault(checkpoint.run_id, []).append(checkpoint)
     found = []
     for row in rows:
-        model: Model = row.Model
+        model: Model | None = row.Model
         name = f"{row.slug}-run-{row.number}"
-        about = (model.project_id, model.created_at)
-        found.append(Published(name, f"{row.project} · {model.name}", f"model:{model.id}", *about, model.digest))
+        spoken = f"{row.project} · {model.name if model else row.run}"
+        if model is not None:
+            about = (row.project_id, model.created_at)
+            found.append(Published(name, spoken, f"model:{model.id}", *about, model.digest))
         for one in checkpoints.get(row.run_id, []):
-            title = f"{row.project} · {model.name} · step {one.step:,}"
             found.append(
                 Published(
                     f"{name}:step-{one.step}",
-                    title,
+                    f"{spoken} · step {one.step:,}",
                     f"checkpoint:{one.id}",
-                    model.project_id,
+                    row.project_id,
                     one.created_at,
                     one.manifest_sha256,
-                    name,
+                    name if model else None,
                 )
             )
     return found

@@ -2,11 +2,17 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 
 import openai
 import pytest
+from sqlalchemy import update
 
-from tests.app.deployments.conftest import ASK, Stack, body
+from app.core.db import utcnow
+from app.runs.models import Model, Run
+from tests.app.deployments.conftest import ASK, Stack, body, inside
 
 
 def test_the_client_lists_the_models(stack: Stack, client: openai.OpenAI) -> None:
@@ -18,6 +24,33 @@ def test_the_client_lists_the_models(stack: Stack, client: openai.OpenAI) -> Non
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("nothing-run-1")
     assert missing.value.code == "model_not_found"
+
+
+@contextmanager
+def without_its_model(stack: Stack, state: str) -> Iterator[None]:
+    """The run as it is before its end, or when its model was deleted."""
+
+    def become(run_state: str, deleted_at: datetime | None) -> None:
+        with inside(stack) as session:
+            session.execute(update(Run).where(Run.project_id == stack.project_id).values(state=run_state))
+            session.execute(update(Model).where(Model.project_id == stack.project_id).values(deleted_at=deleted_at))
+
+    become(state, utcnow())
+    try:
+        yield
+    finally:
+        become("succeeded", None)
+
+
+def test_a_checkpoint_is_asked_while_its_run_goes_on(stack: Stack, client: openai.OpenAI) -> None:
+    checkpoint = f"{stack.model}:step-120"
+    with without_its_model(stack, "running"):
+        assert [one.id for one in client.models.list()] == [checkpoint]
+        assert client.chat.completions.create(**body(stack, model=checkpoint)).choices[0].message.content
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(stack.model)
+    with without_its_model(stack, "succeeded"):
+        assert list(client.models.list()) == []
 
 
 def test_the_client_gets_a_whole_answer(stack: Stack, client: openai.OpenAI) -> None:
