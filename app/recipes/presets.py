@@ -126,11 +126,11 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
         dropout=0.1 if tokens < 3e6 and preset == "thorough" else 0.0,
     )
     facts = from_scratch(scratch, vocabulary)
-    millions = material.characters / 1e6
+    length = f"{material.characters / 1e6:,.1f} million" if material.characters >= 1e6 else f"{material.characters:,}"
     reasons["scratch.tokenizer"] = (
-        f"Letter by letter, because {millions:.1f} million characters are too few to learn good word pieces."
+        f"Letter by letter, because {length} characters are too few to learn good word pieces."
         if use_characters
-        else f"{scratch.vocabulary_size:,} word pieces, learned from your {millions:,.1f} million characters."
+        else f"{scratch.vocabulary_size:,} word pieces, learned from your {length} characters."
     )
     reasons["scratch.layers"] = (
         f"{_size(facts.parameters)} parameters: as large as this machine can teach in about "
