@@ -57,7 +57,7 @@ def chores() -> list[Chore]:
     return [
         Chore("outbox", TICK_S, queue.deliver),
         Chore("runs", get_settings().reconcile_every_s, Reconciler().sweep),
-        *(Chore(task, 5, Watcher(model, task).sweep) for model, task in (*LONG_WORK, *DEVICE_WORK)),
+        Chore("long work", 5, Watcher(*LONG_WORK, *DEVICE_WORK).sweep),
         Chore("searches", 2, searches.advance_all),
         Chore("notices", 5, notices.deliver_in_background),
         Chore("demos", TICK_S, demos.advance_all),

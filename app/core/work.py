@@ -8,12 +8,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, String, Text, select, update
+from sqlalchemy import BigInteger, Integer, String, Text, literal_column, select, union_all, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.core.config import get_settings
@@ -169,45 +169,59 @@ def working(lease: Lease) -> Iterator[Lease]:
 class Watcher:
     """Finds dead work without comparing clocks: a pair (fence, heartbeat) that it saw unchanged for the lease's time.
 
-    Method: docs/decisions, after the study of leases in Kolibri, Solid Queue and Airflow.
+    `watched`: tables of long work, each with the task that does it. Method: docs/decisions, after the study of leases
+    in Kolibri, Solid Queue and Airflow.
     """
 
-    def __init__(self, model: type[Any], task: str) -> None:
-        self.model, self.task = model, task
-        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
-        self._waiting: dict[str, float] = {}
+    def __init__(self, *watched: tuple[type[Any], str]) -> None:
+        self.watched = watched
+        self._seen: dict[tuple[int, str], tuple[tuple[int, int], float]] = {}
+        self._waiting: dict[tuple[int, str], float] = {}
 
     def sweep(self) -> int:
         """Re-queue dead rows (failing them after three attempts) and wake for forgotten ones; how many were dead."""
-        model, now = self.model, time.monotonic()
-        with reading() as session:
-            query = select(model.id, model.state, model.fence, model.heartbeat, model.attempts)
-            rows = session.execute(query.where(model.state.in_(("queued", "running")))).all()
-        self._wake_forgotten([row.id for row in rows if row.state == "queued"])
+        rows, now = self._open_rows(), time.monotonic()
+        self._wake_forgotten([(row.place, row.id) for row in rows if row.state == "queued"])
         dead = []
-        fresh: dict[str, tuple[tuple[int, int], float]] = {}
+        fresh: dict[tuple[int, str], tuple[tuple[int, int], float]] = {}
         for row in (row for row in rows if row.state == "running"):
-            pair = (row.fence, row.heartbeat)
-            known = self._seen.get(row.id)
+            pair, one = (row.fence, row.heartbeat), (row.place, row.id)
+            known = self._seen.get(one)
             since = known[1] if known and known[0] == pair else now
-            fresh[row.id] = (pair, since)
+            fresh[one] = (pair, since)
             if now - since >= get_settings().lease_ttl_s:
                 dead.append(row)
         self._seen = fresh
         for row in dead:
-            self._release(row)
+            try:
+                self._release(row, *self.watched[row.place])
+            except Exception:
+                log.exception("dead work was not released; it is tried again", extra={"row": row.id})
         return len(dead)
 
-    def _wake_forgotten(self, waiting: list[str]) -> None:
+    def _open_rows(self) -> Sequence[Any]:
+        """What waits or runs in all tables, asked in one query: an idle machine should stay idle."""
+        queries = [
+            select(
+                literal_column(str(place)).label("place"),
+                model.id, model.state, model.fence, model.heartbeat, model.attempts,
+            ).where(model.state.in_(LIVE))
+            for place, (model, _) in enumerate(self.watched)
+        ]  # fmt: skip
+        with reading() as session:
+            return session.execute(union_all(*queries)).all()
+
+    def _wake_forgotten(self, waiting: list[tuple[int, str]]) -> None:
         """Wake again for what has been queued for a while: Redis may have lost the first wake-up."""
         now = time.monotonic()
-        self._waiting = {row_id: self._waiting.get(row_id, now) for row_id in waiting}
-        for row_id, since in self._waiting.items():
-            if now - since >= FORGOTTEN_AFTER_S and nudge(self.task, row_id, expires_s=2 * FORGOTTEN_AFTER_S):
-                self._waiting[row_id] = now
+        self._waiting = {one: self._waiting.get(one, now) for one in waiting}
+        for one, since in self._waiting.items():
+            place, row_id = one
+            task = self.watched[place][1]
+            if now - since >= FORGOTTEN_AFTER_S and nudge(task, row_id, expires_s=2 * FORGOTTEN_AFTER_S):
+                self._waiting[one] = now
 
-    def _release(self, row: Any) -> None:
-        model = self.model
+    def _release(self, row: Any, model: type[Any], task: str) -> None:
         is_last = row.attempts >= MAX_ATTEMPTS
         changes: dict[str, Any] = (
             {
@@ -230,4 +244,4 @@ class Watcher:
                 .values(fence=model.fence + 1, attempt_id=None, **changes)
             )
             if not is_last:
-                ring(session, self.task, row.id)
+                ring(session, task, row.id)

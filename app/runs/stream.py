@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -27,7 +28,8 @@ from app.runs.view import view
 log = logging.getLogger(__name__)
 router = APIRouter()
 POINTS_EVERY_S = 0.25
-FRAGMENTS_EVERY_S = 4.0
+FRAGMENTS_EVERY_S = 3.0
+FRAGMENTS_SHARE = 0.005  # of a core: a slow or busy machine has them more seldom
 POLL_EVERY_S = 5.0
 HEARTBEAT_S = 15.0
 _QUEUE = 64
@@ -218,14 +220,15 @@ class Hub:
                     task = asyncio.create_task(self._refresh(channel))
                     self._rendering.add(task)
                     task.add_done_callback(self._rendering.discard)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
 
     async def _refresh(self, channel: Channel) -> None:
         """Render the run once for readers and once for editors, and send what changed."""
+        cost_s = 0.0
         try:
             variants = {watcher.may_edit for watcher in channel.watchers}
             is_over = channel.is_over
-            drawn, is_final = await run_in_threadpool(_rendered, channel.run_id, variants)
+            drawn, is_final, cost_s = await run_in_threadpool(_rendered, channel.run_id, variants)
             for may_edit, parts in drawn.items():
                 before = channel.shown.get(may_edit, {})
                 for name, html in parts.items():
@@ -240,16 +243,20 @@ class Hub:
             channel.is_dirty = True
         finally:
             channel.is_rendering = False
-            channel.fragments_due = asyncio.get_running_loop().time() + FRAGMENTS_EVERY_S
+            pause_s = max(FRAGMENTS_EVERY_S, cost_s / FRAGMENTS_SHARE)
+            channel.fragments_due = asyncio.get_running_loop().time() + pause_s
 
 
-def _rendered(run_id: str, variants: set[bool]) -> tuple[dict[bool, dict[str, str]], bool]:
+def _rendered(run_id: str, variants: set[bool]) -> tuple[dict[bool, dict[str, str]], bool, float]:
+    """The fragments for each kind of reader, whether they are the last, and the processor seconds that they took."""
+    began_s = time.thread_time()
     with reading() as session:
         run = session.get(Run, run_id)
         if run is None:
-            return {}, True
+            return {}, True, 0.0
         seen = view(session, run)
-        return {may_edit: fragments.rendered(seen, may_edit=may_edit) for may_edit in variants}, seen.is_over
+        drawn = {may_edit: fragments.rendered(seen, may_edit=may_edit) for may_edit in variants}
+        return drawn, seen.is_over, time.thread_time() - began_s
 
 
 def _newer(run_id: str, after: int) -> tuple[dict[str, Any], int, str]:

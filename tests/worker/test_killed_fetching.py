@@ -123,7 +123,7 @@ def found_dead(model: type[Any], row_id: str) -> None:
     task = next(task for watched, task in LONG_WORK if watched is model)
     with reading() as session:
         assert session.get_one(model, row_id).state == "running", "nobody has noticed"
-    assert Watcher(model, task).sweep() == 1
+    assert Watcher((model, task)).sweep() == 1
     with reading() as session:
         assert session.get_one(model, row_id).state == "queued"
 

@@ -60,7 +60,7 @@ def test_who_lost_the_lease_writes_nothing(any_database: str, quick_leases: None
     file_id = a_file()
     slow = claim(SourceFile, file_id)
     assert slow is not None
-    watcher = Watcher(SourceFile, "datasets.import_file")
+    watcher = Watcher((SourceFile, "datasets.import_file"))
     assert watcher.sweep() == 1
     fresh = claim(SourceFile, file_id)
     assert fresh is not None
@@ -77,7 +77,7 @@ def test_who_lost_the_lease_writes_nothing(any_database: str, quick_leases: None
 
 
 def test_given_up_after_three_deaths_with_a_sentence(any_database: str, quick_leases: None) -> None:
-    file_id, watcher = a_file(), Watcher(SourceFile, "datasets.import_file")
+    file_id, watcher = a_file(), Watcher((SourceFile, "datasets.import_file"))
     for _ in range(3):
         assert claim(SourceFile, file_id) is not None
         assert watcher.sweep() == 1
@@ -91,7 +91,7 @@ def test_a_beating_worker_is_never_declared_dead(any_database: str, monkeypatch:
     monkeypatch.setenv("GPT_BUILDER_LEASE_TTL_S", "2")
     monkeypatch.setenv("GPT_BUILDER_LEASE_HEARTBEAT_S", "0.05")
     get_settings.cache_clear()
-    file_id, watcher = a_file(), Watcher(SourceFile, "datasets.import_file")
+    file_id, watcher = a_file(), Watcher((SourceFile, "datasets.import_file"))
     lease = claim(SourceFile, file_id)
     assert lease is not None
     pause = threading.Event()
@@ -106,7 +106,7 @@ def test_a_wake_up_lost_with_redis_is_repeated(
     any_database: str, broker: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_file()
-    watcher = Watcher(SourceFile, "datasets.import_file")
+    watcher = Watcher((SourceFile, "datasets.import_file"))
     with broker.client() as client:
         watcher.sweep()
         assert client.llen("q:data") == 0
@@ -117,7 +117,7 @@ def test_a_wake_up_lost_with_redis_is_repeated(
 
 
 def test_the_wake_up_of_released_work_is_in_the_same_transaction(any_database: str, quick_leases: None) -> None:
-    file_id, watcher = a_file(), Watcher(SourceFile, "datasets.import_file")
+    file_id, watcher = a_file(), Watcher((SourceFile, "datasets.import_file"))
     assert claim(SourceFile, file_id) is not None
     watcher.sweep()
     with reading() as session:

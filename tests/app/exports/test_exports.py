@@ -70,7 +70,7 @@ def test_a_killed_export_is_made_again_checked_and_fetched(scene: Scene, monkeyp
     # A small model asks for little room: here a gigabyte and a half may be used.
     monkeypatch.setenv("GPT_BUILDER_DISK_RESERVE_BYTES", str(storage.free_bytes() - 1_500_000_000))
     get_settings.cache_clear()
-    assert Watcher(Export, service.TASK).sweep() == 1
+    assert Watcher((Export, service.TASK)).sweep() == 1
     make(export_id)
     row = row_of(export_id)
     assert (row.state, row.error, row.attempts) == ("succeeded", "", 2)
