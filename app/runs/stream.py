@@ -84,8 +84,8 @@ class Channel:
             self.add_points(payload)
         elif event == "restart":
             self.points.clear()
-        elif event == "state" and payload.get("is_over"):
-            self.is_over, self.fragments_due = True, 0.0
+        elif event == "state":
+            self.is_over, self.fragments_due = self.is_over or bool(payload.get("is_over")), 0.0
 
     def add_points(self, payload: dict[str, Any]) -> None:
         """Collect points until the next quarter of a second."""
@@ -243,7 +243,7 @@ class Hub:
             channel.is_dirty = True
         finally:
             channel.is_rendering = False
-            pause_s = max(FRAGMENTS_EVERY_S, cost_s / FRAGMENTS_SHARE)
+            pause_s = 0 if channel.is_over else max(FRAGMENTS_EVERY_S, cost_s / FRAGMENTS_SHARE)
             channel.fragments_due = asyncio.get_running_loop().time() + pause_s
 
 

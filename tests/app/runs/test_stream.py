@@ -115,6 +115,7 @@ def test_one_rendering_for_any_number_of_watchers_and_none_without_change(run_id
     real = stream._rendered
     monkeypatch.setattr(stream, "_rendered", lambda one, variants: drawn.append(set(variants)) or real(one, variants))
     monkeypatch.setattr(stream, "FRAGMENTS_EVERY_S", 0.1)
+    monkeypatch.setattr(stream, "FRAGMENTS_SHARE", 1)
 
     async def story() -> None:
         hub = Hub()
