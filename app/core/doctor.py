@@ -90,7 +90,7 @@ def disk() -> Iterator[Finding]:
             "Disk",
             "bad",
             text,
-            f"Nothing is written below a reserve of {reserve / GIB:.0f} GB. Delete old runs or files.",
+            f"Nothing is written below a reserve of {reserve / GIB:.0f} GB. Delete the weights of old runs, or files.",
         )
     elif free < reserve + 5 * GIB:
         yield Finding(

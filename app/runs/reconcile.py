@@ -15,7 +15,7 @@ from app.core.db import reading, transaction, utcnow
 from app.core.errors import Conflict
 from app.core.queue import nudge
 from app.core.work import LostLease
-from app.runs.models import END_STATES, LIVE_STATES, Attempt, Checkpoint, Run
+from app.runs.models import END_STATES, LIVE_STATES, Attempt, Checkpoint, Model, Run
 from app.runs.outcomes import MAX_STALLED_ATTEMPTS
 from app.runs.service import TASK
 from app.runs.states import Claimed, move
@@ -173,6 +173,7 @@ def tidy() -> int:
             (row.run_id, row.dir)
             for row in session.execute(select(Checkpoint.run_id, Checkpoint.dir).where(Checkpoint.state == "kept"))
         }
+        given_up = set(session.scalars(select(Model.run_id).where(Model.deleted_at.is_not(None))))
     for folder in (path for path in root.iterdir() if path.is_dir()):
         state = states.get(folder.name)
         if state is None:
@@ -182,6 +183,7 @@ def tidy() -> int:
             # An export of an ended run may be at work right now: its half-made folder is its own to clear.
             inside = [path for path in inside if folder / "exports" not in path.parents]
             strays = [p for p in inside if (folder.name, f"checkpoints/{p.name}") not in named]
+            strays += folder.glob("model") if folder.name in given_up else ()
         else:
             continue
         for stray in strays:

@@ -13,7 +13,10 @@ from app.contracts.recipe import RecipeSpec
 from app.core import events
 from app.core.db import new_id, reading, transaction
 from app.core.errors import Invalid, NotFound
+from app.core.flash import flash
 from app.core.forms import FormValues, checked, filled
+from app.core.numbers import size
+from app.core.templates import gettext as _
 from app.core.templates import render
 from app.core.web import SessionDep
 from app.projects import service as projects
@@ -24,6 +27,7 @@ from app.runs import (
     comparison,
     continuing,
     curves,
+    discarding,
     fragments,
     notices,
     ordering,
@@ -293,6 +297,15 @@ def stop_and_keep(run_id: str, actor: ActorDep, session: SessionDep) -> Response
 def cancel(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
     service.request_cancel(session, actor, run_id)
     return _to(f"/runs/{run_id}")
+
+
+@router.post("/runs/{run_id}/discard")
+def discard(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
+    """Delete an ended run's weights for good; its curve, log and recipe stay."""
+    freed = discarding.request(session, actor, run_id)
+    response = _to(f"/runs/{run_id}")
+    flash(response, _("Weights deleted"), _("%(size)s are free again.", size=size(freed)))
+    return response
 
 
 @router.post("/runs/{run_id}/restart")

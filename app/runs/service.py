@@ -246,7 +246,8 @@ def checkpoint_files(session: Session, actor: Actor, checkpoint_id: str) -> tupl
     if checkpoint.state != "kept" or not folder.is_dir():
         raise NotFound(
             _retired(session, run)
-            or "This checkpoint is no longer kept: newer ones took its place. Load the page again and choose another."
+            or "This checkpoint is no longer kept: newer ones took its place, or its run's weights were deleted. "
+            "Load the page again and choose another."
         )
     method = run.recipe["method"]
     kind = {"lora": "lora", "last_layers": "layers"}.get(method, "whole")

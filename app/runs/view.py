@@ -140,6 +140,12 @@ class RunView:
         return coach.hesitates(first)
 
     @property
+    def kept_bytes(self) -> int:
+        """What its model and checkpoints take on the disk, bytes."""
+        of_model = self.model.size_bytes if self.model else 0
+        return of_model + sum(checkpoint.size_bytes for checkpoint in self.checkpoints)
+
+    @property
     def badge(self) -> tuple[str, str]:
         """Word and tone of the state."""
         return badge_of(self.run, has_model=self.model is not None)

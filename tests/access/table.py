@@ -153,6 +153,7 @@ TABLE: dict[str, Rule] = {
     "POST /runs/{run_id}/pause": editor(),
     "POST /runs/{run_id}/resume": editor(),
     "POST /runs/{run_id}/stop": editor(),
+    "POST /runs/{run_id}/discard": editor(),
     "POST /runs/{run_id}/restart": editor(),
     "POST /runs/{run_id}/cancel": editor(),
     "POST /runs/{run_id}/adjust": editor(form={"name": "epochs", "value": "4"}),

@@ -6,9 +6,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select
 
+from app.core import storage
 from app.core.db import new_id, reading, transaction, utcnow
-from app.runs import service
-from app.runs.models import MetricPoint, Run, RunEvent, SampleAnswer
+from app.core.errors import NotFound
+from app.runs import reconcile, service
+from app.runs.models import Checkpoint, MetricPoint, Model, Run, RunEvent, SampleAnswer
+from tests.conftest import wait_for
 from tests.factories import World, a_recipe, a_world
 from tests.visitors import browser_of, make_person
 
@@ -122,3 +125,51 @@ def test_the_share_of_right_guesses_has_its_curve(browser, world):
     points = browser.get(f"/runs/{run_id}/metrics.json?name=validation_accuracy").json()
     assert points == {"step": [7, 17, 27], "text": ["25 %", "50 %", "62 %"]}
     assert browser.get(f"/runs/{run_id}/metrics.json?name=secret").status_code == 404
+
+
+def test_the_weights_of_an_ended_run_are_deleted_and_the_rest_stays(browser, world):
+    run_id = a_run(world, step=50, total_steps=100)
+    folder = storage.run_dir(run_id)
+    for name in ("model", "checkpoints/step-00000050"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights.safetensors").write_bytes(b"w" * 500)
+    with transaction() as session:
+        place = {"run_id": run_id, "dir": "checkpoints/step-00000050", "attempt_id": "a", "manifest_sha256": "0" * 64}
+        session.add(Checkpoint(**place, step=50, fence=1, size_bytes=3_000_000))
+        model = Model(project_id=world.project_id, run_id=run_id, name="Soup", kind="whole", files={}, step=50)
+        model.size_bytes = 2_000_000
+        session.add(model)
+        session.flush()
+        model_id = model.id
+    assert 'commandfor="run-discard" command="show-modal"' not in browser.get(f"/runs/{run_id}").text
+    assert browser.post(f"/runs/{run_id}/discard").status_code == 409, "a run that trains keeps what it needs"
+    with transaction() as session:
+        session.get_one(Run, run_id).state = "succeeded"
+    page = browser.get(f"/runs/{run_id}").text
+    assert 'commandfor="run-discard" command="show-modal"' in page
+    assert "go for good: 5.0 MB." in page
+    answer = browser.post(f"/runs/{run_id}/discard")
+    assert answer.status_code == 303
+    wait_for(lambda: not (folder / "model").exists() and not any(folder.glob("checkpoints/*")), "the files go")
+    page = browser.get(f"/runs/{run_id}").text
+    assert "Finished, weights not kept" in page
+    assert 'commandfor="run-discard" command="show-modal"' not in page
+    with reading() as session:
+        assert service.models_of(session, world.actor, world.project_id) == []
+        with pytest.raises(NotFound, match="was deleted"):
+            service.get_model(session, world.actor, model_id)
+
+
+def test_weights_that_an_interruption_left_are_tidied_away(world):
+    run_id = a_run(world, "succeeded")
+    kept = a_run(world, "succeeded")
+    with transaction() as session:
+        for one, gone_at in ((run_id, utcnow()), (kept, None)):
+            model = Model(project_id=world.project_id, run_id=one, name="Soup", kind="whole", files={}, step=1)
+            model.deleted_at = gone_at
+            session.add(model)
+    for one in (run_id, kept):
+        (storage.run_dir(one) / "model").mkdir(parents=True)
+    reconcile.tidy()
+    assert not (storage.run_dir(run_id) / "model").exists()
+    assert (storage.run_dir(kept) / "model").exists()
