@@ -37,14 +37,15 @@ def told(error: ValidationError) -> tuple[str, str]:
     """The name of the first wrong field, and a sentence about it."""
     found = error.errors(include_url=False, include_input=False)
     first = _param(found[0])
-    # Of a field of several kinds the place that lies deepest: a list with one wrong entry is surely meant to be a list.
-    param = max(
-        (one for one in map(_param, found) if f"{one}.".startswith(f"{first}.")), key=lambda one: one.count(".")
-    )
-    same = [one for one in found if _param(one) == param]
+    of_field = [one for one in found if f"{_param(one)}.".startswith(f"{first}.")]
     # What is wrong with a value of the right kind says more than the names of all kinds.
-    closer = next((one for one in same if one["type"] not in _KINDS and one["type"] != "literal_error"), None)
-    return param, _sentence(closer) if closer else f"This must be {_either(same)}."
+    closer = [one for one in of_field if one["type"] not in _KINDS and one["type"] != "literal_error"]
+    # Of a field of several kinds the place that lies deepest: a list with one wrong entry is surely meant to be a list.
+    deepest = max(closer or of_field, key=lambda one: _param(one).count("."))
+    param = _param(deepest)
+    if closer:
+        return param, _sentence(deepest)
+    return param, f"This must be {_either([one for one in of_field if _param(one) == param])}."
 
 
 def _param(one: Mapping[str, Any]) -> str:

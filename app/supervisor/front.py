@@ -232,7 +232,7 @@ class Front:
                 if not answer.done():
                     return False
                 try:
-                    return answer.result() and body.done() and body.exception() is None
+                    return answer.result() and _is_whole(body)
                 except wire.NoAnswer:
                     if broken is not None:
                         writer.write(_refusal(broken))
@@ -259,7 +259,7 @@ class Front:
         """Copy the answer to the client. True when it came whole and says itself where it ends."""
         answer = wire.parse_answer(await up.head(), request)
         # Who is answered before the whole body has come must not send the next request behind the rest of it.
-        may_stay = answer.is_delimited and request.keeps_alive and not self.is_draining and body.done()
+        may_stay = answer.is_delimited and request.keeps_alive and not self.is_draining and _is_whole(body)
         writer.write(answer.forwarded(may_stay))
         copied, tail = 0, b""
         while piece := await up.read():
@@ -273,6 +273,11 @@ class Front:
             writer.write(wire.LAST_EVENT)
         await writer.drain()
         return may_stay and is_complete
+
+
+def _is_whole(body: "asyncio.Future[None]") -> bool:
+    """Whether all that the client sends went on to the other side."""
+    return body.done() and not body.cancelled() and body.exception() is None
 
 
 async def run(front: Front, listening: socket.socket) -> None:

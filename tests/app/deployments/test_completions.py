@@ -38,8 +38,8 @@ def test_a_text_goes_on_for_the_client(stack: Stack, client: openai.OpenAI) -> N
     [
         ({"prompt": []}, "prompt"),
         ({"prompt": [[1], []]}, "prompt"),
-        ({"prompt": ["a", [1]]}, "prompt"),
-        ({"prompt": [1, -1]}, "prompt"),
+        ({"prompt": ["a", [1]]}, "prompt.1"),
+        ({"prompt": [1, -1]}, "prompt.1"),
         ({"prompt": [5, 400_000], "echo": True, "logprobs": 1}, "prompt"),
         ({"prompt": ["a"] * 33}, "prompt"),
         ({"prompt": "soup " * 200, "echo": True, "logprobs": 1}, "prompt"),
