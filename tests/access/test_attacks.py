@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 
 MARKUP = '<img src=x onerror="alert(1)" hx-get="/evil">'
 MARKDOWN = f"{MARKUP} [x](javascript:alert(1)) ![x](https://evil.example/?d=1) <b hx-get=/evil data-hx-on:load=x>b</b>"
-NAMES = [MARKUP, "'; DROP TABLE users;--", "$(touch pwned);`touch pwned`|touch pwned", "{{ 7*191 }}{% raw %}"]
+NAMES = [MARKUP, "'; DROP TABLE users;--", "$(touch pwned);`touch pwned`|touch pwned", "{{ 7643*175321 }}{% raw %}"]
 VALUES = [
     "' OR 1=1--",
     "NaN",
@@ -38,7 +38,7 @@ VALUES = [
     "../../etc/passwd",
     "%00x",
     "\U0001f9c2" * 2000,
-    "{{7*191}}",
+    "{{7643*175321}}",
 ]
 
 
@@ -117,7 +117,7 @@ def test_hostile_names_and_texts_are_shown_as_text(world: World, name: str) -> N
             continue
         page = answer.text
         assert dangerous(page) == [], route
-        assert "1337" not in page, route
+        assert "1339978403" not in page, route
         shown += name.replace("&", "&amp;").split("'")[0].split('"')[0].split("<")[-1][:12] in page
     assert shown >= 5
 
