@@ -136,7 +136,7 @@ class Ended(Contract):
     best_step: int | None = None
     model_dir: str | None = None
     model_kind: Literal["lora", "layers", "whole"] | None = None
-    stop_test: dict[str, float] | None = Field(None, description="tried, ended, empty")
+    stop_test: dict[str, float] | None = Field(None, description="tried, ended, empty; tokens and seconds of all")
     message: str = ""
     peak_memory_bytes: int = 0
 

@@ -23,6 +23,7 @@ class Costs(Contract):
     look_token_s: float = Field(0.0, description="a validation token, the first time")
     later_look_token_s: float = 0.0
     answer_token_s: float = Field(0.0, description="a token of a sample answer, its question's share included")
+    test_token_s: float = Field(0.0, description="a token of a test answer at the end, all of which are made together")
     save_s: float = Field(0.0, description="a checkpoint")
     finish_s: float = Field(0.0, description="the model put together and loaded again, without its test answers")
 
@@ -70,7 +71,7 @@ class Probed(Contract):
         answers_s = self._answers_s(recipe, costs, looks, steps_s + looks_s)
         saves = looks + (steps // recipe.checkpoint_every_steps if recipe.checkpoint_every_steps else 0)
         saves += int(steps_s / max(1, looks) // recipe.checkpoint_every_s) * max(1, looks)
-        tests_s = self.test_tokens * costs.answer_token_s
+        tests_s = self.test_tokens * costs.test_token_s
         around_s = costs.start_s + costs.first_s + reference_s + max(1, saves) * costs.save_s + costs.finish_s
         return around_s + steps_s + looks_s + answers_s + tests_s
 

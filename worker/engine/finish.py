@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,14 @@ from safetensors.torch import load_file
 from app.contracts import events as e
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
 from worker.engine import loading
-from worker.engine.answers import LONGEST_ANSWER, answer
+from worker.engine.answers import LONGEST_ANSWER, answers
 from worker.engine.checkpoints import Checkpoints, read_state, seal, sync_folder
 from worker.engine.errors import BadData, Diverged
 from worker.engine.methods.whole import write_model
+from worker.engine.packing import is_packable
+from worker.engine.precision import join_norms
 from worker.engine.prepare import Material
+from worker.engine.products import join
 
 
 def finish(
@@ -99,12 +103,17 @@ def try_out(order: TrainOrder, material: Material, folder: Path) -> dict[str, fl
             )
     longest = max((prompt.answer_tokens for prompt in material.tests), default=0)
     limit = min(LONGEST_ANSWER, 2 * longest) or 32
-    loaded = replace(material.loaded, model=model)
-    said = [answer(loaded, prompt, limit) for prompt in material.tests]
+    began = time.monotonic()
+    join_norms(model)
+    if is_packable(model):
+        join(model)
+    said = answers(replace(material.loaded, model=model), material.tests, limit)
     return {
         "tried": len(said),
         "ended": sum(one.ended for one in said),
         "empty": sum(not one.text.strip() for one in said),
+        "tokens": sum(one.tokens for one in said),
+        "seconds": time.monotonic() - began,
     }
 
 

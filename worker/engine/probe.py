@@ -95,8 +95,8 @@ def probe(order: TrainOrder, seconds: float, began: Clock | None = None) -> Iter
     yield from _measure_steps(material, recipe, seen, step, micro, seconds)
     material.model.eval()
     yield from _measure_looks(material, recipe, device, seen)
-    answered = _measure_answers(material, recipe, device, seen)
-    saved_bytes = _measure_end(order, material, optimizers, named, seen, answered)
+    _measure_answers(material, recipe, device, seen)
+    saved_bytes = _measure_end(order, material, optimizers, named, seen)
     yield _told(recipe, material, device, seen, named, saved_bytes)
 
 
@@ -180,19 +180,18 @@ def _measure_looks(
         seen.costs[name] = wall / tokens, processor / tokens
 
 
-def _measure_answers(material: Material, recipe: RecipeSpec, device: devices.Device, seen: _Seen) -> int:
-    """A sample answer or two; how many tokens they had."""
+def _measure_answers(material: Material, recipe: RecipeSpec, device: devices.Device, seen: _Seen) -> None:
+    """A sample answer or two."""
     wall, processor, count = 0.0, 0.0, 0
     for prompt in [*material.prompts[:2], *material.tests[:1]][:2]:
         at = Clock.now()
         with device.autocast():
             said = answer(material.loaded, prompt, min(recipe.sample_max_tokens, ANSWER_TOKENS), recipe.seed)
         passed = at.until_now()
-        count += max(1, len(material.loaded.tokenizer.encode(said.text).ids))
+        count += said.tokens
         wall, processor = wall + passed[0], processor + passed[1]
     if count:
         seen.costs["answer_token_s"] = wall / count, processor / count
-    return count
 
 
 def _measure_end(
@@ -201,7 +200,6 @@ def _measure_end(
     optimizers: dict[str, torch.optim.Optimizer],
     named: optim.Named,
     seen: _Seen,
-    answered: int,
 ) -> int:
     """Save a checkpoint and make a model of it, as a run does; the checkpoint's size in bytes."""
     folder = Path(order.out_dir) / "checkpoints"
@@ -217,11 +215,17 @@ def _measure_end(
         None,
     )
     seen.costs["save_s"] = at.until_now()
+    shorter = [replace(prompt, answer_tokens=ANSWER_TOKENS // 2) for prompt in material.tests]
+    tested: dict[str, float] = {}
     at = Clock.now()
     # So few steps may not have changed what the model says; here that is no fault.
     with contextlib.suppress(BadData):
-        finish.finish(order, replace(material, tests=[]), store, None, 1, "completed")
-    seen.costs["finish_s"] = at.until_now()
+        tested = finish.finish(order, replace(material, tests=shorter), store, None, 1, "completed").stop_test or {}
+    wall, processor = at.until_now()
+    share = tested.get("seconds", 0.0) / wall
+    seen.costs["finish_s"] = wall * (1 - share), processor * (1 - share)
+    if tokens := tested.get("tokens"):
+        seen.costs["test_token_s"] = wall * share / tokens, processor * share / tokens
     return saved.size_bytes
 
 

@@ -52,7 +52,8 @@ def test_the_counts_of_a_trial_are_those_of_the_run(make_order: MakeOrder, metho
     assert found.checkpoint_bytes == pytest.approx(saved, rel=0.05)
     assert found.peak_memory_bytes > 50_000_000
     for costs in (found.wall, found.processor):
-        assert min(costs.start_s, costs.later_step_s + costs.later_token_s, costs.answer_token_s, costs.save_s) > 0
+        answers = min(costs.answer_token_s, costs.test_token_s)
+        assert min(costs.start_s, costs.later_step_s + costs.later_token_s, answers, costs.save_s, costs.finish_s) > 0
 
 
 def test_a_preference_run_can_be_tried(make_order: MakeOrder, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_run_is_the_sum_of_its_parts() -> None:
     """4 steps of 10 rows in 2 passes, a look after every second, 20 validation tokens a look: counted by hand."""
     costs = Costs(
         start_s=5, first_s=1, step_s=0.5, token_s=0.01, later_step_s=0.25, later_token_s=0.01, look_token_s=0.02,
-        later_look_token_s=0.01, answer_token_s=0.1, save_s=2, finish_s=3,
+        later_look_token_s=0.01, answer_token_s=0.1, test_token_s=0.03, save_s=2, finish_s=3,
     )  # fmt: skip
     found = Probed(
         device="cpu", precision="fp32", peak_memory_bytes=1, parameters=1, trainable_parameters=1, train_rows=20,
@@ -119,7 +120,7 @@ def test_a_run_is_the_sum_of_its_parts() -> None:
     steps = 2 * (0.5 + 2.0) + 2 * (0.25 + 2.0)
     looks = 20 * 0.02 + 20 * 0.01
     answers = 2 * 3 * 5 * 0.1
-    assert found.seconds(recipe, costs) == pytest.approx(5 + 1 + steps + looks + answers + 2 * 2 + 3 + 40 * 0.1)
+    assert found.seconds(recipe, costs) == pytest.approx(5 + 1 + steps + looks + answers + 2 * 2 + 3 + 40 * 0.03)
 
 
 def test_the_command_measures_and_says_so_on_its_last_line(make_order: MakeOrder) -> None:

@@ -8,7 +8,9 @@ from app.contracts.conversation import Message
 from app.contracts.generation import GenerationRequest, Sampling
 from app.contracts.recipe import ModelFiles
 from tests.worker.tiny import make_model
+from worker.engine import answers as made
 from worker.engine import slots as slots_module
+from worker.engine.answers import Prompt
 from worker.engine.generate import Generation, Loaded, load
 from worker.engine.slots import Slots
 
@@ -65,6 +67,15 @@ def test_in_company_as_alone_joined_late_and_with_one_who_leaves(loaded: Loaded)
     said = together(Slots(loaded), *joining, leaving=gone)
     assert [said[0], *said[2:]] == expected
     assert all(expected)
+
+
+def test_test_answers_are_those_made_one_by_one(loaded: Loaded) -> None:
+    prompts = [Prompt("", messages=[Message(role="user", content=question)]) for question in QUESTIONS]
+    prompts.append(Prompt("", text="The"))
+    single = [made.answer(loaded, prompt, 12) for prompt in prompts]
+    assert made.answers(loaded, prompts, 12) == single
+    assert {one.tokens for one in single if not one.ended} == {12}
+    assert made.answers(loaded, [], 12) == []
 
 
 def test_a_seed_gives_the_same_words_in_company(loaded: Loaded) -> None:
