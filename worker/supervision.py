@@ -26,6 +26,7 @@ from app.runs.outcomes import Facts
 from app.runs.recording import Recorder
 from worker import node
 from worker.computer import Computer
+from worker.room import TrainingRoom
 from worker.trainer import COMMAND, Trainer, boot_id, memory_kills
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Supervision:
     ) -> None:
         self.lease, self.draining, self.command, self.device = lease, draining, command, device
         self.recorder = Recorder(lease)
+        self.room = TrainingRoom(lease)
         self.want = "run"
         self.told: set[tuple[str, object]] = set()
         self.ended: Ended | None = None
@@ -109,6 +111,7 @@ class Supervision:
         finally:
             self._over.set()
             beating.join(timeout=5)
+            self.room.end()
 
     def _spawn(self, lock: int) -> Trainer:
         with reading() as session:
@@ -117,6 +120,7 @@ class Supervision:
         self.recorder.recorded_step = settling.drop_unregistered(self.lease)
         order = order_of(run)
         storage.require_space(0)
+        self.room.hold()  # models that have to go are gone before the trainer loads its own
         trainer = Trainer(
             order, command=self.command, lock=lock, devices=order.recipe.devices or node.only(self.device)
         )
@@ -227,6 +231,7 @@ class Supervision:
                 return
             except SQLAlchemyError as error:
                 log.warning("heartbeat not written: %s", error)
+            self.room.hold()
 
     def _settle(self, trainer: Trainer, was_memory_short: bool) -> None:
         """Write the end of the attempt; the database may need a while to come back."""

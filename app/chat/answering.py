@@ -11,6 +11,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -18,8 +19,9 @@ from sqlalchemy.orm import Session
 from app.chat import asked
 from app.chat.asked import Asked
 from app.chat.models import ChatMessage
+from app.chat.waiting import Waited
 from app.contracts.conversation import Message
-from app.contracts.generation import Sampling, TokenEvent, TokenLogprob
+from app.contracts.generation import Sampling, TokenEvent, TokenLogprob, Waiting
 from app.core import events
 from app.core.db import transaction, utcnow
 from app.core.errors import AppError, Unavailable
@@ -27,7 +29,7 @@ from app.core.errors import AppError, Unavailable
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
-PATIENCE_S = 45.0  # for a model server that starts
+PATIENCE_S = 45.0  # for a model server that starts; nothing else that an answer waits for is counted
 ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
 _pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
@@ -59,11 +61,24 @@ def stop(message_id: str) -> None:
 
 
 class _Said:
-    """The text of an answer so far, and how much of it its followers were told."""
+    """The text of an answer so far, and how much of it its followers were told; before the first word what it waits
+    for."""
 
     def __init__(self, message_id: str) -> None:
         self.text, self._message_id = "", message_id
         self._told, self._told_at = 0, time.monotonic()
+        self._shown: Waited | None = None
+
+    @property
+    def waiting(self) -> dict[str, Any]:
+        """What a row keeps of it while the answer is made."""
+        return {"waiting": self._shown.kept} if self._shown is not None and not self.text else {}
+
+    def wait(self, waiting: Waiting) -> None:
+        """Note what the answer waits for, and publish it where people would read something else than before."""
+        before, self._shown = self._shown, Waited.of(waiting)
+        if self._shown is not None and self._shown != before:
+            events.publish(f"chat:{self._message_id}", "waiting", self._shown.kept)
 
     def tell(self, *, now: bool = False) -> None:
         """Publish what is new, a few times a second or `now`. Each piece says where it begins: Redis may lose some."""
@@ -91,9 +106,11 @@ def _answer(order: Order, said: _Said) -> None:
     last = TokenEvent()
     odds: list[dict[str, object]] = []
     saved_at = time.monotonic()
-    stream = _events(order)
+    stream = _events(order, said)
     for last in stream:
         said.text += last.text
+        if last.waiting is not None:
+            said.wait(last.waiting)
         odds += [_odds(one) for one in last.logprobs or []] if len(odds) < KEPT_ODDS else []
         said.tell()
         now = time.monotonic()
@@ -101,7 +118,7 @@ def _answer(order: Order, said: _Said) -> None:
             break
         if now - saved_at >= SAVE_EVERY_S:
             saved_at = now
-            if _save(order, said.text):
+            if _save(order, said):
                 break
     stream.close()
     said.tell(now=True)
@@ -117,23 +134,21 @@ def _answer(order: Order, said: _Said) -> None:
         _finish(order, said.text, "done", statistics=statistics)
 
 
-def _events(order: Order) -> Generator[TokenEvent]:
+def _events(order: Order, said: _Said) -> Generator[TokenEvent]:
     """What the model server says. One that has just died comes back within seconds: as long as nothing was said, the
     answer waits for it."""
-    give_up_at = time.monotonic() + PATIENCE_S
-    has_begun = False
+    away_since = time.monotonic()
     while True:
         try:
             with closing(asked.generate(order.target, order.sampling, order.messages)) as told:
                 for event in told:
-                    has_begun = has_begun or bool(event.text)
+                    away_since = time.monotonic()
                     yield event
             return
         except Unavailable:
-            if has_begun or time.monotonic() > give_up_at:
+            if said.text or time.monotonic() > away_since + PATIENCE_S:
                 raise
-        if _stops[order.message_id].is_set() or _save(order, ""):
-            return
+        yield TokenEvent(waiting=Waiting(why="server", so_far_s=time.monotonic() - away_since))
         time.sleep(ASK_AGAIN_S)
 
 
@@ -143,13 +158,13 @@ def _odds(one: TokenLogprob) -> dict[str, object]:
     return {"token": one.token, "p": round(math.exp(one.logprob), 4), "top": others}
 
 
-def _save(order: Order, said: str) -> bool:
-    """Save what was said so far; True when a person asked to stop."""
+def _save(order: Order, said: _Said) -> bool:
+    """Save what was said so far, or what is waited for; True when a person asked to stop."""
     with transaction() as session:
         session.execute(
             update(ChatMessage)
             .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
-            .values(content=said, saved_at=utcnow())
+            .values(content=said.text, statistics=said.waiting, saved_at=utcnow())
         )
         return _is_stop_wished(session, order)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 
 from fastapi import APIRouter, Request
@@ -14,6 +14,7 @@ from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.chat import ratings, service
 from app.chat.models import TAGS_BY_THUMB, ChatMessage
+from app.chat.waiting import Waited
 from app.core import events, markdown
 from app.core.db import reading
 from app.core.errors import NotFound
@@ -39,11 +40,12 @@ def _message(actor: Actor, message_id: str) -> ChatMessage:
         return service.get_message(session, actor, message_id)[1]
 
 
-async def _events(actor: Actor, message_id: str) -> AsyncIterator[bytes]:
+async def _events(actor: Actor, message_id: str) -> AsyncGenerator[bytes]:
     shown = Shown(message_id)
     try:
+        is_masked = await run_in_threadpool(_is_masked, actor, message_id)
         async for text in _texts(actor, message_id):
-            if fragment := shown.fragment(text):
+            if fragment := shown.fragment(text) if isinstance(text, str) else shown.waiting(text, is_masked):
                 yield _sse(fragment)
         article = await run_in_threadpool(_article, actor, message_id)
     except NotFound:  # without a last word the page would ask for ever
@@ -52,8 +54,14 @@ async def _events(actor: Actor, message_id: str) -> AsyncIterator[bytes]:
     yield b"event: done\ndata: done\n\n"
 
 
-async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str]:
-    """The whole text so far, each time it has grown; ends when the answer has."""
+def _is_masked(actor: Actor, message_id: str) -> bool:
+    with reading() as session:
+        chat, message = service.get_message(session, actor, message_id)
+        return service.turn_of(session, chat, message).is_masked
+
+
+async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str | Waited]:
+    """What the answer waits for, then the whole text so far, each time it has grown; ends when the answer has."""
     message = await run_in_threadpool(_message, actor, message_id)
     if message.state != "streaming":
         return
@@ -69,6 +77,9 @@ async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str]:
             if event == "end":
                 yield text
                 return
+            if event == "waiting":
+                yield Waited(**payload)
+                continue
             if payload["at"] != len(text):
                 break  # pieces are missing: Redis was away, or has lost what it had
             text += payload["text"]
@@ -79,6 +90,8 @@ async def _texts(actor: Actor, message_id: str) -> AsyncIterator[str]:
         if len(message.content) > len(text):
             text = message.content
             yield text
+        elif not text and (waited := Waited.kept_in(message.statistics)):
+            yield waited
         await asyncio.sleep(POLL_S)
 
 
@@ -89,6 +102,17 @@ class Shown:
         self.message_id = message_id
         self._line = 0
         self._tail = ""
+        self._waited: Waited | None = None
+
+    def waiting(self, waited: Waited, is_masked: bool) -> str:
+        """What the answer waits for; empty when nothing about it has changed. Only what is to be read out again is sent
+        to where it is read out."""
+        before, self._waited = self._waited, waited
+        if before == waited:
+            return ""
+        is_new = before is None or before.sentence != waited.sentence
+        names = {"message_id": self.message_id, "is_masked": is_masked}
+        return render_text("chat/_waited.html", waited=waited, is_new=is_new, **names)
 
     def fragment(self, text: str) -> str:
         """What changed, as upserts of blocks by id; empty when nothing did."""
@@ -99,7 +123,8 @@ class Shown:
         if tail == self._tail:
             return ""
         self._tail, self._line = tail, blocks[-1][0]
-        return render_text("chat/_blocks.html", message_id=self.message_id, blocks=blocks)
+        has_waited, self._waited = self._waited is not None, None
+        return render_text("chat/_blocks.html", message_id=self.message_id, blocks=blocks, has_waited=has_waited)
 
 
 def _article(actor: Actor, message_id: str) -> str:

@@ -104,11 +104,27 @@ class ReadToken(Contract):
     top: list[Likely] = Field(default_factory=list)
 
 
+class Waiting(Contract):
+    """What an answer waits for before its first word: the server itself, its model's way from disk, its turn, or memory
+    that training (or, with nothing in `training_bytes`, other answers) holds."""
+
+    why: Literal["server", "loading", "turn", "memory"]
+    so_far_s: float = Field(0.0, ge=0)
+    is_again: bool = Field(False, description="the model had been unloaded to make room for training")
+    before: int = Field(0, ge=0, description="answers whose turn comes sooner")
+    needed_bytes: int = Field(0, ge=0)
+    left_bytes: int = Field(0, ge=0, description="what is left for the models of answers")
+    training_bytes: int = Field(0, ge=0)
+    training_left_s: float | None = Field(None, ge=0, description="until training leaves enough; None: nobody knows")
+
+
 class TokenEvent(Contract):
     """A piece of text, whole characters only; the last one carries the reason and the counts."""
 
     text: Said = ""
-    is_loading: bool = Field(False, description="a sign of life while the model is read from disk")
+    waiting: Waiting | None = Field(
+        None, description="a sign of life of an answer that has not begun, about one a second"
+    )
     logprobs: list[TokenLogprob] | None = Field(None, description="of the tokens said since the last event")
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
     prompt_tokens: int | None = None

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import redis
 
-from app.core import migrations, redis_server
+from app.core import migrations, numbers, redis_server
 from app.core.config import get_settings
 from app.core.storage import free_bytes
 
@@ -209,6 +209,25 @@ def processes() -> Iterator[Finding]:
             yield Finding(name, "ok", "answers")
 
 
+def models() -> Iterator[Finding]:
+    """What the model server holds, and what training leaves it of this machine's memory."""
+    settings = get_settings()
+    path = settings.model_server_socket or redis_server.sockets_dir(settings.home_dir) / "model.sock"
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=3) as client:
+            told = client.get("http://localhost/models").json()
+        loaded, memory = told["models"], told["memory"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return  # what does not answer is told as a part of its own
+    held = numbers.size(sum(one["size_bytes"] for one in loaded))
+    text = f"{numbers.counted(len(loaded), 'model')}, {held} of {numbers.size(memory['kept_bytes'])}"
+    if memory["training_bytes"]:
+        left_s = memory["training_left_s"]
+        until = "" if left_s is None else f" until about {numbers.later(left_s)}"
+        text += f"; training holds {numbers.size(memory['training_bytes'])} of the machine's memory{until}"
+    yield Finding("Models in memory", "ok", text)
+
+
 def answers() -> Iterator[Finding]:
     """Which engine answers, and why that one."""
     settings = get_settings()
@@ -285,6 +304,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     broker,
     processes,
     answers,
+    models,
     versions,
 )
 

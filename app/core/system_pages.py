@@ -14,7 +14,7 @@ health_router = APIRouter()
 _STATES = {"ok": "good", "note": "warn", "bad": "bad"}
 _GROUPS = (
     ("This machine", ("Processor", "Memory", "Disk", "Privacy of the home", "GPU")),
-    ("Running parts", ("Database", "Redis", "Pages", "Live events", "Model server")),
+    ("Running parts", ("Database", "Redis", "Pages", "Live events", "Model server", "Models in memory")),
 )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.contracts.conversation import Message
-from app.contracts.generation import Sampling
+from app.contracts.generation import Sampling, Waiting
 from app.core.config import get_settings
 from app.core.db import reading, transaction, utcnow
 from app.core.errors import AppError
@@ -23,7 +23,9 @@ from app.core.web import SessionDep
 from app.deployments import calls, keys, names
 from app.deployments.forms import KeyForm, TryForm
 from app.deployments.snippets import QUESTION, snippets
+from app.deployments.stream import LOADING_PATIENCE_S
 from app.inference import client
+from app.inference.waiting import Waits
 from app.projects import service as projects
 from app.projects.models import Objective
 
@@ -130,6 +132,12 @@ def revoke_key(request: Request, key_id: str, actor: ActorDep, session: SessionD
     return response
 
 
+def _not_for_long(waiting: Waiting) -> None:
+    """Give up what the API would give up, too. Raises Waits."""
+    if waiting.why != "turn" and waiting.so_far_s > LOADING_PATIENCE_S:
+        raise Waits(waiting)
+
+
 @router.post("/projects/{project_id}/deploy/try")
 def try_it(request: Request, project_id: str, actor: ActorDep, values: FormValues) -> Response:
     """One question, answered as the API would; the answer is part of the page. No transaction is open meanwhile."""
@@ -149,7 +157,7 @@ def try_it(request: Request, project_id: str, actor: ActorDep, values: FormValue
     more: dict[str, Any] = {"question": form.question}
     status = 200
     try:
-        more["answer"] = client.answer(client.request_for(target, sampling, **prompt))
+        more["answer"] = client.answer(client.request_for(target, sampling, **prompt), _not_for_long)
     except AppError as error:
         more["errors"], status = {"question": error.sentence}, 422
     with reading() as session:

@@ -19,13 +19,13 @@ from app.deployments.calls import Facts
 from app.deployments.keys import Caller
 from app.inference import client
 from app.inference.targets import Target
+from app.inference.waiting import Waits
 
 log = logging.getLogger(__name__)
 Events = AsyncGenerator[tuple[int, TokenEvent], None]
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 LOADING_PATIENCE_S = 20.0
 _BUFFERED_EVENTS = 64
-_LOADING = "The model is still being loaded. It goes on loading; ask again in a few seconds."
 
 
 async def events_of(requests: list[GenerationRequest]) -> Events:
@@ -124,10 +124,12 @@ class Completion:
                 return
 
     async def _patiently(self) -> AsyncIterator[tuple[int, TokenEvent]]:
-        """The events; but nobody is kept waiting for ever while a model is loaded, which goes on without them."""
+        """The events; but nobody is kept waiting for ever for a model that is loaded, which goes on without them, or
+        that training leaves no memory for. Raises Waits."""
         async for index, event in self.events:
-            if event.is_loading and time.monotonic() > self.started + LOADING_PATIENCE_S:
-                raise Unavailable(_LOADING, retry_after_s=10, code="model_loading")
+            is_late = time.monotonic() > self.started + LOADING_PATIENCE_S
+            if event.waiting is not None and event.waiting.why != "turn" and is_late:
+                raise Waits(event.waiting)
             yield index, event
 
     async def _all(self) -> AsyncIterator[tuple[int, TokenEvent]]:

@@ -7,10 +7,12 @@ from typing import Any
 import orjson
 
 from app.contracts.conversation import Message
-from app.contracts.generation import Sampling
+from app.contracts.generation import Sampling, Waiting
+from app.core.errors import Unavailable
 from app.externals.asking import Endpoint, answered
 from app.inference import client
 from app.inference.targets import Target
+from app.inference.waiting import sentence
 
 LONGEST_ANSWER_TOKENS = 1500
 _Q, _A = r"\s*(?:\d+[.)]\s*)?(?:Q|Question)\s*:", r"\s*(?:A|Answer)\s*:"
@@ -36,7 +38,12 @@ def ask(where: Endpoint | Target, text: str, is_wanted: Callable[[], bool]) -> s
     if isinstance(where, Endpoint):
         return answered(where, sampling, messages, is_wanted).text
     said = {"messages": messages} if where.is_chat else {"prompt": text}
-    return client.answer(client.request_for(where, sampling, **said)).text
+
+    def told(waiting: Waiting) -> None:
+        if not is_wanted():
+            raise Unavailable(sentence(waiting))
+
+    return client.answer(client.request_for(where, sampling, **said), told).text
 
 
 def pairs_in(text: str) -> list[tuple[str, str]]:

@@ -1,17 +1,19 @@
 """The work of an evaluation: ask everybody the same questions, score, record row by row, sum up."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.contracts.conversation import Message
-from app.contracts.generation import Sampling
+from app.contracts.generation import Sampling, Waiting
 from app.core.db import reading
 from app.core.errors import Invalid, Unavailable
+from app.core.numbers import later
 from app.core.work import Cancelled, Lease
 from app.evaluations import baselines, cases, own, report, scorers
 from app.evaluations.cases import Case
@@ -20,10 +22,13 @@ from app.evaluations.outside import Answer, Outside
 from app.evaluations.plan import target_of
 from app.inference import client
 from app.inference.targets import Target
+from app.inference.waiting import Waits
 
 AT_ONCE = 6
 _BATCH = 6
 _PATIENCE_S = 60.0
+_TOLD_EVERY_S = 5.0
+T = TypeVar("T")
 
 
 def run(lease: Lease, evaluation: Evaluation) -> None:
@@ -50,19 +55,19 @@ def run(lease: Lease, evaluation: Evaluation) -> None:
     waiting = [position for position in range(len(chosen)) if position not in known]
     outside = Outside(external, lambda: not lease.is_cancelled) if external and kind != "text" else None
     lease.progress(len(known), len(chosen), phase="asking")
-    done = len(known)
+    done, told = len(known), Told(lease)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="evaluate") as pool:
         for positions in _batches(waiting):
             rows = list(
                 pool.map(
-                    lambda at: _row(evaluation.id, at, chosen[at], kind, tuned, base, plain[at], limit, outside),
+                    lambda at: _row(evaluation.id, at, chosen[at], kind, tuned, base, plain[at], limit, outside, told),
                     positions,
                 )
             )
             if outside is not None and lease.is_cancelled:
                 raise Cancelled  # what was broken off elsewhere is asked again when it goes on
             done += len(rows)
-            with lease.write(done=done, total=len(chosen)) as session:
+            with lease.write(done=done, total=len(chosen), phase="asking") as session:
                 session.add_all(rows)
             lease.progress(done, len(chosen))
     lease.progress(done, len(chosen), phase="summing up")
@@ -105,6 +110,7 @@ def _row(
     plain: dict[str, str],
     limit: int,
     outside: Outside | None,
+    told: "Told",
 ) -> CaseResult:
     """One case asked of everybody. A refusal of the model server becomes the row's error; the external model is not
     asked then, since nothing could be compared."""
@@ -116,9 +122,9 @@ def _row(
         if target is None:
             continue
         try:
-            scores[name] = _likelihood(target, case, messages, kind)
+            scores[name] = _likelihood(target, case, messages, kind, told)
             if kind != "text":
-                said[name] = _ask(target, messages, limit)
+                said[name] = _ask(target, messages, limit, told)
                 scores[name] |= scorers.scores(said[name], case.ideal)
         except Invalid as refused:
             error = refused.sentence
@@ -146,25 +152,49 @@ def _with_system(messages: list[Message], system_prompt: str) -> list[Message]:
     return [Message(role="system", content=system_prompt), *messages]
 
 
-def _ask(target: Target, messages: list[Message], limit: int) -> str:
+def _ask(target: Target, messages: list[Message], limit: int, told: "Told") -> str:
     sampling = Sampling(temperature=0, max_tokens=limit)
     request = client.request_for(target, sampling, messages=messages)
-    return patiently(lambda: client.answer(request)).text.strip()
+    return patiently(lambda: client.answer(request, told), told).text.strip()
 
 
-def _likelihood(target: Target, case: Case, messages: list[Message], kind: str) -> dict[str, float]:
+def _likelihood(target: Target, case: Case, messages: list[Message], kind: str, told: "Told") -> dict[str, float]:
     """Negative log-likelihood of the ideal answer in nats, and its tokens."""
     prompt: dict[str, Any] = {"prompt": ""} if kind == "text" else {"messages": messages}
-    found = patiently(lambda: client.score(target, [case.ideal], **prompt))[0]
+    found = patiently(lambda: client.score(target, [case.ideal], **prompt), told)[0]
     return {"nll": -found["log_probability"], "tokens": found["tokens"]}
 
 
-def patiently(call: Any) -> Any:
-    """Repeat while the model server is starting or restarting, for up to a minute."""
+class Told:
+    """What the model server says while questions wait there; several wait at once."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease, self._lock = lease, threading.Lock()
+        self._due_at = 0.0
+
+    def __call__(self, waiting: Waiting) -> None:
+        """Write it into the row where it is for memory, so that the page says so. Raises Cancelled and LostLease."""
+        if self._lease.is_cancelled:
+            raise Cancelled
+        with self._lock:
+            if waiting.why != "memory" or time.monotonic() < self._due_at:
+                return
+            self._due_at = time.monotonic() + _TOLD_EVERY_S
+            until = "" if waiting.training_left_s is None else f" {later(waiting.training_left_s)}"
+            with self._lease.write(phase=f"memory{until}"):
+                pass
+
+
+def patiently(call: Callable[[], T], told: Callable[[Waiting], None]) -> T:
+    """Repeat while the model server is starting or restarting, for up to a minute; where a model has to wait there,
+    for as long as that takes. Raises what `told` raises."""
     give_up_at, wait_s = time.monotonic() + _PATIENCE_S, 0.5
     while True:
         try:
             return call()
+        except Waits as waits:
+            told(waits.waiting)
+            give_up_at, wait_s = time.monotonic() + _PATIENCE_S, 0.5
         except Unavailable:
             if time.monotonic() > give_up_at:
                 raise

@@ -1,28 +1,33 @@
 """The client of the model server. Whatever goes wrong becomes Unavailable, or an error event with a sentence."""
 
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
 import httpx
 import orjson
 
-from app.contracts.generation import GenerationRequest, ReadToken, Sampling, TokenEvent
+from app.contracts.generation import GenerationRequest, ReadToken, Sampling, TokenEvent, Waiting
+from app.contracts.room import MadeRoom, Room, Unloaded
 from app.core.config import get_settings
 from app.core.errors import Invalid, Unavailable
 from app.inference.targets import Target
+from app.inference.waiting import Waits
 
 log = logging.getLogger(__name__)
-# The server sends a sign of life every five seconds while it loads or waits.
+# The server sends a sign of life at least every five seconds while it loads or waits.
 _TIMEOUT = httpx.Timeout(30, connect=2)
+_ROOM_TIMEOUT = httpx.Timeout(5, connect=2)
 _JSON = {"content-type": "application/json"}
 _LATE = "The model server is starting or out of reach. Try again in a few seconds; nothing was lost."
 
 
 @lru_cache
 def _client(socket: str) -> httpx.Client:
-    transport = httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_connections=64))
+    # Answers that wait for memory hold one each (at most 64), and must not take them all.
+    transport = httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_connections=160))
     return httpx.Client(transport=transport, base_url="http://model", timeout=_TIMEOUT)
 
 
@@ -77,12 +82,18 @@ async def agenerate(request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
         raise Unavailable(_LATE)
 
 
-def answer(request: GenerationRequest) -> TokenEvent:
-    """The whole answer as one event. Raises Unavailable, or Invalid with the server's sentence."""
+def answer(request: GenerationRequest, told: Callable[[Waiting], None] = lambda waiting: None) -> TokenEvent:
+    """The whole answer as one event. `told` hears about once a second what it waits for, and may give up by raising.
+
+    Raises Unavailable, or Invalid with the server's sentence.
+    """
     text: list[str] = []
     last = TokenEvent()
-    for last in generate(request):
-        text.append(last.text)
+    with closing(generate(request)) as events:
+        for last in events:
+            text.append(last.text)
+            if last.waiting is not None:
+                told(last.waiting)
     if last.finish_reason == "error":
         raise Invalid(last.error or "")
     return last.model_copy(update={"text": "".join(text)})
@@ -141,19 +152,53 @@ def unload(ref: str) -> None:
         log.info("model %s not unloaded: the server is out of reach", ref)
 
 
+def hold_room(room: Room) -> list[Unloaded]:
+    """Tell the server of this machine what a training takes of its memory; which models had to go. A server that is out
+    of reach is no fault: it is told again with the next heartbeat."""
+    try:
+        response = _sync().put("/room", content=room.model_dump_json(), headers=_JSON, timeout=_ROOM_TIMEOUT)
+        return MadeRoom.model_validate_json(response.content).unloaded if response.status_code == 200 else []
+    except httpx.TransportError as error:
+        log.debug("the model server does not know of this training: %s", error)
+        return []
+
+
+def end_room(attempt_id: str) -> None:
+    """Tell the server that a training is over; unless told, it finds out by itself."""
+    try:
+        _sync().delete(f"/room/{attempt_id}", timeout=_ROOM_TIMEOUT)
+    except httpx.TransportError as error:
+        log.debug("the model server does not know that this training is over: %s", error)
+
+
+def resident() -> dict[str, Any] | None:
+    """What the server holds now (`models`) and may hold (`memory`); None when it is out of reach."""
+    try:
+        response = _sync().get("/models", timeout=2)
+    except httpx.TransportError:
+        return None
+    found: dict[str, Any] = response.json() if response.status_code == 200 else {}
+    return found or None
+
+
 def _check(status: int) -> None:
     if status != 200:
         raise Unavailable("The model server refused the request. The log says why.")
 
 
 def _told(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What the server answers at once. Raises Unavailable, or Invalid with its sentence."""
+    """What the server answers as a whole. Raises Unavailable (Waits for a model that is not there yet), or Invalid with
+    its sentence."""
     try:
         response = _sync().post(path, content=orjson.dumps(body), headers=_JSON, timeout=120)
     except httpx.TransportError as error:
         raise Unavailable(_LATE) from error
     if response.status_code == 422 and "error" in response.json():
         raise Invalid(response.json()["error"])
+    if response.status_code == 503 and "waiting" in response.json():
+        raise Waits(Waiting.model_validate(response.json()["waiting"]))
+    if response.status_code == 503 and "error" in response.json():
+        raise Unavailable(response.json()["error"])
     _check(response.status_code)
     found: dict[str, Any] = response.json()
     return found

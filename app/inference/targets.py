@@ -4,6 +4,7 @@ A reference is "model:<id>", "checkpoint:<id>" or "base:<id>"; it is resolved fo
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from app.core.errors import NotFound
 from app.projects import service as projects
 from app.recipes.models import BaseModelEntry
 from app.runs import service as runs
-from app.runs.models import OPEN_STATES, Checkpoint, Run
+from app.runs.models import OPEN_STATES, Checkpoint, Model, Run
 
 MOST_ENDED = 60  # checkpoints of ended runs in a picker; any other is asked from its run's page
 
@@ -103,6 +104,27 @@ def choices(session: Session, actor: Actor, project_id: str) -> list[Choice]:
     )
     found += [Choice(f"base:{key}", name, "bases") for key, name in session.execute(bases)]
     return found
+
+
+def names_in(session: Session, workspace_id: str, refs: Iterable[str]) -> dict[str, str]:
+    """Names of those of `refs` that are this workspace's."""
+    keys: dict[str, list[str]] = {"model": [], "checkpoint": [], "base": []}
+    for ref in refs:
+        kind, _, key = ref.partition(":")
+        keys.get(kind, []).append(key)
+    found: dict[str, str] = {}
+    models = select(Model.id, Model.name).join(Run, Run.id == Model.run_id)
+    for key, name in session.execute(models.where(Model.id.in_(keys["model"]), Run.workspace_id == workspace_id)):
+        found[f"model:{key}"] = name
+    kept = select(Checkpoint.id, Checkpoint.step, Run.name).join(Run, Run.id == Checkpoint.run_id)
+    for key, step, name in session.execute(
+        kept.where(Checkpoint.id.in_(keys["checkpoint"]), Run.workspace_id == workspace_id)
+    ):
+        found[f"checkpoint:{key}"] = f"{name} · step {step:,}"
+    bases = select(BaseModelEntry.id, BaseModelEntry.name).where(
+        BaseModelEntry.id.in_(keys["base"]), BaseModelEntry.workspace_id == workspace_id
+    )
+    return found | {f"base:{key}": name for key, name in session.execute(bases)}
 
 
 def base_of(session: Session, actor: Actor, project_id: str, ref: str) -> Target | None:

@@ -9,7 +9,9 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import expect
 
+from app.contracts.room import Room
 from app.core.db import transaction
+from app.inference import client
 from app.projects.models import Objective
 from tests import serving, visitors
 from tests.e2e.conftest import Site, axe_findings, is_scrolling_sideways
@@ -53,6 +55,28 @@ def project_id(site: Site, folders: tuple[Path, Path]) -> str:
 def _predictable(page: Any, longest: int) -> None:
     page.get_by_label("Creativity").fill("0")
     page.get_by_label("Longest reply").fill(str(longest))
+
+
+def test_an_answer_that_waits_for_training_says_so_and_begins_by_itself(
+    visit: Callable[..., Any], project_id: str
+) -> None:
+    client.hold_room(Room(attempt_id="theirs", held_bytes=10**15, left_s=720, lapses_s=600))
+    try:
+        page = visit(f"/projects/{project_id}/chat", bypass_csp=True)
+        _predictable(page, 20)
+        page.get_by_label("Your message").fill("Where is my card?")
+        page.keyboard.press("Enter")
+        said = page.get_by_role("status").filter(has_text="Training holds the memory until about")
+        expect(said).to_be_visible()
+        page.reload()
+        expect(said).to_be_visible()
+        expect(page.get_by_role("button", name="Stop")).to_have_count(2)
+        assert axe_findings(page) == []
+    finally:
+        client.end_room("theirs")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    expect(said).to_have_count(0)
+    expect(page.locator(".chat-text")).not_to_be_empty()
 
 
 def test_an_answer_streams_and_outlives_a_reload(

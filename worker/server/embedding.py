@@ -1,7 +1,6 @@
 """POST /embed: texts as vectors, read on the model thread a piece at a time between the steps of answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,8 +10,7 @@ from pydantic import Field
 from app.contracts.base import Contract
 from app.contracts.recipe import ModelFiles
 from worker.engine.embedding import Embedding
-from worker.engine.errors import EngineError
-from worker.engine.generate import Loaded
+from worker.server.serving import REFUSALS, Serving, refusal
 
 
 class EmbedRequest(Contract):
@@ -23,26 +21,18 @@ class EmbedRequest(Contract):
     texts: list[str] = Field(min_length=1, max_length=256)
 
 
-def install(
-    app: FastAPI,
-    loaded: Callable[[ModelFiles, str], Awaitable[Loaded]],
-    on_model_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
-) -> None:
-    """Add the route. `on_model_thread` does a short piece of work there and gives what came of it."""
+def install(app: FastAPI, serving: Serving) -> None:
+    """Add the route."""
 
     @app.post("/embed")
     async def embed(order: EmbedRequest) -> JSONResponse:
         vectors: list[dict[str, Any]] = []
         try:
-            model = await loaded(order.files, order.model_ref)
+            model = await serving.loaded(order.files, order.model_ref)
             for text in order.texts:
                 reading = await asyncio.to_thread(Embedding, model, text)
-                while not await on_model_thread(reading.step):
-                    pass
+                await serving.read(reading.step)
                 vectors.append({"vector": reading.vector, "tokens": reading.tokens})
-        except EngineError as error:
-            return JSONResponse({"error": str(error)}, status_code=422)
-        except OSError:
-            sentence = "The model's files cannot be read. They may have been moved or deleted."
-            return JSONResponse({"error": sentence}, status_code=422)
+        except REFUSALS as error:
+            return refusal(error)
         return JSONResponse({"vectors": vectors})

@@ -1,21 +1,44 @@
-"""Loaded models: base models and the adapters beside them, under one memory budget; the least recently used leaves."""
+"""Loaded models: base models and the adapters beside them, in the memory that training leaves; the least recently used
+leaves first."""
 
 import hashlib
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from transformers import PreTrainedModel
 
+from app.contracts.generation import Waiting
 from app.contracts.recipe import ModelFiles
+from app.contracts.room import Room, Unloaded
+from app.core.numbers import size
+from worker.engine.devices import let_go
+from worker.engine.errors import EngineError
 from worker.engine.generate import Loaded, lay, load, stem
 from worker.engine.precision import Precision
+from worker.server import sizes
+from worker.server.rooms import Rooms
 
 log = logging.getLogger(__name__)
+RESERVE_BYTES = 3 * 2**29  # for everything else on the machine, as estimates of runs count it
+REMEMBERED = 256  # models that are known to have made room
+
+
+class TooLarge(EngineError):
+    """The model does not fit into this machine's memory, whatever else is there."""
+
+
+class NoRoom(Exception):
+    """The model fits into this machine's memory, but not beside what is there now; `waiting` has the figures."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        super().__init__(waiting)
+        self.waiting = waiting
 
 
 def digest(files: ModelFiles) -> str:
@@ -30,7 +53,8 @@ def digest(files: ModelFiles) -> str:
 
 @dataclass
 class _Entry:
-    """One model, loaded or being loaded. `below`: the key of the base that an adapter stands on."""
+    """One model, loaded or being loaded. `below`: the key of the base that an adapter stands on. Until it is loaded
+    `size_bytes` is what was foretold."""
 
     name: str
     future: "Future[Loaded]"
@@ -38,37 +62,139 @@ class _Entry:
     size_bytes: int = 0
     precision: str = ""
     note: str = ""
+    loaded: Loaded | None = None
+
+
+@dataclass(frozen=True)
+class _Leaving:
+    """Weights that were unloaded while an answer in the making may still need them."""
+
+    loaded: "weakref.ref[Loaded]"
+    weights: "weakref.ref[PreTrainedModel]"
+    size_bytes: int
 
 
 class Residents:
-    """Models by the digest of their files. Loading runs on one thread of its own, so that answers go on meanwhile."""
+    """Models by the digest of their files. Loading runs on one thread of its own, so that answers go on meanwhile.
 
-    def __init__(self, budget_bytes: int | None = None, device: str = "cpu", precision: Precision = "fp32") -> None:
-        self._budget = budget_bytes or psutil.virtual_memory().total // 4
+    `budget_bytes`: what models are kept in, a quarter of `memory_bytes` (this machine's) by default. All together they
+    never hold more than training and the reserve leave of the machine: what came first has to make room, a new one
+    waits. On other devices than the CPU only the budget counts.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int | None = None,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        memory_bytes: int | None = None,
+    ) -> None:
+        memory_bytes = memory_bytes or sizes.memory_limit()
+        self._budget = budget_bytes or memory_bytes // 4
+        self._whole = memory_bytes - min(RESERVE_BYTES, memory_bytes // 4) if device == "cpu" else None
         self._device, self._precision = device, precision
         self._lock = threading.Lock()
+        self._rooms = Rooms()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
+        self._leaving: list[_Leaving] = []
+        self._gave_way: OrderedDict[str, None] = OrderedDict()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
 
     def get(self, files: ModelFiles, name: str) -> "Future[Loaded]":
         """The model, loaded or being loaded. The future raises what loading raised; a failure is not kept.
 
         Of a model whose last overlay is an adapter, the base is loaded once and shared with all its other adapters.
+        Raises NoRoom where it has to wait for memory, TooLarge where waiting would not help.
         """
         key, below = digest(files), stem(files)
         below_key = digest(below) if below != files else None
         with self._lock:
+            needs = self._admit(files, key, below, below_key)
             if below_key is None:
-                return self._entry(key, name, None, lambda: self._whole(files))
+                return self._entry(key, name, None, needs[0], lambda: self._read(files))
             # Submitted first, so it is there before the adapter's turn on the one loading thread.
-            base = self._entry(below_key, "", None, lambda: self._whole(below))
-            return self._entry(key, name, below_key, lambda: self._beside(base, files, key))
+            base = self._entry(below_key, "", None, needs[1], lambda: self._read(below))
+            return self._entry(key, name, below_key, needs[0], lambda: self._beside(base, files, key))
 
-    def _entry(self, key: str, name: str, below: str | None, loading: Callable[[], Loaded]) -> "Future[Loaded]":
+    def has_given_way(self, files: ModelFiles) -> bool:
+        """Whether this model, or its base, was unloaded to make room for training and is not back yet."""
+        with self._lock:
+            return any(digest(one) in self._gave_way for one in (files, stem(files)))
+
+    def hold(self, room: Room) -> list[Unloaded]:
+        """Leave an attempt its room; which models had to go at once. Answers in the making keep theirs."""
+        self._rooms.hold(room)
+        with self._lock:
+            gone = self._shrink(self._most(), frozenset())
+            for key, _ in gone:
+                self._gave_way[key] = None
+                self._gave_way.move_to_end(key)
+            while len(self._gave_way) > REMEMBERED:
+                self._gave_way.popitem(last=False)
+        if gone:
+            let_go()
+        return [Unloaded(ref=entry.name, size_bytes=entry.size_bytes) for _, entry in gone]
+
+    def end_room(self, attempt_id: str) -> None:
+        """An attempt is over: its room is free."""
+        self._rooms.end(attempt_id)
+
+    def _admit(self, files: ModelFiles, key: str, below: ModelFiles, below_key: str | None) -> tuple[int, int]:
+        """Make room for what is not loaded yet; the bytes that the model, and the base below it, are foretold to take.
+
+        Raises NoRoom and TooLarge.
+        """
+        if self._whole is None or key in self._entries:
+            return 0, 0
+        own = sizes.whole_bytes(files) if below_key is None else sizes.adapter_bytes(Path(files.overlays[-1].dir))
+        base = 0 if below_key is None or below_key in self._entries else sizes.whole_bytes(below)
+        kept = {other for other, entry in self._entries.items() if entry.loaded is None or other == below_key}
+        needed = own + base
+        together = needed + sum(self._entries[one].size_bytes for one in kept)
+        if needed > self._whole:
+            raise TooLarge(
+                f"This model needs {size(needed)} of memory while it is loaded, and this machine has "
+                f"{size(self._whole)} for models. Choose a smaller model, or give the machine more memory."
+            )
+        left = self._left()
+        if together <= left and self._shrink(left - needed - self._leaving_bytes(), frozenset(kept)):
+            let_go()
+        if (short := together + self._leaving_bytes() + self._rooms.held_bytes - self._whole) <= 0:
+            return own, base
+        raise NoRoom(
+            Waiting(
+                why="memory",
+                needed_bytes=needed,
+                left_bytes=left,
+                training_bytes=self._rooms.held_bytes,
+                training_left_s=self._rooms.free_after_s(short),
+                is_again=key in self._gave_way or below_key in self._gave_way,
+            )
+        )
+
+    def _left(self) -> int:
+        """What training leaves for the models of answers."""
+        assert self._whole is not None
+        return max(0, self._whole - self._rooms.held_bytes)
+
+    def _most(self) -> int:
+        """What is kept in memory while nobody needs more."""
+        return self._budget if self._whole is None else min(self._budget, self._left())
+
+    def _leaving_bytes(self) -> int:
+        """What was unloaded and is still there. Weights that no answer needs any more may hang in a circle."""
+        if any(one.loaded() is None and one.weights() is not None for one in self._leaving):
+            let_go()
+        self._leaving = [one for one in self._leaving if one.weights() is not None]
+        return sum(one.size_bytes for one in self._leaving)
+
+    def _entry(
+        self, key: str, name: str, below: str | None, foretold: int, loading: Callable[[], Loaded]
+    ) -> "Future[Loaded]":
         entry = self._entries.get(key)
         if entry is None:
             future = self._loader.submit(self._loaded, key, loading)
-            entry = self._entries[key] = _Entry(name, future, below)
+            entry = self._entries[key] = _Entry(name, future, below, foretold)
         entry.name = name or entry.name
         self._entries.move_to_end(key)
         return entry.future
@@ -82,22 +208,27 @@ class Residents:
                 self._forget(key)
             raise
         with self._lock:
+            self._gave_way.pop(key, None)
             if key in self._entries:  # unless it was unloaded meanwhile
                 entry = self._entries[key]
                 entry.size_bytes, entry.precision, entry.note = loaded.size_bytes, loaded.precision, loaded.note
-                self._make_room(key)
+                entry.loaded = loaded
+                self._shrink(self._most(), frozenset({key, entry.below or key}))
         return loaded
 
-    def _make_room(self, newest: str) -> None:
-        kept = {newest, self._entries[newest].below}
+    def _shrink(self, most: int, kept: frozenset[str]) -> list[tuple[str, _Entry]]:
+        """Unload the least recently used until all others take at most so much; what went. `kept` stays, and so does
+        what is being loaded: somebody waits for it."""
+        gone: list[tuple[str, _Entry]] = []
         for key in list(self._entries):
-            if sum(entry.size_bytes for entry in self._entries.values()) <= self._budget:
-                return
-            if key not in kept and key in self._entries and self._entries[key].size_bytes:
+            if sum(entry.size_bytes for entry in self._entries.values()) <= most:
+                break
+            if key not in kept and key in self._entries and self._entries[key].loaded is not None:
                 log.info("unloaded %s to make room", self._entries[key].name or key[:12])
-                self._forget(key)
+                gone += self._forget(key)
+        return gone
 
-    def _whole(self, files: ModelFiles) -> Loaded:
+    def _read(self, files: ModelFiles) -> Loaded:
         loaded = load(files, self._device, self._precision)
         if loaded.note:
             log.info("%s: %s", files.base_dir, loaded.note)
@@ -107,27 +238,31 @@ class Residents:
         loaded = lay(base.result(), files, key)
         if loaded is None:
             log.info("the adapter %s is merged into a copy of its base", files.overlays[-1].dir)
-            return self._whole(files)
+            return self._read(files)
         return loaded
 
     def unload(self, name: str) -> int:
         """Forget every model of this name and what stands on it; answers in the making keep theirs. How many went."""
         with self._lock:
             keys = [key for key, entry in self._entries.items() if entry.name == name]
-            return sum(self._forget(key) for key in keys)
+            return sum(len(self._forget(key)) for key in keys)
 
     def forget_all(self) -> None:
         """Let every model, also one that is being loaded, be loaded anew with the next question; answers in the making
         keep theirs."""
         with self._lock:
-            self._entries.clear()
+            for key in list(self._entries):
+                self._forget(key)
 
-    def _forget(self, key: str) -> int:
-        """Drop an entry and the adapters that stand on it."""
-        if self._entries.pop(key, None) is None:
-            return 0
-        above = [other for other, entry in self._entries.items() if entry.below == key]
-        return 1 + sum(self._forget(other) for other in above)
+    def _forget(self, key: str) -> list[tuple[str, _Entry]]:
+        """Drop an entry and the adapters that stand on it; what went."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return []
+        if (loaded := entry.loaded) is not None and entry.below is None:
+            self._leaving.append(_Leaving(weakref.ref(loaded), weakref.ref(loaded.model), entry.size_bytes))
+        above = [other for other, one in self._entries.items() if one.below == key]
+        return [(key, entry), *(gone for other in above for gone in self._forget(other))]
 
     def listing(self) -> list[dict[str, object]]:
         """Each resident model: name, size in bytes, number format and why it is not the one of the settings. A base
@@ -143,3 +278,14 @@ class Residents:
                 }
                 for entry in self._entries.values()
             ]
+
+    def memory(self) -> dict[str, int | float | None]:
+        """What models may hold in all, what training holds of it and for how long, bytes and seconds; no limit where
+        models are not in main memory."""
+        held = self._rooms.held_bytes
+        return {
+            "models_bytes": self._whole if self._whole is None else self._left(),
+            "kept_bytes": self._most(),
+            "training_bytes": held,
+            "training_left_s": self._rooms.free_after_s(held) if held else None,
+        }

@@ -113,6 +113,21 @@ class Turns:
         with self._condition:
             return {"active": len(self._active), "waiting": self._count_waiting()}
 
+    def before(self, answer: Answer) -> int | None:
+        """How many answers that have not begun begin before this one, as the turns are now; None once it has begun."""
+        with self._condition:
+            parked = [one for _, one in tuple(self._parked)]
+            if answer in parked:
+                return parked.index(answer)
+            queues = list(self._waiting.values())
+            place = next((place for place, queue in enumerate(queues) if answer in queue), None)
+            if place is None:
+                return None
+            # Each round takes one answer of every workspace.
+            rounds = queues[place].index(answer)
+            others = (min(len(queue), rounds + (at < place)) for at, queue in enumerate(queues) if at != place)
+            return len(parked) + rounds + sum(others)
+
     def _count_waiting(self) -> int:
         return sum(len(queue) for queue in self._waiting.values()) + len(self._parked)
 

@@ -325,7 +325,7 @@ def test_pieces_that_redis_lost_are_read_from_the_database(scene: Scene) -> None
     for piece in ({"text": "One ", "at": 0}, {"text": "four", "at": 14}):
         events.publish(f"chat:{answer.id}", "text", piece)
 
-    async def first_two() -> list[str]:
+    async def first_two() -> list[object]:
         texts = _texts(scene.person.actor, answer.id)
         return [await anext(texts), await anext(texts)]
 

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.accounts.service import Actor
-from app.contracts.generation import TokenEvent
+from app.contracts.generation import TokenEvent, Waiting
 from app.core import lives
 from app.core.db import new_id, transaction
 from app.core.errors import Unavailable
@@ -207,7 +207,7 @@ class Loading(stream.Completion):
     def __init__(self) -> None:
         async def events() -> stream.Events:
             while True:
-                yield 0, TokenEvent(is_loading=True)
+                yield 0, TokenEvent(waiting=Waiting(why="loading"))
 
         caller = Caller(Actor(None), "", (), 1)
         super().__init__(caller, wire.ChatRequest(model="m", messages=ASK), Facts("chat"), "d", events())

@@ -17,7 +17,7 @@ from tests.worker.tiny import make_model
 from worker.engine.generate import Loaded, load
 from worker.engine.slots import Slots
 from worker.server import turns as turns_module
-from worker.server.api import _settling
+from worker.server.serving import _settling
 from worker.server.turns import Answer, Turns
 
 

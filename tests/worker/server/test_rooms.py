@@ -1,0 +1,120 @@
+"""Training has the machine: what it holds makes room, what does not fit beside it waits, what never fits is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from app.contracts.recipe import ModelFiles, Overlay
+from app.contracts.room import Room
+from tests.worker.adapters_made import make_adapter
+from tests.worker.tiny import make_model
+from worker.engine.generate import Loaded
+from worker.server import sizes
+from worker.server.residents import NoRoom, Residents, TooLarge
+from worker.server.rooms import Rooms
+
+MACHINE = 4 * 2**30
+LEFT_ALONE = MACHINE - MACHINE // 4
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("models")
+    make_adapter(make_model(home / "base"), home / "adapter", 0)
+    make_model(home / "other", seed=1)
+    return home
+
+
+def _files(home: Path, base: str, adapter: str = "") -> ModelFiles:
+    overlays = [Overlay(kind="lora", dir=str(home / adapter))] if adapter else []
+    return ModelFiles(base_dir=str(home / base), overlays=overlays)
+
+
+def _room(held_bytes: int, left_s: float | None = 600, attempt_id: str = "a") -> Room:
+    return Room(attempt_id=attempt_id, held_bytes=held_bytes, left_s=left_s, lapses_s=60)
+
+
+def _names(residents: Residents) -> list[object]:
+    return [model["name"] for model in residents.listing()]
+
+
+def test_what_a_model_will_take_is_known_before_it_is_read(home: Path) -> None:
+    foretold = sizes.whole_bytes(_files(home, "base"))
+    residents = Residents()
+    base = residents.get(_files(home, "base"), "base").result()
+    adapter = residents.get(_files(home, "base", "adapter"), "adapter").result()
+    assert base.size_bytes == pytest.approx(foretold, rel=0.05)
+    assert adapter.size_bytes == pytest.approx(sizes.adapter_bytes(home / "adapter"), rel=0.05)
+    assert sizes.whole_bytes(_files(home, "nowhere")) == 0, "loading it says what is wrong"
+
+
+def test_a_room_unloads_the_least_recently_used_beyond_it_at_once(home: Path) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    for name in ("base", "other"):
+        size = residents.get(_files(home, name), name).result().size_bytes
+    gone = residents.hold(_room(LEFT_ALONE - size))
+    assert [(one.ref, one.size_bytes) for one in gone] == [("base", size)]
+    assert _names(residents) == ["other"]
+    assert residents.hold(_room(LEFT_ALONE - size)) == [], "told again, nothing changes"
+    assert residents.has_given_way(_files(home, "base"))
+    assert not residents.has_given_way(_files(home, "other"))
+
+
+def test_what_does_not_fit_beside_training_waits_until_its_room_ends(home: Path) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    files, needed = _files(home, "base", "adapter"), sizes.whole_bytes(_files(home, "base"))
+    residents.hold(_room(LEFT_ALONE - needed, attempt_id="small"))  # the base would fit, not with its adapter
+    residents.hold(_room(10, left_s=900, attempt_id="tiny"))
+    with pytest.raises(NoRoom) as waits:
+        residents.get(files, "tuned")
+    told = waits.value.waiting
+    assert told.needed_bytes == needed + sizes.adapter_bytes(home / "adapter")
+    assert told.left_bytes == needed - 10
+    assert told.training_bytes == LEFT_ALONE - needed + 10
+    assert told.training_left_s == pytest.approx(600, abs=5), "the larger room is enough"
+    assert residents.listing() == []
+    residents.end_room("small")
+    assert residents.get(files, "tuned").result().adapter is not None
+    assert _names(residents) == ["", "tuned"]
+
+
+def test_what_fits_beside_training_goes_on_and_another_leaves_for_it(home: Path) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    size = residents.get(_files(home, "base"), "base").result().size_bytes
+    residents.hold(_room(LEFT_ALONE - 3 * size // 2))
+    assert _names(residents) == ["base"]
+    assert residents.get(_files(home, "other"), "other").result().size_bytes == size
+    assert _names(residents) == ["other"]
+
+
+def test_memory_that_an_answer_still_holds_is_not_given_twice(home: Path) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    held: Loaded | None = residents.get(_files(home, "base"), "base").result()
+    assert held is not None
+    residents.hold(_room(LEFT_ALONE - 3 * held.size_bytes // 2))
+    with pytest.raises(NoRoom):
+        residents.get(_files(home, "other"), "other")
+    held = None
+    residents.get(_files(home, "other"), "other").result()
+
+
+def test_what_never_fits_is_refused_with_what_to_do(home: Path) -> None:
+    needed = sizes.whole_bytes(_files(home, "base"))
+    residents = Residents(memory_bytes=needed)
+    with pytest.raises(TooLarge, match="Choose a smaller model"):
+        residents.get(_files(home, "base"), "base")
+
+
+def test_a_room_that_is_not_told_again_lapses() -> None:
+    now = [0.0]
+    rooms = Rooms(lambda: now[0])
+    rooms.hold(_room(100, left_s=30, attempt_id="a"))
+    now[0] = 50
+    rooms.hold(_room(50, left_s=None, attempt_id="b"))
+    assert rooms.held_bytes == 150
+    assert rooms.free_after_s(100) == 0, "it is over its time, and may end any moment"
+    assert rooms.free_after_s(101) is None
+    now[0] = 61
+    assert rooms.held_bytes == 50
+    rooms.end("b")
+    assert rooms.held_bytes == 0

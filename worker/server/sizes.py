@@ -1,0 +1,77 @@
+"""How much memory this machine has, and how much a model will take, by the heads of its files, before it is read."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from app.contracts.recipe import ModelFiles
+
+_FP32, _BF16 = 4, 2
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+_HEADS = ("lm_head.weight",)
+_LONGEST_HEAD = 100_000_000  # bytes, the format's own limit
+
+
+def memory_limit() -> int:
+    """Main memory in bytes: the machine's, or its container's where that is less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return total
+
+
+def whole_bytes(files: ModelFiles, device: str = "cpu") -> int:
+    """Memory that base and overlays take while they are loaded, all of them merged.
+
+    On a CPU every weight is read as fp32, also where it then becomes bf16 or int8, so this is the peak; a head that is
+    the embedding gets a copy, because products read their weights in another order. 0 where the files do not tell:
+    loading them says what is wrong.
+    """
+    element = _FP32 if device == "cpu" else _BF16
+    base = _weights(Path(files.base_dir))
+    count = sum(base.values())
+    if not any(name.endswith(_HEADS) for name in base):
+        count += max((size for name, size in base.items() if name.endswith(_EMBEDDINGS)), default=0)
+    return element * count + sum(_stored(Path(overlay.dir)) for overlay in files.overlays)
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Memory that an adapter takes beside its base: every weight as fp32."""
+    return _FP32 * sum(_weights(folder).values())
+
+
+def _weights(folder: Path) -> dict[str, int]:
+    """How many numbers each tensor of a folder has, by its name; of files that cannot be read nothing."""
+    found: dict[str, int] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        for path in _files(folder):
+            for name, tensor in _head(path).items():
+                if name != "__metadata__":
+                    found[name] = math.prod(tensor["shape"])
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that loading reads: some folders hold the same weights twice."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return [folder / name for name in sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _head(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        found: dict[str, Any] = orjson.loads(file.read(min(length, _LONGEST_HEAD)))
+        return found
+
+
+def _stored(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
