@@ -1,57 +1,24 @@
 """Conversations: answers come from the real model server, are saved, compared, stopped, tried again and rated."""
 
-import asyncio
 import re
-import socketserver
-import subprocess
-import sys
-import tempfile
-import threading
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 
-from app.chat import answering, service
+from app.chat import service
 from app.chat.models import Chat, ChatMessage, Feedback
-from app.chat.stream import _events, _sse, _texts
-from app.core import config, events, lives
-from app.core.db import reading, transaction, utcnow
+from app.chat.stream import _sse
+from app.core.db import reading, transaction
 from app.runs.models import Checkpoint, Run
 from tests import visitors
-from tests.app.chat.conftest import Scene
-from tests.conftest import ROOT, wait_for
-
-GREEDY = {"temperature": "0", "max_tokens": "24", "system_prompt": "Be kind."}
-
-
-def _ask(scene: Scene, message: str = "How do I reset my password?", chat_id: str = "", **more: str) -> str:
-    """Ask and return the chat's id."""
-    form = {"message": message, "model": scene.model, **GREEDY, **more}
-    address = f"/chats/{chat_id}" if chat_id else f"/projects/{scene.project_id}/chat"
-    answer = scene.client.post(address, data=form)
-    assert answer.status_code == 303, answer.text
-    return answer.headers["location"].rsplit("/", 1)[1]
-
-
-def _answers(chat_id: str) -> list[ChatMessage]:
-    with reading() as session:
-        query = select(ChatMessage).where(ChatMessage.chat_id == chat_id, ChatMessage.role == "assistant")
-        return list(session.scalars(query.order_by(ChatMessage.position, ChatMessage.created_at)))
-
-
-def _finished(chat_id: str, count: int = 1) -> list[ChatMessage]:
-    def ready() -> list[ChatMessage]:
-        found = _answers(chat_id)
-        return found if len(found) == count and all(m.state != "streaming" for m in found) else []
-
-    return wait_for(ready, "the answers are finished")
+from tests.app.chat.conftest import GREEDY, Scene, answers, ask, finished
+from tests.conftest import wait_for
 
 
 def test_an_answer_is_made_saved_and_shown_with_its_figures(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    (answer,) = _finished(chat_id)
+    chat_id = ask(scene)
+    (answer,) = finished(chat_id)
     assert answer.state == "done", answer.error
     assert answer.statistics["completion_tokens"] == 24
     assert answer.statistics["finish_reason"] == "length"
@@ -63,44 +30,44 @@ def test_an_answer_is_made_saved_and_shown_with_its_figures(scene: Scene) -> Non
 
 
 def test_the_same_question_gives_the_same_greedy_answer_and_the_conversation_is_read(scene: Scene) -> None:
-    first = _finished(_ask(scene))[0]
-    again = _finished(_ask(scene))[0]
+    first = finished(ask(scene))[0]
+    again = finished(ask(scene))[0]
     assert first.content == again.content
     assert first.content
-    chat_id = _ask(scene)
-    _finished(chat_id)
-    _ask(scene, "And my card?", chat_id)
-    second = _finished(chat_id, 2)[1]
-    alone = _finished(_ask(scene, "And my card?"))[0]
+    chat_id = ask(scene)
+    finished(chat_id)
+    ask(scene, "And my card?", chat_id)
+    second = finished(chat_id, 2)[1]
+    alone = finished(ask(scene, "And my card?"))[0]
     assert second.statistics["prompt_tokens"] > alone.statistics["prompt_tokens"] + 24
 
 
 def test_a_window_that_lacks_a_turn_is_loaded_anew(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    _finished(chat_id)
+    chat_id = ask(scene)
+    finished(chat_id)
     seen = re.findall(r'name="seen" value="(\w+)"', scene.client.get(f"/chats/{chat_id}").text)
     form = {"message": "And my card?", "model": scene.model, **GREEDY, "seen": seen}
     here = scene.client.post(f"/chats/{chat_id}", data=form, headers={"hx-request-type": "partial"})
     assert here.status_code == 200
     assert "And my card?" in here.text
-    _finished(chat_id, 2)
+    finished(chat_id, 2)
     # Another window was opened before that.
     there = scene.client.post(f"/chats/{chat_id}", data=form, headers={"hx-request-type": "partial"})
     assert there.status_code == 204
     assert there.headers["hx-redirect"] == f"/chats/{chat_id}"
-    assert len(_finished(chat_id, 3)) == 3
+    assert len(finished(chat_id, 3)) == 3
 
 
 def test_the_page_says_how_full_the_memory_is(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    figures = _finished(chat_id)[0].statistics
+    chat_id = ask(scene)
+    figures = finished(chat_id)[0].statistics
     used = figures["prompt_tokens"] + figures["completion_tokens"]
     assert f"{used} of 8,192 tokens used" in scene.client.get(f"/chats/{chat_id}").text
 
 
 def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
-    chat_id = _ask(scene, max_tokens="400")
-    (answer,) = _answers(chat_id)
+    chat_id = ask(scene, max_tokens="400")
+    (answer,) = answers(chat_id)
     assert f"/chats/messages/{answer.id}/events" in scene.client.get(f"/chats/{chat_id}").text
     stream = scene.client.get(f"/chats/messages/{answer.id}/events").text
     assert stream.endswith("event: done\ndata: done\n\n")
@@ -115,22 +82,22 @@ def test_live_events_send_whole_blocks_then_the_article(scene: Scene) -> None:
 
 
 def test_stop_keeps_what_was_said(scene: Scene) -> None:
-    chat_id = _ask(scene, max_tokens="4000")
-    (answer,) = _answers(chat_id)
-    wait_for(lambda: _answers(chat_id)[0].content, "some text is saved")
+    chat_id = ask(scene, max_tokens="4000")
+    (answer,) = answers(chat_id)
+    wait_for(lambda: answers(chat_id)[0].content, "some text is saved")
     assert scene.client.post(f"/chats/messages/{answer.id}/stop").status_code == 303
-    (stopped,) = _finished(chat_id)
+    (stopped,) = finished(chat_id)
     assert stopped.state == "stopped"
     assert stopped.content
     assert "Stopped by you." in scene.client.get(f"/chats/{chat_id}").text
 
 
 def test_a_second_question_waits_for_the_first_answer(scene: Scene) -> None:
-    chat_id = _ask(scene, max_tokens="4000")
+    chat_id = ask(scene, max_tokens="4000")
     form = {"message": "Hurry up", "model": scene.model, **GREEDY}
     assert scene.client.post(f"/chats/{chat_id}", data=form).status_code == 409
-    scene.client.post(f"/chats/messages/{_answers(chat_id)[0].id}/stop")
-    _finished(chat_id)
+    scene.client.post(f"/chats/messages/{answers(chat_id)[0].id}/stop")
+    finished(chat_id)
 
 
 def test_a_checkpoint_of_an_ended_run_is_asked_itself_not_the_newest_model(scene: Scene) -> None:
@@ -153,8 +120,8 @@ def test_a_checkpoint_of_an_ended_run_is_asked_itself_not_the_newest_model(scene
 
 
 def test_base_and_tuned_answer_side_by_side(scene: Scene) -> None:
-    chat_id = _ask(scene, compare=scene.base)
-    answers = _finished(chat_id, 2)
+    chat_id = ask(scene, compare=scene.base)
+    answers = finished(chat_id, 2)
     assert {m.model_ref for m in answers} == {scene.model, scene.base}
     assert answers[0].content != answers[1].content
     page = scene.client.get(f"/chats/{chat_id}").text
@@ -163,10 +130,10 @@ def test_base_and_tuned_answer_side_by_side(scene: Scene) -> None:
 
 
 def test_try_again_keeps_the_earlier_answer_out_of_sight(scene: Scene) -> None:
-    chat_id = _ask(scene, temperature="1.5")
-    (first,) = _finished(chat_id)
+    chat_id = ask(scene, temperature="1.5")
+    (first,) = finished(chat_id)
     assert scene.client.post(f"/chats/messages/{first.id}/again").status_code == 303
-    answers = _finished(chat_id, 2)
+    answers = finished(chat_id, 2)
     page = scene.client.get(f"/chats/{chat_id}").text
     new = next(m for m in answers if m.id != first.id)
     assert new.content != first.content, "each try draws anew"
@@ -175,8 +142,8 @@ def test_try_again_keeps_the_earlier_answer_out_of_sight(scene: Scene) -> None:
 
 
 def test_a_thumb_and_a_note_are_kept_and_changed(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    (answer,) = _finished(chat_id)
+    chat_id = ask(scene)
+    (answer,) = finished(chat_id)
     address = f"/chats/messages/{answer.id}/feedback"
     fragment = scene.client.post(address, data={"thumb": "-1"}, headers={"hx-request-type": "partial"})
     assert 'name="note"' in fragment.text
@@ -189,7 +156,7 @@ def test_a_thumb_and_a_note_are_kept_and_changed(scene: Scene) -> None:
 
 
 def test_tags_go_with_their_thumb_and_a_note_can_be_taken_back(scene: Scene) -> None:
-    (answer,) = _finished(_ask(scene))
+    (answer,) = finished(ask(scene))
     address = f"/chats/messages/{answer.id}/feedback"
 
     def said(**form: str | list[str]) -> tuple[int, list[str], str]:
@@ -208,9 +175,9 @@ def test_tags_go_with_their_thumb_and_a_note_can_be_taken_back(scene: Scene) -> 
 
 
 def test_conversations_are_found_renamed_deleted_and_brought_back(scene: Scene) -> None:
-    soup, card = _ask(scene, "A soup with tomatoes"), _ask(scene, "Where is my card?")
-    _finished(soup)
-    _finished(card)
+    soup, card = ask(scene, "A soup with tomatoes"), ask(scene, "Where is my card?")
+    finished(soup)
+    finished(card)
     listing = f"/projects/{scene.project_id}/chats"
     assert f"/chats/{soup}" in scene.client.get(listing, params={"q": "TOMATO"}).text
     assert f"/chats/{card}" not in scene.client.get(listing, params={"q": "TOMATO"}).text
@@ -226,9 +193,9 @@ def test_conversations_are_found_renamed_deleted_and_brought_back(scene: Scene) 
 
 
 def test_the_search_gives_a_whole_page_to_a_browser_without_scripts(scene: Scene) -> None:
-    found = _ask(scene, "Where is the blue parrot?")
-    other = _ask(scene, "What is soup?")
-    _finished(found), _finished(other)
+    found = ask(scene, "Where is the blue parrot?")
+    other = ask(scene, "What is soup?")
+    finished(found), finished(other)
     page = scene.client.get(f"/projects/{scene.project_id}/chats?q=parrot").text
     assert page.startswith("<!doctype html>")
     assert f'href="/chats/{found}"' in page
@@ -237,12 +204,12 @@ def test_the_search_gives_a_whole_page_to_a_browser_without_scripts(scene: Scene
 
 
 def test_changed_settings_count_for_a_further_version_of_an_answer(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    (first,) = _finished(chat_id)
+    chat_id = ask(scene)
+    (first,) = finished(chat_id)
     changed = {**GREEDY, "max_tokens": "3", "seed": "", "stop": "one\r\n\r\ntwo words", "top_p": "0.9", "message": ""}
     assert scene.client.post(f"/chats/{chat_id}/settings", data=changed).status_code == 204
     scene.client.post(f"/chats/messages/{first.id}/again")
-    _, second = _finished(chat_id, 2)
+    _, second = finished(chat_id, 2)
     assert second.statistics["completion_tokens"] == 3
     page = scene.client.get(f"/chats/{chat_id}").text
     assert "one\ntwo words</textarea>" in page
@@ -254,14 +221,14 @@ def test_changed_settings_count_for_a_further_version_of_an_answer(scene: Scene)
 
 def test_a_seed_gives_the_same_answer_again(scene: Scene) -> None:
     wild = {"temperature": "1.5", "max_tokens": "12"}
-    said = [_finished(_ask(scene, **wild, seed=seed))[0].content for seed in ("7", "7", "8")]
+    said = [finished(ask(scene, **wild, seed=seed))[0].content for seed in ("7", "7", "8")]
     assert said[0] == said[1] != said[2]
 
 
 def test_hostile_text_is_inert_everywhere(scene: Scene) -> None:
     hostile = '<img src=x onerror=alert(1)> [x](javascript:alert(2)) ![y](https://e.example/?d=1) <b hx-get="/">z</b>'
-    chat_id = _ask(scene, hostile)
-    (answer,) = _finished(chat_id)
+    chat_id = ask(scene, hostile)
+    (answer,) = finished(chat_id)
     with transaction() as session:
         session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(content=hostile))
     page = scene.client.get(f"/chats/{chat_id}").text
@@ -271,115 +238,11 @@ def test_hostile_text_is_inert_everywhere(scene: Scene) -> None:
     assert "<b hx-get" not in body
 
 
-def test_an_answer_whose_maker_died_is_told_at_once_and_can_be_tried_again(scene: Scene, home: Path) -> None:
-    chat_id = _ask(scene)
-    (answer,) = _finished(chat_id)
-    say_its_life = [sys.executable, "-c", "from app.core import lives; print(lives.own())"]
-    dead = subprocess.run(say_its_life, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
-    told: dict[str, bool] = {}
-    half = {"state": "streaming", "content": "Half a sen"}
-    long_ago = utcnow().replace(year=2020)
-    for case, row in {
-        "alive": {"saved_at": utcnow(), "maker": lives.own()},
-        "elsewhere, silent": {"saved_at": long_ago, "maker": ""},
-        "dead": {"saved_at": utcnow(), "maker": dead},
-    }.items():
-        with transaction() as session:
-            session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(**half, **row))
-        page = scene.client.get(f"/chats/{chat_id}").text
-        assert "Half a sen" in page
-        told[case] = "The answer was interrupted" in page
-    assert told == {"alive": False, "elsewhere, silent": True, "dead": True}
-    assert scene.client.post(f"/chats/messages/{answer.id}/again").status_code == 303
-    assert _finished(chat_id, 2)[-1].state == "done"
-
-
-def test_an_answer_that_breaks_off_keeps_all_that_was_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaking(socketserver.StreamRequestHandler):
-        """A model server that dies after two words."""
-
-        def handle(self) -> None:
-            self.rfile.readline()
-            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            self.wfile.write(b'{"text": "Two "}\n{"text": "words"}\n')
-
-    place = Path(tempfile.mkdtemp(prefix="gptb-")) / "model.sock"
-    with socketserver.ThreadingUnixStreamServer(str(place), Breaking) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(place))
-        config.get_settings.cache_clear()
-        (answer,) = _finished(_ask(scene))
-        server.shutdown()
-    assert (answer.state, answer.content) == ("failed", "Two words")
-    assert "out of reach" in answer.error
-
-
-def test_pieces_that_redis_lost_are_read_from_the_database(scene: Scene) -> None:
-    (answer,) = _finished(_ask(scene))
-    with transaction() as session:
-        row = {"state": "streaming", "content": "One two three four", "maker": lives.own()}
-        session.execute(update(ChatMessage).where(ChatMessage.id == answer.id).values(**row))
-    redis = events._client()
-    assert redis is not None
-    redis.delete(f"s:chat:{answer.id}")
-    for piece in ({"text": "One ", "at": 0}, {"text": "four", "at": 14}):
-        events.publish(f"chat:{answer.id}", "text", piece)
-
-    async def first_two() -> list[object]:
-        texts = _texts(scene.person.actor, answer.id)
-        return [await anext(texts), await anext(texts)]
-
-    assert asyncio.run(first_two()) == ["One ", "One two three four"]
-
-
-def test_a_page_is_told_when_its_conversation_is_deleted_under_an_answer(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    (answer,) = _finished(chat_id)
-    scene.client.post(f"/chats/{chat_id}/delete")
-
-    async def told() -> str:
-        return b"".join([event async for event in _events(scene.person.actor, answer.id)]).decode()
-
-    last = asyncio.run(told())
-    assert "This conversation is no longer here." in last
-    assert last.endswith("event: done\ndata: done\n\n")
-
-
-def test_without_a_model_server_the_page_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.core.config import get_settings
-
-    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", "/nowhere/model.sock")
-    monkeypatch.setattr(answering, "PATIENCE_S", 0.0)
-    get_settings.cache_clear()
-    chat_id = _ask(scene)
-    (answer,) = _finished(chat_id)
-    assert answer.state == "failed"
-    assert "starting or out of reach" in scene.client.get(f"/chats/{chat_id}").text
-
-
-def test_an_answer_waits_for_a_model_server_that_starts_again(
-    scene: Scene, socket: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from app.core.config import get_settings
-
-    place = Path(tempfile.mkdtemp(prefix="gptb-")) / "model.sock"
-    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(place))
-    get_settings.cache_clear()
-    chat_id = _ask(scene)
-    stopped = _ask(scene)
-    scene.client.post(f"/chats/messages/{_answers(stopped)[0].id}/stop")
-    assert _finished(stopped)[0].state == "stopped", "whoever waits may stop waiting"
-    assert _answers(chat_id)[0].state == "streaming"
-    place.symlink_to(socket)
-    (answer,) = _finished(chat_id)
-    assert (answer.state, answer.statistics["completion_tokens"]) == ("done", 24)
-
-
 def test_a_page_costs_the_same_queries_however_long_the_talk(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    _finished(chat_id)
-    _ask(scene, "More", chat_id)
-    _finished(chat_id, 2)
+    chat_id = ask(scene)
+    finished(chat_id)
+    ask(scene, "More", chat_id)
+    finished(chat_id, 2)
     with reading() as session:
         chat = session.get_one(Chat, chat_id)
         assert [turn.question.content for turn in service.turns(session, chat)] == [
@@ -410,8 +273,8 @@ def test_no_character_of_a_text_can_end_a_live_event() -> None:
 
 
 def test_a_stranger_finds_nothing(scene: Scene, app: FastAPI) -> None:
-    chat_id = _ask(scene)
-    (answer,) = _finished(chat_id)
+    chat_id = ask(scene)
+    (answer,) = finished(chat_id)
     stranger = visitors.browser_of(app, visitors.make_person("Eve", "owner"))
     for address in (f"/chats/{chat_id}", f"/chats/messages/{answer.id}/events"):
         assert stranger.get(address).status_code == 404

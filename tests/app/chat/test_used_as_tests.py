@@ -4,8 +4,7 @@ from sqlalchemy import select
 
 from app.core.db import reading
 from app.evaluations.models import TestCase
-from tests.app.chat.conftest import Scene
-from tests.app.chat.test_chat import _ask, _finished
+from tests.app.chat.conftest import Scene, ask, finished
 
 
 def _tests() -> list[TestCase]:
@@ -14,10 +13,10 @@ def _tests() -> list[TestCase]:
 
 
 def test_a_good_answer_is_the_ideal_one_and_is_kept_once(scene: Scene) -> None:
-    chat_id = _ask(scene, "First?")
-    (first,) = _finished(chat_id)
-    _ask(scene, "Second?", chat_id)
-    answer = _finished(chat_id, 2)[1]
+    chat_id = ask(scene, "First?")
+    (first,) = finished(chat_id)
+    ask(scene, "Second?", chat_id)
+    answer = finished(chat_id, 2)[1]
     for _ in range(2):
         assert scene.client.post(f"/chats/messages/{answer.id}/test").status_code == 303
     (test,) = _tests()
@@ -34,7 +33,7 @@ def test_a_good_answer_is_the_ideal_one_and_is_kept_once(scene: Scene) -> None:
 
 
 def test_of_a_bad_answer_the_better_one_is_wanted(scene: Scene) -> None:
-    (answer,) = _finished(_ask(scene))
+    (answer,) = finished(ask(scene))
     scene.client.post(f"/chats/messages/{answer.id}/feedback", data={"thumb": "-1"})
     scene.client.post(f"/chats/messages/{answer.id}/test")
     (test,) = _tests()
@@ -47,9 +46,9 @@ def test_of_a_bad_answer_the_better_one_is_wanted(scene: Scene) -> None:
 
 
 def test_only_an_answer_that_is_shown_becomes_a_test(scene: Scene) -> None:
-    chat_id = _ask(scene)
-    (first,) = _finished(chat_id)
+    chat_id = ask(scene)
+    (first,) = finished(chat_id)
     scene.client.post(f"/chats/messages/{first.id}/again")
-    _finished(chat_id, 2)
+    finished(chat_id, 2)
     assert scene.client.post(f"/chats/messages/{first.id}/test").status_code == 409
     assert _tests() == []

@@ -5,8 +5,7 @@ import json
 from app.chat import service
 from app.chat.models import Chat
 from app.core.db import reading
-from tests.app.chat.conftest import Scene
-from tests.app.chat.test_chat import _ask, _finished
+from tests.app.chat.conftest import Scene, ask, finished
 
 
 def _shown(scene: Scene, chat_id: str) -> list[tuple[str, list[str]]]:
@@ -22,34 +21,34 @@ def _questions(scene: Scene, chat_id: str) -> list[str]:
 
 
 def test_an_edited_question_begins_a_branch_and_the_old_one_comes_back_whole(scene: Scene) -> None:
-    chat_id = _ask(scene, "First?")
-    _finished(chat_id)
-    _ask(scene, "Second?", chat_id)
-    _finished(chat_id, 2)
+    chat_id = ask(scene, "First?")
+    finished(chat_id)
+    ask(scene, "Second?", chat_id)
+    finished(chat_id, 2)
     before = _shown(scene, chat_id)
     old = _questions(scene, chat_id)[0]
     answer = scene.client.post(f"/chats/messages/{old}/edit", data={"message": "Another first?"})
     assert answer.status_code == 303, answer.text
-    _finished(chat_id, 3)
+    finished(chat_id, 3)
     assert [question for question, _ in _shown(scene, chat_id)] == ["Another first?"]
     page = scene.client.get(f"/chats/{chat_id}").text
     assert "2 of 2" in page
     assert f"/chats/messages/{old}/choose" in page
     assert "Second?" not in page
-    _ask(scene, "Third?", chat_id)
-    _finished(chat_id, 4)
+    ask(scene, "Third?", chat_id)
+    finished(chat_id, 4)
     assert [question for question, _ in _shown(scene, chat_id)] == ["Another first?", "Third?"]
     scene.client.post(f"/chats/messages/{old}/choose")
     assert _shown(scene, chat_id) == before
 
 
 def test_what_followed_an_answer_stays_with_it(scene: Scene) -> None:
-    chat_id = _ask(scene, "First?", temperature="1.5")
-    (first,) = _finished(chat_id)
-    _ask(scene, "Second?", chat_id)
-    _finished(chat_id, 2)
+    chat_id = ask(scene, "First?", temperature="1.5")
+    (first,) = finished(chat_id)
+    ask(scene, "Second?", chat_id)
+    finished(chat_id, 2)
     scene.client.post(f"/chats/messages/{first.id}/again")
-    _finished(chat_id, 3)
+    finished(chat_id, 3)
     assert [question for question, _ in _shown(scene, chat_id)] == ["First?"]
     assert "2 of 2" in scene.client.get(f"/chats/{chat_id}").text
     scene.client.post(f"/chats/messages/{first.id}/choose")
@@ -57,8 +56,8 @@ def test_what_followed_an_answer_stays_with_it(scene: Scene) -> None:
 
 
 def test_a_blind_comparison_tells_the_names_after_the_vote(scene: Scene) -> None:
-    chat_id = _ask(scene, compare=scene.base, blind="on")
-    answers = _finished(chat_id, 2)
+    chat_id = ask(scene, compare=scene.base, blind="on")
+    answers = finished(chat_id, 2)
     page = scene.client.get(f"/chats/{chat_id}").text
     assert "<h2>Answer A</h2>" in page
     assert "<h2>Answer B</h2>" in page
@@ -76,8 +75,8 @@ def test_a_blind_comparison_tells_the_names_after_the_vote(scene: Scene) -> None
 
 
 def test_a_conversation_is_taken_away_as_it_is_shown(scene: Scene) -> None:
-    chat_id = _ask(scene, "First <b>?", compare=scene.base)
-    answers = _finished(chat_id, 2)
+    chat_id = ask(scene, "First <b>?", compare=scene.base)
+    answers = finished(chat_id, 2)
     text = scene.client.get(f"/chats/{chat_id}/export?as=md").text
     assert text.startswith("# First")
     assert all(answer.content.strip() in text for answer in answers)
@@ -87,10 +86,10 @@ def test_a_conversation_is_taken_away_as_it_is_shown(scene: Scene) -> None:
 
 
 def test_probabilities_of_an_answer_are_kept_where_asked_for(scene: Scene) -> None:
-    (plain,) = _finished(_ask(scene))
+    (plain,) = finished(ask(scene))
     assert "odds" not in plain.statistics
-    chat_id = _ask(scene, odds="on")
-    (answer,) = _finished(chat_id)
+    chat_id = ask(scene, odds="on")
+    (answer,) = finished(chat_id)
     odds = answer.statistics["odds"]
     assert len(odds) == answer.statistics["completion_tokens"]
     # Greedy: each token is the likeliest in its place.

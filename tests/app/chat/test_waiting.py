@@ -13,8 +13,7 @@ from app.contracts.generation import Waiting
 from app.contracts.room import Room
 from app.core import events
 from app.inference import client
-from tests.app.chat.conftest import Scene
-from tests.app.chat.test_chat import _answers, _ask, _finished
+from tests.app.chat.conftest import Scene, answers, ask, finished
 from tests.conftest import wait_for
 
 
@@ -28,7 +27,7 @@ def training(scene: Scene) -> Iterator[None]:
 
 def _waiting(chat_id: str) -> ChatMessage:
     def told() -> ChatMessage | None:
-        (answer,) = _answers(chat_id)
+        (answer,) = answers(chat_id)
         return answer if answer.statistics.get("waiting") else None
 
     return wait_for(told, "the row says what the answer waits for")
@@ -43,7 +42,7 @@ async def _first(scene: Scene, message_id: str) -> str:
 
 
 def test_an_answer_waits_for_the_memory_that_training_holds(scene: Scene, training: None) -> None:
-    chat_id = _ask(scene)
+    chat_id = ask(scene)
     answer = _waiting(chat_id)
     page = scene.client.get(f"/chats/{chat_id}").text
     line = re.sub(r"<[^>]*>", " ", page.split(f'id="w-{answer.id}"')[1].split("</p>")[0])
@@ -56,24 +55,24 @@ def test_an_answer_waits_for_the_memory_that_training_holds(scene: Scene, traini
     assert redis is not None
     redis.delete(f"s:chat:{answer.id}")
     client.end_room("theirs")
-    (answer,) = _finished(chat_id)
+    (answer,) = finished(chat_id)
     assert answer.state == "done", answer.error
     assert answer.content
     assert "waiting" not in answer.statistics
 
 
 def test_a_waiting_answer_is_stopped(scene: Scene, training: None) -> None:
-    chat_id = _ask(scene)
+    chat_id = ask(scene)
     answer = _waiting(chat_id)
     scene.client.post(f"/chats/messages/{answer.id}/stop")
-    assert _finished(chat_id)[0].state == "stopped"
+    assert finished(chat_id)[0].state == "stopped"
 
 
 def test_a_blind_comparison_tells_no_sizes(scene: Scene, training: None) -> None:
-    chat_id = _ask(scene, compare=scene.base, blind="on")
+    chat_id = ask(scene, compare=scene.base, blind="on")
 
     def both() -> bool:
-        return all(answer.statistics.get("waiting") for answer in _answers(chat_id))
+        return all(answer.statistics.get("waiting") for answer in answers(chat_id))
 
     wait_for(both, "both wait")
     page = scene.client.get(f"/chats/{chat_id}").text
