@@ -2,11 +2,10 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
+from app.contracts import recipe_file
 from app.contracts.recipe import ModelFiles, RecipeSpec
 from app.core import storage
 from app.core.config import ROOT
@@ -26,29 +25,9 @@ def from_yaml(text: str) -> RecipeSpec:
     if len(text) > _LARGEST:
         raise Invalid(fields={"file": "This file is larger than any recipe. Choose a recipe.yaml."})
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        # ValueError: a date that does not exist, a number of thousands of digits.
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f" in line {line + 1}" if line is not None else ""
-        sentence = f"The file is not valid YAML{place}. Check the spaces at the start of lines."
-        raise Invalid(fields={"file": sentence}) from None
-    if not isinstance(values, dict):
-        raise Invalid(fields={"file": "The file holds no recipe. It must be a list of names and values."})
-    try:
-        return RecipeSpec.model_validate(values)
-    except ValidationError as error:
-        raise Invalid(fields={"file": explain(error)}) from None
-
-
-def explain(error: ValidationError) -> str:
-    """The first problem as a sentence, without echoing what was sent."""
-    first: Any = error.errors(include_url=False, include_input=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"“{name}” is not a value of a recipe. Check its spelling."
-    return f"{name}: {message}." if name else f"{message[:1].upper()}{message[1:]}."
+        return recipe_file.read(text)
+    except recipe_file.BadRecipeFile as error:
+        raise Invalid(fields={"file": str(error)}) from None
 
 
 def command_line(version_id: str, base: ModelFiles | None = None, instruction: str = "") -> str:

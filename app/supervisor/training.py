@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal, cast
 
-import yaml
-from pydantic import ValidationError
-
+from app.contracts import recipe_file
 from app.contracts.recipe import ModelFiles, Overlay, RecipeSpec, TrainOrder
 from app.core.config import ROOT
 from app.core.db import new_id
@@ -22,15 +20,13 @@ class BadRecipe(Exception):
 def read_recipe(path: Path) -> RecipeSpec:
     """A recipe from YAML or JSON. Raises BadRecipe."""
     try:
-        return RecipeSpec.model_validate(yaml.safe_load(path.read_text()))
+        return recipe_file.read(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRecipe(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise BadRecipe(f"{path} is not YAML: {str(error).splitlines()[0]}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise BadRecipe(f"{path}, {where}: {first['msg']}.") from error
+    except UnicodeDecodeError as error:
+        raise BadRecipe(f"{path} is no text in UTF-8. Save it as such, then try again.") from error
+    except recipe_file.BadRecipeFile as error:
+        raise BadRecipe(f"{path}: {error}") from error
 
 
 def base_of(folder: Path | None, overlays: list[str]) -> ModelFiles | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from app.contracts import events as e
-from app.contracts.recipe import ModelFiles, RecipeSpec, TrainOrder
+from app.contracts.recipe import ModelFiles, TrainOrder
 
 if TYPE_CHECKING:
     from worker.engine.control import Commands
@@ -128,9 +128,9 @@ def tell(out: BinaryIO, event: e.EngineEvent) -> None:
 
 def order_from_file(recipe: Path, data: Path, out: Path, base: Path | None) -> TrainOrder:
     """An order for the command line; the run is named after its folder, so starting again resumes it."""
-    import yaml
+    from app.contracts import recipe_file
 
-    spec = RecipeSpec.model_validate(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    spec = recipe_file.read(recipe.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
     return TrainOrder(
         run_id=out.name,

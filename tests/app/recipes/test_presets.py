@@ -143,6 +143,14 @@ def test_a_recipe_survives_its_file():
     assert files.from_yaml(files.to_yaml(recipe)) == recipe
 
 
+def test_words_of_a_file_mean_what_their_fields_say():
+    text = "method: full\nbase_source: starter\nepochs: 2.5\nlearning_rate: 2e-4\nseed: 012\nearly_stopping: no\n"
+    recipe = files.from_yaml(text + "packing: yes\nmax_hours: ~\nsample_prompts: [yes, 1:30, 2026-11-22, 7]\n")
+    assert (recipe.epochs, recipe.learning_rate, recipe.seed, recipe.max_hours) == (2.5, 2e-4, 12, None)
+    assert (recipe.early_stopping, recipe.packing) == (False, True)
+    assert recipe.sample_prompts == ["yes", "1:30", "2026-11-22", "7"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -151,6 +159,12 @@ def test_a_recipe_survives_its_file():
         ("method: full\nbase_source: starter\nsecret: 1", "secret"),
         ("method: full\nbase_source: starter\nepochs: -1", "epochs"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("method: full\nbase_source: starter\nmax_hours: 1:30", "Line 3, max_hours: Input should be a valid number"),
+        ("method: full\nbase_source: starter\nepochs: yes", "Line 3, epochs"),
+        ("method: full\nbase_source: starter\nepochs: true", "Line 3, epochs"),
+        ("method: lora\nlora:\n  rank: 8\n  alpha: on\nbase_source: starter", "Line 4, lora.alpha"),
+        ("method: full\nsample_prompts:\n- a\n- [b]\nbase_source: starter", "Line 4, sample_prompts.1"),
+        ("method: full\nseed: 1\nbase_source: starter\nseed: 2", "Line 4: “seed” stands in line 2 already"),
     ],
 )
 def test_a_bad_file_is_refused_with_a_sentence(text, said):
