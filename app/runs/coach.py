@@ -4,7 +4,7 @@ Pure functions of the curves. A finding must hold for three evaluations in a row
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean, pstdev
@@ -83,7 +83,7 @@ def _warming_up(curves: Curves, total_steps: int) -> Verdict:
 
 
 def _finding(curves: Curves, total_steps: int) -> Verdict:
-    for check in (_diverging, _memorising, _flat, _too_slow, _spike):
+    for check in (_diverging, _memorising, _flat, _too_slow, spike):
         found: Verdict | None = check(curves, total_steps)
         if found is not None:
             return found
@@ -117,7 +117,7 @@ def _memorising(curves: Curves, _total: int) -> Verdict | None:
     if len(behind) < 5 or behind[-1][1] < best[1] * 1.015:
         return None
     train = smoothed(curves.train)
-    before = _near(train, best[0])
+    before = near(train, best[0])
     now = train[-1][1]
     if now >= before:
         return None
@@ -142,7 +142,7 @@ def _flat(curves: Curves, _total: int) -> Verdict | None:
     values = [value for _, value in window]
     change = (max(values) - min(values)) / max(values)
     train = smoothed(curves.train)
-    start, end = _near(train, window[0][0]), train[-1][1]
+    start, end = near(train, window[0][0]), train[-1][1]
     moved = abs(start - end) / max(start, 1e-9)
     if change >= 0.003 or moved >= 0.003:
         return None
@@ -174,7 +174,7 @@ def _too_slow(curves: Curves, total_steps: int) -> Verdict | None:
     return Verdict("too_slow", "warn", "Learning very slowly", sentence, evidence, ("adjust",))
 
 
-def _spike(curves: Curves, _total: int) -> Verdict | None:
+def spike(curves: Curves, _total: int) -> Verdict | None:
     """Loss jumped by more than three standard deviations above its trend in the newest part, and came back."""
     train = curves.train
     if len(train) < 60:
@@ -299,7 +299,7 @@ def hesitates(loss: float | None) -> float | None:
     return math.exp(min(loss, 30.0)) if loss is not None else None
 
 
-def _near(series: Sequence[tuple[int, float]], step: int) -> float:
+def near(series: Sequence[tuple[int, float]], step: int) -> float:
     """The value at the last point not after `step`."""
     value = series[0][1]
     for at, found in series:
@@ -307,67 +307,3 @@ def _near(series: Sequence[tuple[int, float]], step: int) -> float:
             break
         value = found
     return value
-
-
-HealthRow = dict[str, str]
-
-
-def health(curves: Curves, *, is_broken: bool = False) -> list[HealthRow]:
-    """Short checks beside the curve: state good, warn or wait, a sentence and its number."""
-    checks: tuple[Callable[[Curves], HealthRow], ...] = (_train_row, _val_row, _gap_row, _steady_row)
-    rows = [check(curves) for check in checks]
-    if is_broken:
-        rows[3] = {"state": "bad", "title": "The loss became invalid", "note": "Some steps gave no number"}
-    return rows
-
-
-def _wait(title: str) -> HealthRow:
-    return {"state": "wait", "title": title, "note": "Not enough steps yet"}
-
-
-def _train_row(curves: Curves) -> HealthRow:
-    if len(curves.train) < 40:
-        return _wait("Training loss")
-    train = smoothed(curves.train)
-    then, now = train[-max(20, len(train) // 4)], train[-1]
-    note = f"{shown(then[1])} → {shown(now[1])} over the last {counted(now[0] - then[0], 'step')}"
-    if now[1] < then[1]:
-        return {"state": "good", "title": "Training loss is falling", "note": note}
-    if now[1] > 1.1 * then[1]:
-        return {"state": "warn", "title": "Training loss is rising", "note": note}
-    return {"state": "warn", "title": "Training loss stands still", "note": note}
-
-
-def _val_row(curves: Curves) -> HealthRow:
-    if len(curves.val) < MIN_EVALUATIONS:
-        return _wait("Validation loss")
-    best_step, best = curves.best or curves.val[-1]
-    now = curves.val[-1][1]
-    looks = sum(1 for step, _ in curves.val if step > best_step)
-    if looks >= 5 and now > best * 1.015:
-        return {"state": "warn", "title": "Validation loss is rising", "note": f"Best was step {best_step:,}"}
-    return {"state": "good", "title": "Validation loss is falling", "note": f"{shown(now)}, best so far {shown(best)}"}
-
-
-def _gap_row(curves: Curves) -> HealthRow:
-    if len(curves.val) < MIN_EVALUATIONS or len(curves.train) < 40:
-        return _wait("The two losses")
-    train = smoothed(curves.train)
-    gap = curves.val[-1][1] - train[-1][1]
-    middle_step, middle = curves.val[len(curves.val) // 2]
-    earlier = middle - _near(train, middle_step)
-    if gap > 0.3 and gap > 2 * max(earlier, 0.05):
-        return {"state": "warn", "title": "The two losses drift apart", "note": f"Gap {gap:.2f}, growing"}
-    if gap > 0.3 and gap > curves.val[-1][1] / 2:
-        note = f"Gap {gap:.2f}: it knows its examples much better"
-        return {"state": "warn", "title": "The two losses lie far apart", "note": note}
-    return {"state": "good", "title": "The two losses agree", "note": f"Gap {gap:.2f}"}
-
-
-def _steady_row(curves: Curves) -> HealthRow:
-    if len(curves.train) < 60:
-        return _wait("Steady learning")
-    found = _spike(curves, 0)
-    if found is not None:
-        return {"state": "warn", "title": found.title, "note": "It recovered by itself"}
-    return {"state": "good", "title": "Steady learning", "note": "No spikes, no invalid numbers"}

@@ -8,6 +8,7 @@ import pytest
 
 from app.runs import coach
 from app.runs.curves import Curves, smoothed
+from app.runs.health import health
 
 Shape = Callable[[float], float]
 
@@ -31,7 +32,7 @@ def test_it_says_nothing_before_there_is_evidence():
     for steps in (0, 1, 59, 200):
         verdict = judged(curves(steps, falling, falling))
         assert (verdict.finding, verdict.kind) == ("warming_up", "idle")
-    assert all(row["state"] == "wait" for row in coach.health(curves(30, falling, falling)))
+    assert all(row["state"] == "wait" for row in health(curves(30, falling, falling)))
 
 
 def test_a_short_run_is_judged_by_its_evaluations():
@@ -72,10 +73,25 @@ def test_losses_that_lie_far_apart_do_not_agree():
     steps = range(1, 401)
     train = [(step, 3 * math.exp(-step / 80) + 0.2) for step in steps]
     val = [(step, 3 * math.exp(-step / 80) + 1.3) for step in steps if step % 20 == 0]
-    row = coach.health(Curves(train, val))[2]
+    row = health(Curves(train, val))[2]
     assert (row["state"], row["title"]) == ("warn", "The two losses lie far apart")
     near = [(step, value - 1.0) for step, value in val]
-    assert coach.health(Curves(train, near))[2]["state"] == "good"
+    assert health(Curves(train, near))[2]["state"] == "good"
+
+
+def test_a_run_that_is_over_is_told_whole_and_by_what_was_kept():
+    def rising(step: float) -> float:
+        return falling(min(step, 800)) + max(0.0, step - 800) / 1000
+
+    found = curves(1500, lambda step: falling(min(step, 1000)), rising)
+    assert [row["state"] for row in health(found)].count("warn") == 2
+    over = health(found, is_over=True)
+    assert {row["state"] for row in over} == {"good"}
+    assert over[1]["title"] == "Validation loss fell"
+    assert "best at step 780" in over[1]["note"]
+    bad = health(curves(1500, rising, lambda step: 2 + step / 1000), is_over=True)
+    assert (bad[1]["state"], bad[1]["title"]) == ("warn", "Validation loss never fell")
+    assert health(found, is_over=True, is_broken=True)[3]["state"] == "bad"
 
 
 def test_flat_needs_both_losses():
@@ -130,7 +146,7 @@ def test_a_bump_that_recovered_needs_nothing():
     def loss(step: float) -> float:
         return falling(step) + (6 if 1140 <= step < 1146 else 0)
 
-    row = coach.health(curves(1200, loss, falling, noise=0.01))[3]
+    row = health(curves(1200, loss, falling, noise=0.01))[3]
     assert row["title"].startswith("A bump at step 1,14")
     assert row["state"] == "warn"
 
