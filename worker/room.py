@@ -14,8 +14,8 @@ from app.inference import client, targets
 from app.recipes.machine import this_machine
 from app.runs.claim import RunLease
 from app.runs.models import Run
+from app.runs.pace import left_s
 from app.runs.states import note
-from app.runs.view import left_s
 
 log = logging.getLogger(__name__)
 BEATS = 4  # that may be missed before a room lapses

@@ -280,7 +280,8 @@ def order_of(run: Run) -> TrainOrder:
     recipe = RecipeSpec.model_validate(run.recipe)
     # Two at least: until the newest is registered, the one before is what a new attempt goes on from.
     keep = max(2, recipe.keep_checkpoints)
-    recipe = recipe.model_copy(update={"keep_checkpoints": keep})
+    # The hours as changed since: its clock runs before it is told anything else.
+    recipe = recipe.model_copy(update={"keep_checkpoints": keep, "max_hours": run.max_hours})
     version_id = run.frozen["version_id"]
     folder = storage.version_dir(version_id)
     if not folder.is_dir():

@@ -7,6 +7,9 @@ from pydantic import Field, TypeAdapter
 from app.contracts.base import Contract, Said
 from app.contracts.probe import Probed, RatesTried
 
+Adjustable = Literal["learning_rate", "epochs", "evaluate_every_steps", "max_hours", "max_steps"]
+"""What may change while a run trains. Steps follow from hours: a person changes those."""
+
 
 class Started(Contract):
     """The plan, after loading and tokenising; `step` is where a resumed run goes on."""
@@ -98,7 +101,7 @@ class Adjusted(Contract):
 
     type: Literal["adjusted"] = "adjusted"
     step: int
-    name: Literal["learning_rate", "epochs", "evaluate_every_steps"]
+    name: Adjustable
     value: float
     total_steps: int = 0
 
@@ -163,7 +166,7 @@ class Control(Contract):
     """One line on the engine's standard input after the order, obeyed between steps."""
 
     verb: Literal["stop_and_keep", "time_is_up", "pause", "cancel", "adjust", "evaluate_now", "recorded"]
-    name: Literal["learning_rate", "epochs", "evaluate_every_steps"] | None = None
+    name: Adjustable | None = None
     value: float | None = Field(None, gt=0)
 
 

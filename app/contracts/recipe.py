@@ -195,11 +195,11 @@ class RecipeSpec(Contract):
         """Steps of one pass over so many token rows."""
         return steps_per_epoch(sequences, self.batch_size)
 
-    def total_steps(self, sequences: int, epochs: float | None = None) -> int:
-        """Steps of the whole run: what the recipe page promises and the engine does. `epochs`: as changed since."""
+    def total_steps(self, sequences: int, epochs: float | None = None, max_steps: int | None = None) -> int:
+        """Steps of the whole run: what the recipe page promises and the engine does. Arguments: as changed since."""
         passes = self.epochs if epochs is None else epochs
-        steps = total_steps(sequences, self.batch_size, passes)
-        return min(steps, self.max_steps) if self.max_steps else steps
+        steps, most = total_steps(sequences, self.batch_size, passes), max_steps or self.max_steps
+        return min(steps, most) if most else steps
 
 
 class Overlay(Contract):

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
+from app.contracts.recipe import RecipeSpec
 from app.core.db import new_id
 from app.core.errors import BadRequest
 from app.deployments import files, names, wire
@@ -32,11 +33,12 @@ Auto = Literal["auto"]
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's three; “auto” leaves the value to the recipe."""
+    """OpenAI's three, and the recipe's hours; “auto” leaves the value to the recipe."""
 
     n_epochs: Auto | Annotated[Number, Field(gt=0, le=1000)] = "auto"
     batch_size: Auto | Annotated[Whole, Field(ge=1, le=4096)] = "auto"
     learning_rate_multiplier: Auto | Annotated[Number, Field(gt=0, le=100)] = "auto"
+    max_hours: Auto | Annotated[Number, Field(gt=0, le=1000)] = "auto"
 
 
 class Supervised(BaseModel):
@@ -79,35 +81,41 @@ def start(session: Session, actor: Actor, ask: JobRequest, request_id: str = "")
             param="validation_file",
         )
     version = files.ready(session, actor, ask.training_file)
+    base = _base(session, session.get_one(Project, version.project_id).workspace_id, ask.model)
+    ready = recipes.proposed(session, actor, version, base=base)
+    if overrides := _overrides(ask, ready.recipe):
+        ready = recipes.proposed(session, actor, version, base=base, overrides=overrides)
+    return runs.start(
+        session,
+        actor,
+        project_id=version.project_id,
+        version_id=version.id,
+        recipe=ready.recipe,
+        client_request_id=request_id or new_id(),
+        name=ask.suffix or "",
+        base_model_id=ready.base_model_id,
+        estimate=ready.estimate,
+    )
+
+
+def _overrides(ask: JobRequest, proposed: RecipeSpec) -> dict[str, Any]:
+    """What the request wants otherwise than it is proposed, by field of the recipe."""
     wanted = ask.chosen()
     overrides: dict[str, Any] = {}
     if wanted.n_epochs != "auto":
         overrides["epochs"] = float(wanted.n_epochs)
     if wanted.batch_size != "auto":
         overrides["batch_size"] = wanted.batch_size
+        # The largest part of the batch that fits at a time and divides it.
+        fits = min(proposed.micro_batch_size, wanted.batch_size)
+        overrides["micro_batch_size"] = next(n for n in range(fits, 0, -1) if wanted.batch_size % n == 0)
+    if wanted.learning_rate_multiplier != "auto":
+        overrides["learning_rate"] = proposed.learning_rate * wanted.learning_rate_multiplier
+    if wanted.max_hours != "auto":
+        overrides["max_hours"] = float(wanted.max_hours)
     if ask.seed is not None:
         overrides["seed"] = ask.seed
-    base = _base(session, session.get_one(Project, version.project_id).workspace_id, ask.model)
-    ready = recipes.proposed(session, actor, version, base=base)
-    recipe = ready.recipe
-    if wanted.learning_rate_multiplier != "auto":
-        overrides["learning_rate"] = recipe.learning_rate * wanted.learning_rate_multiplier
-    if wanted.batch_size != "auto":
-        # The largest part of the batch that fits at a time and divides it.
-        fits = min(recipe.micro_batch_size, wanted.batch_size)
-        overrides["micro_batch_size"] = next(n for n in range(fits, 0, -1) if wanted.batch_size % n == 0)
-    recipe = type(recipe).model_validate(recipe.model_dump() | overrides)
-    return runs.start(
-        session,
-        actor,
-        project_id=version.project_id,
-        version_id=version.id,
-        recipe=recipe,
-        client_request_id=request_id or new_id(),
-        name=ask.suffix or "",
-        base_model_id=ready.base_model_id,
-        estimate=ready.estimate,
-    )
+    return overrides
 
 
 def _base(session: Session, workspace_id: str, name: str) -> dict[str, Any]:
@@ -155,6 +163,8 @@ def job_object(session: Session, run: Run) -> dict[str, Any]:
         "batch_size": recipe.get("batch_size", "auto"),
         "learning_rate_multiplier": 1,
     }
+    if run.max_hours:
+        used["max_hours"] = run.max_hours
     about = run.frozen.get("base_about") or {}
     failed = run.state == "failed"
     return {

@@ -40,4 +40,4 @@ def schedule_path(recipe: RecipeSpec, total_steps: int) -> dict[str, str | float
     places = [(step / span * WIDTH, HEIGHT - rate / top * HEIGHT) for step, rate in pairs]
     line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     area = f"{line}L{WIDTH} {HEIGHT}L0 {HEIGHT}Z"
-    return {"line": line, "area": area, "warmup_x": round(min(recipe.warmup_steps, span) / span * WIDTH, 1)}
+    return {"line": line, "area": area, "warmup_x": round(min(recipe.warmup_steps, total_steps // 2) / span * WIDTH, 1)}

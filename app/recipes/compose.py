@@ -48,6 +48,11 @@ class Composed:
     in_time: str = ""
 
     @property
+    def warmup(self) -> int:
+        """Steps in which the learning rate rises: at most half of the run, whatever the recipe says."""
+        return min(self.recipe.warmup_steps, self.estimate.steps // 2)
+
+    @property
     def values(self) -> dict[str, Any]:
         """The recipe's values, nested."""
         return self.recipe.model_dump(mode="json")
@@ -149,7 +154,19 @@ def compose(
                 }
             )
     numbers = estimate(recipe, facts, rows, machine, measured=measured)
+    proposal, paced = _in_pace(proposal, numbers.steps, overrides)
+    if any(getattr(recipe, name) != value for name, value in paced.items()):
+        recipe = recipe.model_copy(update=paced)
+        numbers = estimate(recipe, facts, rows, machine, measured=measured)
     return Composed(proposal, recipe, facts, rows, numbers, dict(overrides))
+
+
+def _in_pace(proposal: Proposal, steps: int, overrides: dict[str, Any]) -> tuple[Proposal, dict[str, Any]]:
+    """The proposal with warm-up and looks for the steps that the recipe really has, and those nobody changed."""
+    values, reasons = dict(proposal.values), dict(proposal.reasons)
+    presets.pace(values, reasons, steps)
+    paced = {name: values[name] for name in presets.PACED if name not in overrides}
+    return proposal.model_copy(update={"values": values, "reasons": reasons}), paced
 
 
 def _new_facts(recipe: RecipeSpec, version: Version) -> BaseFacts:

@@ -10,21 +10,25 @@ from app.contracts.probe import Probed
 from app.contracts.recipe import Method, Overlay, RecipeSpec
 from app.datasets.models import DatasetVersion
 from app.projects.models import Objective, Project
-from app.recipes import bases, calibration, compose, hours, probes
+from app.recipes import bases, calibration, compose, fields, hours, probes
 from app.recipes.base_facts import BaseFacts
 from app.recipes.bases import BaseModel
 from app.recipes.compose import Composed, Version
 from app.recipes.estimate import Estimate, estimate
 from app.recipes.machine import this_machine
 from app.recipes.models import BaseModelEntry, Probe, RecipeDraft
-from app.recipes.presets import PRESETS, Preset
+from app.recipes.presets import PACED, PRESETS, Preset, Proposal
 
 TUNING: tuple[Method, ...] = ("full", "lora", "last_layers")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The draft, completed with what we would choose."""
+    """The draft, completed with what we would choose.
+
+    `adopted` are overrides that were taken over with a whole recipe, while the preset was `adopted_for`: what presets
+    decide of them counts for that one only.
+    """
 
     version: Version
     base: BaseModel | None
@@ -34,6 +38,8 @@ class Chosen:
     method_reason: str = ""
     needs: dict[str, int] = field(default_factory=dict)
     recommended_method: str = ""
+    adopted_for: str = ""
+    adopted: frozenset[str] = frozenset()
 
 
 def draft_of(session: Session, project: Project) -> RecipeDraft:
@@ -73,12 +79,14 @@ def chosen_of(session: Session, project: Project, draft: RecipeDraft, versions: 
     base = _base(session, project, draft, version)
     preset = cast(Preset, draft.preset if draft.preset in PRESETS else "balanced")
     overrides = dict(draft.choices.get("overrides", {}))
+    taken = draft.choices.get("adopted") or {}
+    adopted = {"adopted_for": taken.get("preset", ""), "adopted": frozenset(taken.get("names", ()))}
     if base is None:
-        return Chosen(version, None, "scratch", preset, overrides)
+        return Chosen(version, None, "scratch", preset, overrides, **adopted)
     best, reason, needs = compose.fit_of(base, version, this_machine())
     asked = draft.choices.get("method")
     method = cast(Method, asked if asked in TUNING else best)
-    return Chosen(version, base, method, preset, overrides, reason, needs, best)
+    return Chosen(version, base, method, preset, overrides, reason, needs, best, **adopted)
 
 
 def _base(session: Session, project: Project, draft: RecipeDraft, version: Version) -> BaseModel | None:
@@ -119,10 +127,28 @@ def composed_of(session: Session, project: Project, chosen: Chosen, preset: Pres
         chosen.base,
         chosen.version,
         machine,
-        overrides=chosen.overrides,
+        overrides=_overrides_for(chosen, preset, proposal),
         sample_prompts=[prompt for prompt in prompts if prompt.strip()][:8],
         measured=calibration.measured(session, machine, size),
     )
+
+
+def _overrides_for(chosen: Chosen, preset: Preset, proposal: Proposal) -> dict[str, Any]:
+    """The person's changes that count for a preset: of an adopted recipe, another one decides what presets decide."""
+    if not chosen.adopted or preset == chosen.adopted_for:
+        return chosen.overrides
+    theirs = compose.propose(
+        cast(Preset, chosen.adopted_for), chosen.method, chosen.base, chosen.version, this_machine()
+    )
+
+    def is_decided(name: str) -> bool:
+        mine, other = fields.get(proposal.values, name), fields.get(theirs.values, name)
+        # The values of a new model belong together: half of one shape does not go with half of another.
+        return name == "max_steps" or name in PACED or (mine is not None if chosen.base is None else mine != other)
+
+    return {
+        name: value for name, value in chosen.overrides.items() if name not in chosen.adopted or not is_decided(name)
+    }
 
 
 def _scratch_size(values: dict[str, Any]) -> int:

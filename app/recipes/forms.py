@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from app.recipes.presets import PACED
+
 _OWN = ("do", "preset", "method", "version_id", "name", "base", "client_request_id", "shape")
 
 
@@ -11,7 +13,8 @@ def form_changes(values: dict[str, Any]) -> dict[str, Any]:
         key: value if isinstance(value, str) else ", ".join(filter(None, value)) if key == "devices" else value[-1]
         for key, value in values.items()
     }
-    has_drawer, _, shown_preset = texts.pop("drawer", "").partition(":")
+    has_drawer, _, shown = str(texts.pop("drawer", "")).partition(":")
+    shown_preset, *paced = shown.split(":")
     return {
         "preset": texts.get("preset"),
         "method": texts.get("method"),
@@ -19,6 +22,7 @@ def form_changes(values: dict[str, Any]) -> dict[str, Any]:
         "name": texts.get("name"),
         "values": {key: value for key, value in texts.items() if key not in _OWN} if has_drawer == "shown" else None,
         "shown_preset": shown_preset,
+        "shown_paced": dict(zip(PACED, paced, strict=False)),
         "reset": texts.get("do") == "reset",
         "shape": _whole(texts.get("shape", "")) if texts.get("do") == "size" else None,
     }

@@ -57,7 +57,7 @@ def _shortened(composed: Composed, steps: int) -> Composed:
     values: dict[str, Any] = {**composed.proposal.values, "max_steps": steps}
     reasons = dict(composed.proposal.reasons)
     presets.pace(values, reasons, steps)
-    paced = {name: values[name] for name in ("warmup_steps", "evaluate_every_steps") if name not in composed.overrides}
+    paced = {name: values[name] for name in presets.PACED if name not in composed.overrides}
     return replace(
         composed,
         proposal=composed.proposal.model_copy(update={"values": values, "reasons": reasons}),

@@ -23,6 +23,8 @@ SHAPES: dict[str, tuple[int, int, int, int]] = {
     "large": (12, 9, 576, 512),
     "huge": (16, 12, 1152, 1024),
 }
+# What follows from the number of steps.
+PACED = ("warmup_steps", "evaluate_every_steps")
 _BUDGET_S = {"quick": 120.0, "balanced": 600.0, "thorough": 2400.0}
 _PASSES = {"quick": 2.0, "balanced": 4.0, "thorough": 6.0}
 _CHARACTERS_BELOW = 3_000_000

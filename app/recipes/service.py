@@ -64,7 +64,13 @@ def page(session: Session, actor: Actor, project_id: str) -> RecipePage:
     chosen = drafts.chosen_of(session, project, draft, versions)
     if chosen is None:
         return shown
-    built: dict[str, Composed] = {preset: drafts.composed_of(session, project, chosen, preset) for preset in PRESETS}
+    built: dict[str, Composed] = {}
+    for preset in PRESETS:
+        try:
+            built[preset] = drafts.composed_of(session, project, chosen, preset)
+        except Invalid:
+            if preset == chosen.preset:
+                raise  # else it only does not go with what the person changed
     keys = drafts.probe_keys(session, project, chosen, built)
     built, made = drafts.by_probes(session, project, keys, built)
     composed = built[chosen.preset]
@@ -130,6 +136,7 @@ def use_rate(session: Session, actor: Actor, project_id: str, probe_id: str) -> 
     if second := probe.order["recipe"].get("adamw_learning_rate"):
         own["adamw_learning_rate"] = second * found.proposed / probe.order["recipe"]["learning_rate"]
     draft.choices = {**draft.choices, "overrides": {**draft.choices.get("overrides", {}), **own}}
+    _own(draft, own)
     session.flush()
     _drop_idle_overrides(session, actor, project, draft)
     return draft
@@ -148,27 +155,31 @@ def save(
     reset: bool = False,
     shape: int | None = None,
     shown_preset: str = "",
+    shown_paced: dict[str, str] | None = None,
 ) -> RecipeDraft:
     """Keep what the page's form says. `values` are all fields of the drawer as text; flags that are off are absent.
 
-    What differs from the values that were shown (for `shown_preset`: a quick second click sends the page of before)
-    becomes a change of the person's own and survives a change of preset.
+    What differs from the values that were shown (for `shown_preset`, with `shown_paced` for its steps: a quick second
+    click sends the page of before) becomes a change of the person's own and survives a change of preset.
     Raises Invalid with the fields that do not fit; then nothing is kept.
     """
     project = projects.get(session, actor, project_id, need="editor")
     draft = drafts.stored(session, project)
     before = page(session, actor, project_id)
-    choices = dict(draft.choices)
+    choices = {key: value for key, value in draft.choices.items() if not (reset and key == "adopted")}
     overrides: dict[str, Any] = {} if reset else dict(choices.get("overrides", {}))
     wrong: dict[str, str] = {}
+    changed: dict[str, Any] = {}
     if values is not None and not reset and before.composed is not None and before.chosen is not None:
-        changed, wrong = _changed(before.presets.get(shown_preset, before.composed), before.chosen.method, values)
+        composed = before.presets.get(shown_preset, before.composed)
+        changed, wrong = _changed(composed, before.chosen.method, values, shown_paced or {})
         overrides |= changed
     if shape is not None:
         try:
-            overrides |= new_model.shape_values(shape)
+            changed |= new_model.shape_values(shape)
         except IndexError:
             raise Invalid(fields={"shape": "Choose a size of the slider."}) from None
+        overrides |= changed
         overrides.pop("scratch.kv_heads", None)
         overrides.pop("max_length_tokens", None)
     if preset is not None:
@@ -184,6 +195,7 @@ def save(
     if name is not None:
         choices["name"] = name.strip()[:100]
     draft.choices = {**choices, "overrides": overrides}
+    _own(draft, changed)
     session.flush()
     # Whoever typed three wrong values hears of all three.
     try:
@@ -222,7 +234,7 @@ def choose_base(
         base |= model
     elif source not in ("starter", "scratch"):
         raise Invalid(fields={"base": "Choose a base model of the list."})
-    choices = {key: value for key, value in draft.choices.items() if key not in ("method", "overrides")}
+    choices = {key: value for key, value in draft.choices.items() if key not in ("method", "overrides", "adopted")}
     draft.choices = {**choices, "base": base}
     session.flush()
     return draft
@@ -268,7 +280,9 @@ def adopt(
     overrides = {f.name: fields.get(values, f.name) for f in fields.FIELDS if f.is_for(recipe.method)}
     if recipe.max_hours is not None:
         del overrides["max_steps"]  # counted anew for this machine and these rows
-    draft.choices = {**choices, "overrides": several.without_strangers(overrides, this_machine())}
+    overrides = several.without_strangers(overrides, this_machine())
+    adopted = {"preset": chosen.preset, "names": sorted(overrides)}
+    draft.choices = {**choices, "overrides": overrides, "adopted": adopted}
     session.flush()
     _drop_idle_overrides(session, actor, project, draft)
     return draft
@@ -288,10 +302,23 @@ def forget_name(session: Session, actor: Actor, project_id: str) -> None:
     session.flush()
 
 
-def proposed(session: Session, actor: Actor, version: DatasetVersion, *, base: dict[str, Any]) -> Ready:
-    """What is proposed for a version and a base, whatever stands on the recipe page, which stays as it is."""
+def proposed(
+    session: Session,
+    actor: Actor,
+    version: DatasetVersion,
+    *,
+    base: dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+) -> Ready:
+    """What is proposed for a version and a base, with a few values of one's own, whatever stands on the recipe page,
+    which stays as it is. Raises Invalid for values that do not fit."""
     project = projects.get(session, actor, version.project_id, need="editor")
-    draft = RecipeDraft(project_id=project.id, version_id=version.id, preset="balanced", choices={"base": base})
+    draft = RecipeDraft(
+        project_id=project.id,
+        version_id=version.id,
+        preset="balanced",
+        choices={"base": base, "overrides": overrides or {}},
+    )
     return _ready(session, project, draft, [version])
 
 
@@ -317,7 +344,9 @@ def _ready(session: Session, project: Project, draft: RecipeDraft, versions: lis
     )
 
 
-def _changed(composed: Composed, method: Method, values: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _changed(
+    composed: Composed, method: Method, values: dict[str, str], shown_paced: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Fields whose text differs from what was shown, parsed; and a sentence for each that is no value at all."""
     shown = composed.values
     changed: dict[str, Any] = {}
@@ -334,10 +363,19 @@ def _changed(composed: Composed, method: Method, values: dict[str, str]) -> tupl
         if known.kind == "flag":
             is_same = value == fields.get(shown, known.name)
         else:
-            is_same = text.strip().replace("\r\n", "\n") == fields.shown(known, fields.get(shown, known.name))
+            texts = (fields.shown(known, fields.get(shown, known.name)), shown_paced.get(known.name))
+            is_same = text.strip().replace("\r\n", "\n") in texts
         if not is_same:
             changed[known.name] = value
     return changed, wrong
+
+
+def _own(draft: RecipeDraft, changed: dict[str, Any]) -> None:
+    """What was changed by hand is the person's, also where an adopted recipe had set it before."""
+    adopted = draft.choices.get("adopted")
+    if adopted:
+        names = [name for name in adopted["names"] if name not in changed]
+        draft.choices = {**draft.choices, "adopted": {**adopted, "names": names}}
 
 
 def _drop_idle_overrides(session: Session, actor: Actor, project: Project, draft: RecipeDraft) -> None:
@@ -348,7 +386,8 @@ def _drop_idle_overrides(session: Session, actor: Actor, project: Project, draft
     composed = drafts.composed_of(session, project, chosen, chosen.preset)
     kept = {}
     for name, value in chosen.overrides.items():
-        if fields.BY_NAME[name].is_for(chosen.method) and value != composed.recommended(name):
+        sleeps = name in chosen.adopted and chosen.preset != chosen.adopted_for
+        if fields.BY_NAME[name].is_for(chosen.method) and (sleeps or value != composed.recommended(name)):
             kept[name] = value
     draft.choices = {**draft.choices, "overrides": kept}
     session.flush()

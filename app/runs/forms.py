@@ -10,7 +10,7 @@ from app.core.forms import FormBase, as_written
 class AdjustForm(FormBase):
     """A new value for one parameter of a running training. Bounds are the service's."""
 
-    name: Literal["learning_rate", "epochs", "evaluate_every_steps"]
+    name: Literal["learning_rate", "epochs", "evaluate_every_steps", "max_hours"]
     value: float
 
     @field_validator("value", mode="before")

@@ -82,6 +82,12 @@ class Run(Base):
     started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
+    @property
+    def max_hours(self) -> float | None:
+        """Machine time that it may take, as changed since its start; None: no limit."""
+        hours = (self.adjustments or {}).get("max_hours") or (self.recipe or {}).get("max_hours")
+        return float(hours) if hours else None
+
 
 class Attempt(Base):
     """One claim of a run by one worker. At most one of a run, and of each of its devices, is open."""

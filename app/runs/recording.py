@@ -23,7 +23,7 @@ from app.contracts.events import (
 )
 from app.core import events, storage
 from app.core.db import utcnow
-from app.core.numbers import counted
+from app.core.numbers import counted, number
 from app.runs.claim import RunLease
 from app.runs.models import Checkpoint, MetricPoint, Run, SampleAnswer
 from app.runs.states import move, note
@@ -36,6 +36,7 @@ _NAMES = {
     "learning_rate": "learning rate",
     "epochs": "passes over the rows",
     "evaluate_every_steps": "steps between looks at unseen rows",
+    "max_hours": "hours of machine time at most",
 }
 
 
@@ -121,16 +122,7 @@ class _Batch:
             case CheckpointDamaged():
                 self._damaged(event)
             case Adjusted():
-                value = f"{event.value:g}"
-                if event.total_steps:
-                    self.run.total_steps = event.total_steps
-                note(
-                    self.session,
-                    self.run.id,
-                    f"From step {event.step + 1} on: {_NAMES[event.name]} {value}.",
-                    kind="adjusted",
-                    step=event.step,
-                )
+                self._adjusted(event)
             case Warned():
                 if event.rung is not None:
                     # A later attempt begins where this one had to go.
@@ -141,6 +133,16 @@ class _Batch:
                 self.messages.append(("progress", {"phase": event.phase, "done": event.done, "total": event.total}))
             case _:
                 pass  # the end is recorded by the supervisor, together with the exit code
+
+    def _adjusted(self, event: Adjusted) -> None:
+        planned = self.run.total_steps
+        self.run.total_steps = event.total_steps or planned
+        told = f"{_NAMES.get(event.name, '')} {event.value:g}"
+        if event.name == "max_steps":
+            if self.run.total_steps == planned:
+                return  # the other hours change nothing about its steps
+            told = f"{counted(self.run.total_steps, 'step')} are planned instead of {number(planned)}"
+        note(self.session, self.run.id, f"From step {event.step + 1} on: {told}.", kind="adjusted", step=event.step)
 
     def _started(self, event: Started) -> None:
         run, session = self.run, self.session

@@ -14,18 +14,25 @@ from app.accounts.service import Actor
 from app.contracts.recipe import ModelFiles, RecipeSpec
 from app.core import events, storage
 from app.core.errors import Conflict, Invalid, NotFound
+from app.core.numbers import duration
 from app.core.queue import ring
 from app.datasets.models import DatasetVersion
 from app.projects import service as projects
 from app.projects.models import Objective, Project
 from app.recipes.models import BaseModelEntry
+from app.runs import pace
 from app.runs.finishing import files_of
 from app.runs.models import END_STATES, LIVE_STATES, Checkpoint, Model, Run
 from app.runs.states import move, note
 
 TASK = "runs.train"
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-ADJUSTABLE = {"learning_rate": (0.0, 10.0), "epochs": (0.0, 1000.0), "evaluate_every_steps": (1.0, 1_000_000.0)}
+ADJUSTABLE = {
+    "learning_rate": (0.0, 10.0),
+    "epochs": (0.0, 1000.0),
+    "evaluate_every_steps": (1.0, 1_000_000.0),
+    "max_hours": (0.0, 1000.0),
+}
 
 
 def start(
@@ -185,10 +192,22 @@ def adjust(session: Session, actor: Actor, run_id: str, *, name: str, value: flo
         raise Invalid(fields={"value": f"Choose a value above {low:g} and up to {high:g}."})
     if name == "evaluate_every_steps" and value != int(value):
         raise Invalid(fields={"value": "Write a whole number of steps."})
-    run.adjustments = {**run.adjustments, name: value}
+    run.adjustments = {**run.adjustments, name: value, **(_steps_of_hours(run, value) if name == "max_hours" else {})}
     session.flush()
     events.announce(session, f"run:{run.id}", "adjusting", {"name": name, "value": value})
     return run
+
+
+def _steps_of_hours(run: Run, hours: float) -> dict[str, Any]:
+    """Steps planned anew for other hours, so that the learning rate has come down when they are used up."""
+    if 3600 * hours <= run.spent_s:
+        used = duration(run.spent_s)
+        sentence = f"It has taken {used} already. Choose more, or stop and keep the best to end it now."
+        raise Invalid(fields={"value": sentence})
+    steps = pace.steps_in(run, hours)
+    # Steps that stand beside hours were made for them; others are a person's own and stay the most.
+    own = None if run.recipe.get("max_hours") else run.recipe.get("max_steps")
+    return {"max_steps": min(steps, own or steps)} if steps else {}
 
 
 def retry(

@@ -153,7 +153,7 @@ def _succeeded(run: Run, curves: Curves, model: Model | None, log: Sequence[RunE
 
 
 def _hours(run: Run) -> str:
-    return duration(3600 * float(run.recipe.get("max_hours") or 0))
+    return duration(3600 * (run.max_hours or 0))
 
 
 def _steps_of(run: Run) -> str:

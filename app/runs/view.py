@@ -1,19 +1,18 @@
 """One run as the page and the live stream show it: read once, rendered once, whoever watches."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.contracts.recipe import RecipeSpec
 from app.core.config import get_settings
-from app.core.db import utcnow
 from app.projects.models import Project
 from app.runs import charts, coach, curves, turns, verdicts
 from app.runs.charts import SideChart
 from app.runs.coach import Verdict
 from app.runs.curves import Curves
+from app.runs.health import HealthRow, health
 from app.runs.models import (
     END_STATES,
     OPEN_STATES,
@@ -25,12 +24,10 @@ from app.runs.models import (
     RunEvent,
     SampleAnswer,
 )
+from app.runs.pace import left_s
 from app.runs.turns import Turn
 
 _LOG_LINES = 200
-_OVERHEAD = 1.15
-# The estimate counts like so many steps that were measured.
-_EXPECTED_STEPS = 5
 
 BADGES: dict[str, tuple[str, str]] = {
     "queued": ("Queued", ""),
@@ -74,7 +71,7 @@ class RunView:
     project: Project
     curves: Curves
     verdict: Verdict
-    health: list[coach.HealthRow]
+    health: list[HealthRow]
     samples: Samples
     checkpoints: list[Checkpoint]
     log: list[RunEvent]
@@ -189,7 +186,7 @@ def view(
         project=session.get_one(Project, run.project_id),
         curves=shown,
         verdict=verdict,
-        health=coach.health(shown, is_broken=run.reason == "diverged"),
+        health=health(shown, is_over=run.state in END_STATES, is_broken=run.reason == "diverged"),
         samples=_samples(session, run, sample_step, all_looks),
         checkpoints=checkpoints,
         log=log,
@@ -205,40 +202,9 @@ def view(
     )
 
 
-def left_s(run: Run) -> float | None:
-    """Seconds until the end of the training, at the latest that of the recipe's hours."""
-    found, hours = _by_pace(run), (run.recipe or {}).get("max_hours")
-    return min(found, max(0.0, 3600 * hours - run.spent_s)) if hours and found is not None else found
-
-
-def _by_pace(run: Run) -> float | None:
-    """Seconds for the steps to come: from the estimate at first, then more and more from the run's own pace."""
-    if run.state in END_STATES or run.state in ("paused", "waiting", "cancelling") or verdicts.is_finishing(run):
-        return None
-    seconds, steps = run.estimate.get("seconds"), run.estimate.get("steps") or run.total_steps
-    expected = float(seconds) if seconds else None
-    if not run.step or not run.total_steps:
-        return expected
-    done, spent = _paced(run)
-    weight = _EXPECTED_STEPS if expected and steps else 0
-    if not done + weight:
-        return expected
-    per_step = (spent + weight * (expected or 0.0) / (steps or 1)) / (done + weight)
-    return per_step * max(0, run.total_steps - run.step)
-
-
 def queue_turns(session: Session) -> dict[str, Turn]:
     """Place and expected start of every queued run of this machine, by id."""
     return turns.places(session, left_s, get_settings().runs_per_workspace)
-
-
-def _paced(run: Run) -> tuple[int, float]:
-    """(steps, seconds they took). The clock since the attempt's first steps knows about looks and samples, too."""
-    pace = run.plan.get("pace")
-    if run.state == "running" and pace and run.step > pace["step"]:
-        return run.step - pace["step"], (utcnow() - datetime.fromisoformat(pace["at"])).total_seconds()
-    # The first step of an attempt is slow and says nothing about the others.
-    return (run.step, run.trained_s * _OVERHEAD) if run.step > 1 else (0, 0.0)
 
 
 def _pairs(session: Session, run: Run) -> Pairs:

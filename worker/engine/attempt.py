@@ -22,6 +22,8 @@ from worker.engine.gradients import backward
 from worker.engine.position import Position
 from worker.engine.prepare import Material
 
+_WHOLE = ("evaluate_every_steps", "max_steps")
+
 
 @dataclass
 class Attempt:
@@ -60,7 +62,8 @@ class Attempt:
     @property
     def total_steps(self) -> int:
         """Where the run ends if nothing ends it sooner; never before where it is."""
-        return max(self.position.step, self.recipe.total_steps(len(self.rows), self.position.epochs))
+        position = self.position
+        return max(position.step, self.recipe.total_steps(len(self.rows), position.epochs, position.max_steps))
 
     @property
     def is_going_on(self) -> bool:
@@ -115,9 +118,12 @@ class Attempt:
         elif command.verb in ("stop_and_keep", "time_is_up"):
             position.ending = "time_is_up" if command.verb == "time_is_up" else "stopped_and_kept"
         elif command.name and command.value:
-            value = command.value if command.name != "evaluate_every_steps" else max(1, int(command.value))
-            if getattr(position, command.name) != value:  # else said again to an attempt whose checkpoint knows it
+            value = max(1, int(command.value)) if command.name in _WHOLE else command.value
+            if command.name == "max_hours":
+                is_new = self.clock.limit(value)
+            elif is_new := getattr(position, command.name) != value:  # else its checkpoint knows it
                 setattr(position, command.name, value)
+            if is_new:
                 yield e.Adjusted(step=position.step, name=command.name, value=value, total_steps=self.total_steps)
 
     def learn(self) -> e.Step | e.Warned:

@@ -63,6 +63,11 @@ class Deadline:
         self._reserve_s = 0.0
         self._is_said = False
 
+    def limit(self, hours: float) -> bool:
+        """From now on so many hours for the whole run; False where it has them already."""
+        had, self._limit_s = self._limit_s, hours * 3600
+        return had != self._limit_s
+
     @property
     def spent_s(self) -> float:
         """Seconds of all attempts so far."""

@@ -24,6 +24,7 @@ class Position:
     ending: EndReason | None = None
     losses: list[float] = field(default_factory=list)
     bad_steps: list[int] = field(default_factory=list)
+    max_steps: int | None = None  # the recipe's, until its hours are changed
 
     def evaluated(self, loss: float) -> bool:
         """Note a validation loss; True when it is the best so far."""

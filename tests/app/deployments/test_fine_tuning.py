@@ -34,7 +34,10 @@ def test_the_client_trains_on_a_frozen_version(stack: Stack) -> None:
         "training_file": file.id,
         "suffix": "By the client",
         "seed": 7,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
+        "method": {
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "max_hours": 9}},
+        },
     }
     job = client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": "once"})
     again = client.fine_tuning.jobs.create(**asked, extra_headers={"idempotency-key": "once"})
@@ -46,6 +49,7 @@ def test_the_client_trains_on_a_frozen_version(stack: Stack) -> None:
         client.fine_tuning.jobs.cancel(other)
     assert (job.status, job.model, job.seed, job.training_file) == ("queued", job.model, 7, file.id)
     assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (2, 4)
+    assert (job.hyperparameters.model_extra or {})["max_hours"] == 9
     assert job.id in [one.id for one in client.fine_tuning.jobs.list(limit=1)], "pages are walked to the end"
     assert client.fine_tuning.jobs.list_events(job.id).data[0].message == "Queued."
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"

@@ -268,6 +268,18 @@ def test_a_second_click_from_the_page_of_before_changes_no_values(page):
     assert (kept.preset, kept.choices["overrides"]) == ("quick", {})
 
 
+def test_warm_up_and_looks_are_told_for_the_steps_that_it_really_has(page):
+    address = f"/projects/{page.project_id}/recipe"
+    page.post(address, data={**form_of(page.get(address).text), "epochs": "900"})
+    page.post(address, data={**form_of(page.get(address).text), "max_steps": "6", "do": "save"})
+    recipe, shown = ready(page).recipe, page.get(address).text
+    assert (recipe.warmup_steps, recipe.evaluate_every_steps) == (1, 1)
+    assert "1 of 6 steps, so that the first steps do no harm." in shown
+    assert set(draft(page.project_id).choices["overrides"]) == {"epochs", "max_steps"}
+    page.post(address, data={**form_of(shown), "warmup_steps": "10", "do": "save"})
+    assert "The run has 6 steps: it rises in at most half of them." in page.get(address).text
+
+
 def test_a_limit_in_hours_plans_the_steps_that_fit(page):
     address = f"/projects/{page.project_id}/recipe"
     page.post(address, data={**form_of(page.get(address).text), "epochs": "900"})

@@ -45,6 +45,28 @@ def test_a_saved_recipe_is_used_in_another_project(place):
     assert "shows “Slow and long” now" in place.browser.get(answer.headers["location"]).text
 
 
+def test_presets_stay_what_they_are_beside_a_recipe_taken_over(place):
+    saved_id = saved(place, seed="77")
+    address = f"/projects/{place.cakes}/recipe"
+    place.browser.post(f"{address}s/{saved_id}/use")
+
+    def shown(name: str) -> dict[str, float]:
+        with reading() as session:
+            page = recipes.page(session, place.person.actor, place.cakes)
+        return {preset: getattr(one.recipe, name) for preset, one in page.presets.items()}
+
+    passes = shown("epochs")
+    assert passes["balanced"] == 7
+    assert len(set(passes.values())) == 3, "quick and thorough have lengths of their own"
+    assert set(shown("seed").values()) == {77}, "what no preset decides is the recipe's for all"
+    for preset in ("quick", "balanced"):
+        place.browser.post(address, data={"preset": preset})
+    assert shown("epochs")["balanced"] == 7, "the way back leads to the recipe"
+    with transaction() as session:
+        recipes.save(session, place.person.actor, place.cakes, values={"epochs": "8"})
+    assert set(shown("epochs").values()) == {8.0}, "a change by hand counts for every preset"
+
+
 def test_a_base_that_is_not_here_stays_behind_and_is_named(place):
     saved_id = saved(place)
     with transaction() as session:

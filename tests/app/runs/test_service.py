@@ -161,6 +161,20 @@ def test_adjusting_stays_within_bounds(world: World) -> None:
             service.adjust(session, world.actor, run_id, name=name, value=value)
 
 
+def test_other_hours_plan_its_steps_anew(world: World) -> None:
+    run_id = start(world)
+    told = {"estimate": {"seconds": 100, "steps": 100}, "spent_s": 3600.0}
+    for recipe, planned in (({"max_hours": 3, "max_steps": 7}, 3420), ({"max_steps": 7}, 7)):
+        with transaction() as session:
+            run = session.get_one(Run, run_id)
+            run.recipe, run.estimate, run.spent_s = {**run.recipe, "max_hours": None, **recipe}, *told.values()
+            service.adjust(session, world.actor, run_id, name="max_hours", value=2.0)
+            assert run.adjustments == {"max_hours": 2.0, "max_steps": planned}
+    with transaction() as session, pytest.raises(Invalid) as caught:
+        service.adjust(session, world.actor, run_id, name="max_hours", value=0.5)
+    assert "has taken 1 h already" in caught.value.fields["value"]
+
+
 def test_again_is_a_new_run_with_the_change(world: World) -> None:
     run_id = start(world)
     with transaction() as session, pytest.raises(Conflict, match="still going on"):

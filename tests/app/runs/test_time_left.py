@@ -8,7 +8,8 @@ from app.core.db import utcnow
 from app.runs import verdicts
 from app.runs.curves import Curves
 from app.runs.models import Run
-from app.runs.view import badge_of, left_s
+from app.runs.pace import left_s, steps_in
+from app.runs.view import badge_of
 
 
 def a_run(step: int, *, paced_steps: int = 0, paced_s: float = 0.0, **values: object) -> Run:
@@ -17,9 +18,8 @@ def a_run(step: int, *, paced_steps: int = 0, paced_s: float = 0.0, **values: ob
     pace = {"step": step - paced_steps, "at": begun.isoformat()} if paced_steps else None
     # It was claimed long before: the base model took two minutes to load.
     known = {"state": "running", "attempts": 1, "started_at": begun - timedelta(minutes=2), "trained_s": 0.0}
-    return Run(
-        step=step, total_steps=100, estimate={"seconds": 50, "steps": 100}, plan={"pace": pace}, **known | values
-    )
+    known |= {"estimate": {"seconds": 50, "steps": 100}, "plan": {"pace": pace}}
+    return Run(step=step, total_steps=100, **known | values)
 
 
 def test_before_the_first_step_it_is_the_estimate():
@@ -35,6 +35,21 @@ def test_after_a_tenth_it_is_the_pace_of_the_run_without_the_loading():
     # 20 steps in 40 s: 2 s a step where 0.5 s was expected, and 75 steps to go.
     assert left_s(a_run(25, paced_steps=20, paced_s=40)) == pytest.approx(2 * 75, rel=0.2)
     assert left_s(a_run(95, paced_steps=90, paced_s=180)) == pytest.approx(2 * 5, rel=0.05)
+
+
+def test_other_hours_hold_the_steps_that_fit_by_its_pace():
+    run = a_run(50, paced_steps=45, paced_s=90, spent_s=300.0)
+    # 2 s a step: 200 s more hold 100 steps, less what is kept free.
+    assert steps_in(run, 500 / 3600) == pytest.approx(50 + 100, rel=0.08)
+    assert steps_in(a_run(0, state="queued", spent_s=0.0), 25 / 3600) == pytest.approx(50, rel=0.08)
+    assert steps_in(a_run(0, estimate={}, spent_s=0.0), 1) is None
+
+
+def test_the_hours_as_changed_are_the_end():
+    run = a_run(
+        50, paced_steps=45, paced_s=90, spent_s=3590.0, recipe={"max_hours": 9.0}, adjustments={"max_hours": 1.0}
+    )
+    assert left_s(run) == pytest.approx(10)
 
 
 def test_a_paused_or_ended_run_has_none():

@@ -94,6 +94,15 @@ def test_when_its_hours_are_used_up_it_keeps_the_best_whatever_was_spent_before(
     assert [step.step for step in of(run(late), "step")] == [1]
 
 
+def test_hours_and_the_steps_made_for_them_change_while_it_trains(make_order: MakeOrder) -> None:
+    order = make_order("lora", max_hours=10, max_steps=3, epochs=5).model_copy(update={"spent_s": 30_000})
+    longer = Control(verb="adjust", name="max_steps", value=9)
+    less = Control(verb="adjust", name="max_hours", value=30_000 / 3600)
+    events = run(order, {2: longer, 5: less})
+    assert [(one.name, one.total_steps) for one in of(events, "adjusted")] == [("max_steps", 9), ("max_hours", 9)]
+    assert (events[-1].reason, events[-1].step) == ("time_is_up", 5)
+
+
 def test_cancel_leaves_no_model(make_order: MakeOrder) -> None:
     order = make_order("lora")
     events = run(order, {2: Control(verb="cancel")})
