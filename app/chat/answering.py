@@ -32,7 +32,8 @@ SAVE_EVERY_S = 1.0
 PATIENCE_S = 45.0  # for a model server that starts; nothing else that an answer waits for is counted
 ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
-_pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="answer")
+# More than may wait for memory at once: a small model goes on answering meanwhile.
+_pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="answer")
 # Answers of this process, and whether each was asked to stop: seen at the next token. Another process that makes one
 # sees the wish in its row, within a second.
 _stops: dict[str, threading.Event] = {}
@@ -74,11 +75,13 @@ class _Said:
         """What a row keeps of it while the answer is made."""
         return {"waiting": self._shown.kept} if self._shown is not None and not self.text else {}
 
-    def wait(self, waiting: Waiting) -> None:
-        """Note what the answer waits for, and publish it where people would read something else than before."""
+    def wait(self, waiting: Waiting) -> bool:
+        """Note what the answer waits for, and publish it where people would read something else than before; whether it
+        is the first that they read."""
         before, self._shown = self._shown, Waited.of(waiting)
         if self._shown is not None and self._shown != before:
             events.publish(f"chat:{self._message_id}", "waiting", self._shown.kept)
+        return before is None and self._shown is not None
 
     def tell(self, *, now: bool = False) -> None:
         """Publish what is new, a few times a second or `now`. Each piece says where it begins: Redis may lose some."""
@@ -109,14 +112,13 @@ def _answer(order: Order, said: _Said) -> None:
     stream = _events(order, said)
     for last in stream:
         said.text += last.text
-        if last.waiting is not None:
-            said.wait(last.waiting)
+        is_first = last.waiting is not None and said.wait(last.waiting)
         odds += [_odds(one) for one in last.logprobs or []] if len(odds) < KEPT_ODDS else []
         said.tell()
         now = time.monotonic()
         if _stops[order.message_id].is_set():
             break
-        if now - saved_at >= SAVE_EVERY_S:
+        if is_first or now - saved_at >= SAVE_EVERY_S:
             saved_at = now
             if _save(order, said):
                 break

@@ -28,6 +28,7 @@ AT_ONCE = 6
 _BATCH = 6
 _PATIENCE_S = 60.0
 _TOLD_EVERY_S = 5.0
+_ASK_AGAIN_S = 1.0  # between two looks whether somebody has cancelled, while a model waits for memory
 T = TypeVar("T")
 
 
@@ -161,7 +162,7 @@ def _ask(target: Target, messages: list[Message], limit: int, told: "Told") -> s
 def _likelihood(target: Target, case: Case, messages: list[Message], kind: str, told: "Told") -> dict[str, float]:
     """Negative log-likelihood of the ideal answer in nats, and its tokens."""
     prompt: dict[str, Any] = {"prompt": ""} if kind == "text" else {"messages": messages}
-    found = patiently(lambda: client.score(target, [case.ideal], **prompt), told)[0]
+    found = patiently(lambda: client.score(target, [case.ideal], patience_s=_ASK_AGAIN_S, **prompt), told)[0]
     return {"nll": -found["log_probability"], "tokens": found["tokens"]}
 
 

@@ -99,8 +99,13 @@ def answer(request: GenerationRequest, told: Callable[[Waiting], None] = lambda 
     return last.model_copy(update={"text": "".join(text)})
 
 
-def score(target: Target, answers: list[str], **prompt: object) -> list[dict[str, float]]:
-    """For each answer its summed log_probability (nats), tokens and is_greedy, after `messages` or `prompt`."""
+def score(
+    target: Target, answers: list[str], *, patience_s: float | None = None, **prompt: object
+) -> list[dict[str, float]]:
+    """For each answer its summed log_probability (nats), tokens and is_greedy, after `messages` or `prompt`.
+
+    Raises Waits when the model is not there after `patience_s` (the server's own by default), Unavailable and Invalid.
+    """
     messages = prompt.get("messages")
     body = {
         "model_ref": target.ref,
@@ -108,6 +113,7 @@ def score(target: Target, answers: list[str], **prompt: object) -> list[dict[str
         "messages": [m.model_dump() for m in messages] if isinstance(messages, list) else None,
         "prompt": prompt.get("prompt") or "",
         "answers": answers,
+        "patience_s": patience_s,
     }
     found = _told("/score", body)
     scores: list[dict[str, float]] = found["scores"]

@@ -28,5 +28,6 @@ def monitor(
     rows, total = service.calls(session, actor, project_id, page=page)
     return render(
         request, "monitoring/monitor.html", stage="monitor", project=project, traffic=traffic, rows=rows,
-        total=total, page=page, per_page=service.PER_PAGE, most=max((n for _, n, _ in traffic.by_day), default=0),
+        memory=service.in_memory(session, actor, project_id), total=total, page=page, per_page=service.PER_PAGE,
+        most=max((n for _, n, _ in traffic.by_day), default=0),
     )  # fmt: skip

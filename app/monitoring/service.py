@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.accounts.service import Actor
 from app.core.db import utcnow
 from app.deployments.models import ApiCall, ApiKey
+from app.inference import client, targets
 from app.projects import service as projects
 
 DAYS = 14
@@ -36,6 +37,42 @@ class Traffic:
     first_token_median_s: float | None = None
     first_token_p95_s: float | None = None
     by_day: list[tuple[date, int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A model that is in memory now: its name, size in bytes, number format, and why it is not the one of the
+    settings."""
+
+    name: str
+    size_bytes: int
+    precision: str
+    note: str
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """What the model server holds of a workspace, and what training holds of the machine's memory (bytes, and seconds
+    until it is free where that is known)."""
+
+    models: list[Resident]
+    training_bytes: int
+    training_left_s: float | None
+
+
+def in_memory(session: Session, actor: Actor, project_id: str) -> InMemory | None:
+    """What can answer at once; None while the model server is out of reach."""
+    project = projects.get(session, actor, project_id)
+    if (found := client.resident()) is None:
+        return None
+    loaded = {one["name"]: one for one in found["models"] if one["is_loaded"]}
+    names = targets.names_in(session, project.workspace_id, loaded)
+    own = [
+        Resident(name, loaded[ref]["size_bytes"], loaded[ref]["precision"], loaded[ref]["note"])
+        for ref, name in names.items()
+    ]
+    memory = found["memory"]
+    return InMemory(own, memory["training_bytes"], memory["training_left_s"])
 
 
 def traffic(session: Session, actor: Actor, project_id: str) -> Traffic:

@@ -126,10 +126,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 def let_go() -> None:
     """Give back what a failed attempt still holds: graphs that point at themselves, and the accelerator's store."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; elsewhere there is no such call
+    give_back_freed()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def give_back_freed() -> None:
+    """Give freed main memory back to the system."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; elsewhere there is no such call
 
 
 def settle(device: torch.device) -> None:

@@ -25,6 +25,7 @@ class ScoreRequest(Contract):
     messages: list[Message] | None = None
     prompt: str = ""
     answers: list[str] = Field(min_length=1, max_length=256)
+    patience_s: float | None = Field(None, ge=0, le=100, description="how long the model is waited for")
 
 
 class ForetellRequest(Contract):
@@ -43,7 +44,7 @@ def install(app: FastAPI, serving: Serving) -> None:
     @app.post("/score")
     async def score_answers(order: ScoreRequest) -> JSONResponse:
         try:
-            model = await serving.loaded(order.files, order.model_ref)
+            model = await serving.loaded(order.files, order.model_ref, order.patience_s)
             results: list[dict[str, Any]] = []
             for text in order.answers:
                 scoring = await asyncio.to_thread(Scoring, model, order.messages, order.prompt, text)

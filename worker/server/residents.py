@@ -17,7 +17,7 @@ from app.contracts.generation import Waiting
 from app.contracts.recipe import ModelFiles
 from app.contracts.room import Room, Unloaded
 from app.core.numbers import size
-from worker.engine.devices import let_go
+from worker.engine.devices import give_back_freed, let_go
 from worker.engine.errors import EngineError
 from worker.engine.generate import Loaded, lay, load, stem
 from worker.engine.precision import Precision
@@ -126,14 +126,14 @@ class Residents:
         self._rooms.hold(room)
         with self._lock:
             gone = self._shrink(self._most(), frozenset())
-            for key, _ in gone:
+            for key in gone:
                 self._gave_way[key] = None
                 self._gave_way.move_to_end(key)
             while len(self._gave_way) > REMEMBERED:
                 self._gave_way.popitem(last=False)
         if gone:
             let_go()
-        return [Unloaded(ref=entry.name, size_bytes=entry.size_bytes) for _, entry in gone]
+        return list(gone.values())
 
     def end_room(self, attempt_id: str) -> None:
         """An attempt is over: its room is free."""
@@ -146,8 +146,12 @@ class Residents:
         """
         if self._whole is None or key in self._entries:
             return 0, 0
-        own = sizes.whole_bytes(files) if below_key is None else sizes.adapter_bytes(Path(files.overlays[-1].dir))
-        base = 0 if below_key is None or below_key in self._entries else sizes.whole_bytes(below)
+        own = (
+            sizes.whole_bytes(files, self._precision)
+            if below_key is None
+            else sizes.adapter_bytes(Path(files.overlays[-1].dir))
+        )
+        base = 0 if below_key is None or below_key in self._entries else sizes.whole_bytes(below, self._precision)
         kept = {other for other, entry in self._entries.items() if entry.loaded is None or other == below_key}
         needed = own + base
         together = needed + sum(self._entries[one].size_bytes for one in kept)
@@ -216,20 +220,21 @@ class Residents:
                 self._shrink(self._most(), frozenset({key, entry.below or key}))
         return loaded
 
-    def _shrink(self, most: int, kept: frozenset[str]) -> list[tuple[str, _Entry]]:
-        """Unload the least recently used until all others take at most so much; what went. `kept` stays, and so does
-        what is being loaded: somebody waits for it."""
-        gone: list[tuple[str, _Entry]] = []
+    def _shrink(self, most: int, kept: frozenset[str]) -> dict[str, Unloaded]:
+        """Unload the least recently used until all others take at most so much; what went, by its key. `kept` stays,
+        and so does what is being loaded: somebody waits for it."""
+        gone: dict[str, Unloaded] = {}
         for key in list(self._entries):
             if sum(entry.size_bytes for entry in self._entries.values()) <= most:
                 break
             if key not in kept and key in self._entries and self._entries[key].loaded is not None:
                 log.info("unloaded %s to make room", self._entries[key].name or key[:12])
-                gone += self._forget(key)
+                gone |= self._forget(key)
         return gone
 
     def _read(self, files: ModelFiles) -> Loaded:
         loaded = load(files, self._device, self._precision)
+        give_back_freed()  # weights were laid out anew, layer by layer
         if loaded.note:
             log.info("%s: %s", files.base_dir, loaded.note)
         return loaded
@@ -254,15 +259,17 @@ class Residents:
             for key in list(self._entries):
                 self._forget(key)
 
-    def _forget(self, key: str) -> list[tuple[str, _Entry]]:
-        """Drop an entry and the adapters that stand on it; what went."""
+    def _forget(self, key: str) -> dict[str, Unloaded]:
+        """Drop an entry and the adapters that stand on it; what went, by its key. Nothing here holds weights then."""
         entry = self._entries.pop(key, None)
         if entry is None:
-            return []
+            return {}
         if (loaded := entry.loaded) is not None and entry.below is None:
             self._leaving.append(_Leaving(weakref.ref(loaded), weakref.ref(loaded.model), entry.size_bytes))
-        above = [other for other, one in self._entries.items() if one.below == key]
-        return [(key, entry), *(gone for other in above for gone in self._forget(other))]
+        gone = {key: Unloaded(ref=entry.name, size_bytes=entry.size_bytes)}
+        for other in [other for other, one in self._entries.items() if one.below == key]:
+            gone |= self._forget(other)
+        return gone
 
     def listing(self) -> list[dict[str, object]]:
         """Each resident model: name, size in bytes, number format and why it is not the one of the settings. A base

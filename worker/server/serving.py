@@ -66,14 +66,14 @@ class Serving:
         finally:
             self._waiting -= 1
 
-    async def loaded(self, files: ModelFiles, ref: str) -> Loaded:
-        """The model, for routes that answer as a whole. Raises Waits where it takes too long, and as `coming`."""
-        began = time.monotonic()
+    async def loaded(self, files: ModelFiles, ref: str, patience_s: float | None = None) -> Loaded:
+        """The model, for routes that answer as a whole. Raises Waits where it takes longer, and as `coming`."""
+        give_up_at = time.monotonic() + (SHORT_PATIENCE_S if patience_s is None else patience_s)
         async with aclosing(self.coming(files, ref)) as coming:
             async for one in coming:
                 if isinstance(one, Loaded):
                     return one
-                if time.monotonic() - began >= SHORT_PATIENCE_S:
+                if time.monotonic() >= give_up_at:
                     raise Waits(one)
         raise AssertionError("the last item is the model")
 

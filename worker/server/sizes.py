@@ -9,8 +9,9 @@ import orjson
 import psutil
 
 from app.contracts.recipe import ModelFiles
+from worker.engine.precision import Precision
 
-_FP32, _BF16 = 4, 2
+_FP32, _INT8 = 4, 1
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _HEADS = ("lm_head.weight",)
 _LONGEST_HEAD = 100_000_000  # bytes, the format's own limit
@@ -25,19 +26,19 @@ def memory_limit() -> int:
         return total
 
 
-def whole_bytes(files: ModelFiles, device: str = "cpu") -> int:
-    """Memory that base and overlays take while they are loaded, all of them merged.
+def whole_bytes(files: ModelFiles, precision: Precision = "fp32") -> int:
+    """Main memory that base and overlays take at most while they are loaded on a CPU, all of them merged.
 
-    On a CPU every weight is read as fp32, also where it then becomes bf16 or int8, so this is the peak; a head that is
-    the embedding gets a copy, because products read their weights in another order. 0 where the files do not tell:
-    loading them says what is wrong.
+    Every weight is read as fp32, also where it then becomes bf16 or int8, and what becomes int8 is kept in both until
+    they were compared. A head that is the embedding gets a copy, because products read their weights in another order.
+    0 where the files do not tell: loading them says what is wrong.
     """
-    element = _FP32 if device == "cpu" else _BF16
     base = _weights(Path(files.base_dir))
     count = sum(base.values())
     if not any(name.endswith(_HEADS) for name in base):
-        count += max((size for name, size in base.items() if name.endswith(_EMBEDDINGS)), default=0)
-    return element * count + sum(_stored(Path(overlay.dir)) for overlay in files.overlays)
+        count += max((numbers for name, numbers in base.items() if name.endswith(_EMBEDDINGS)), default=0)
+    each = _FP32 + (_INT8 if precision == "int8" else 0)
+    return each * count + sum(_stored(Path(overlay.dir)) for overlay in files.overlays)
 
 
 def adapter_bytes(folder: Path) -> int:

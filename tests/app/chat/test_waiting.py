@@ -61,6 +61,18 @@ def test_an_answer_waits_for_the_memory_that_training_holds(scene: Scene, traini
     assert "waiting" not in answer.statistics
 
 
+def test_the_monitor_page_says_what_is_in_memory(scene: Scene) -> None:
+    _finished(_ask(scene))
+    client.hold_room(Room(attempt_id="theirs", held_bytes=3 * 10**9, left_s=720, lapses_s=600))
+    try:
+        page = scene.client.get(f"/projects/{scene.project_id}/monitor").text
+    finally:
+        client.end_room("theirs")
+    told = re.sub(r"<[^>]*>", "", page[page.index("In memory now") :])
+    assert re.search(r"Warm and chatty [\d.]+ .B · fp32", told)
+    assert "Training holds 3.0 GB of this machine’s memory." in told
+
+
 def test_a_waiting_answer_is_stopped(scene: Scene, training: None) -> None:
     chat_id = ask(scene)
     answer = _waiting(chat_id)

@@ -1,8 +1,10 @@
 """A whole evaluation against a real model server: asked, scored, interrupted, gone on with, summed up, shown."""
 
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from app.accounts.service import Actor
 from app.contracts.conversation import Message
+from app.contracts.room import Room
 from app.core import config, storage
 from app.core.db import reading, transaction
 from app.core.work import Cancelled, claim, working
@@ -117,6 +120,25 @@ def test_every_row_is_asked_of_everybody_and_summed_up(evaluation):
     # The test rows are worded like their neighbours in training, so copying those is always right.
     assert row.summary["table"]["exact"]["nearest"][0] == 1.0
     assert row.summary["verdict"]["kind"] in ("warn", "bad")
+
+
+def test_while_training_holds_the_memory_it_waits_says_so_and_goes_on(evaluation):
+    model_client.hold_room(Room(attempt_id="theirs", held_bytes=10**15, left_s=720, lapses_s=600))
+    working = threading.Thread(target=work, args=(evaluation,))
+    working.start()
+
+    def phase() -> str:
+        with reading() as session:
+            return session.get_one(Evaluation, evaluation).phase
+
+    try:
+        wait_for(lambda: re.fullmatch(r"memory \d\d:\d\d", phase()), "the row says until when")
+    finally:
+        model_client.end_room("theirs")
+        working.join(60)
+    with reading() as session:
+        assert session.get_one(Evaluation, evaluation).state == "succeeded"
+        assert len(running.recorded(session, evaluation)) == 10
 
 
 def test_an_interrupted_evaluation_keeps_its_rows_and_asks_only_the_others(evaluation, monkeypatch):

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from app.contracts.recipe import ModelFiles, Overlay
 from app.contracts.room import Room
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
 from worker.engine.generate import Loaded
-from worker.server import sizes
+from worker.server import serving, sizes
+from worker.server.api import create_server
 from worker.server.residents import NoRoom, Residents, TooLarge
 from worker.server.rooms import Rooms
 
@@ -118,3 +120,23 @@ def test_a_room_that_is_not_told_again_lapses() -> None:
     assert rooms.held_bytes == 50
     rooms.end("b")
     assert rooms.held_bytes == 0
+
+
+def test_what_answers_as_a_whole_says_soon_that_it_has_to_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "SHORT_PATIENCE_S", 0.0)
+    files = {"base_dir": str(home / "base")}
+    orders = {
+        "/score": {"answers": ["Yes."], "prompt": "Is it?"},
+        "/foretell": {"text": "Is it?"},
+        "/embed": {"texts": ["Is it?"]},
+    }
+    with TestClient(create_server()) as http:
+        told = http.put("/room", json=_room(10**15).model_dump())
+        assert told.json() == {"unloaded": []}
+        for path, order in orders.items():
+            answer = http.post(path, json={"model_ref": "m", "files": files, **order})
+            assert answer.status_code == 503
+            assert answer.json()["waiting"]["why"] == "memory"
+            assert answer.json()["waiting"]["left_bytes"] == 0
+        http.delete("/room/a")
+        assert http.post("/score", json={"model_ref": "m", "files": files, **orders["/score"]}).status_code == 200
