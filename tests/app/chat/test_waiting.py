@@ -62,7 +62,7 @@ def test_an_answer_waits_for_the_memory_that_training_holds(scene: Scene, traini
 
 
 def test_the_monitor_page_says_what_is_in_memory(scene: Scene) -> None:
-    _finished(_ask(scene))
+    finished(ask(scene))
     client.hold_room(Room(attempt_id="theirs", held_bytes=3 * 10**9, left_s=720, lapses_s=600))
     try:
         page = scene.client.get(f"/projects/{scene.project_id}/monitor").text

@@ -1,6 +1,7 @@
 """Training has the machine: what it holds makes room, what does not fit beside it waits, what never fits is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -125,7 +126,7 @@ def test_a_room_that_is_not_told_again_lapses() -> None:
 def test_what_answers_as_a_whole_says_soon_that_it_has_to_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "SHORT_PATIENCE_S", 0.0)
     files = {"base_dir": str(home / "base")}
-    orders = {
+    orders: dict[str, dict[str, Any]] = {
         "/score": {"answers": ["Yes."], "prompt": "Is it?"},
         "/foretell": {"text": "Is it?"},
         "/embed": {"texts": ["Is it?"]},
