@@ -186,12 +186,17 @@ def finished(session: Session, actor: Actor, export_id: str) -> Export:
     return row
 
 
-def order_of(session: Session, row: Export, folder: Path) -> ExportOrder:
-    """What the child is told. The asker's right was checked when the row was made; a model gone since is NotFound."""
+def model_of(session: Session, row: Export) -> Target:
+    """What is exported. Raises NotFound, with the reason, for a model that was deleted since."""
     project = session.get_one(Project, row.project_id)
     actor = Actor(None, "", "", {project.workspace_id: "viewer"})
-    target = targets.resolve(session, actor, project.id, row.model_ref)
-    objective = session.get(Objective, project.id)
+    return targets.resolve(session, actor, project.id, row.model_ref)
+
+
+def order_of(session: Session, row: Export, folder: Path) -> ExportOrder:
+    """What the child is told. The asker's right was checked when the row was made; a model gone since is NotFound."""
+    target = model_of(session, row)
+    objective = session.get(Objective, row.project_id)
     own = [str(sample.get("question") or "").strip() for sample in (objective.samples if objective else [])]
     prompts = list(dict.fromkeys([*filter(None, own), *QUESTIONS]))[:8]
     about = session.get_one(Run, row.run_id).frozen.get("base_about", {})

@@ -59,7 +59,12 @@ def _publish(lease: Lease, row: Export, folder: Path) -> None:
         with reading() as session:
             order = service.order_of(session, row, temporary)
         storage.require_space(service.space_needed(order.files))
-        report = _obeyed(lease, order)
+        try:
+            report = _obeyed(lease, order)
+        except Invalid:
+            with reading() as session:
+                service.model_of(session, row)  # one that was deleted meanwhile is the reason: it says so
+            raise
         with reading() as session:
             names = sorted(path.name for path in temporary.iterdir())
             (temporary / "README.md").write_text(card.text(session, row, report, names), encoding="utf-8")

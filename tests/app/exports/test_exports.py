@@ -8,13 +8,15 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from app.contracts.export import ExportOrder
 from app.core import storage
 from app.core.config import get_settings
-from app.core.db import reading, transaction
+from app.core.db import reading, transaction, utcnow
 from app.core.work import Watcher
 from app.exports import service
 from app.exports.models import Export
@@ -169,3 +171,22 @@ def test_an_export_is_stopped_before_and_while_it_is_made(scene: Scene) -> None:
     make(export_id)
     assert row_of(export_id).state == "cancelled"
     assert not Path(service.folder_of(row_of(export_id))).exists()
+
+
+def test_a_model_that_is_deleted_while_it_is_exported_is_the_reason(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_id = asked(scene, kind="merged")
+    order_of = service.order_of
+
+    def and_deleted(*given: Any) -> ExportOrder:
+        order = order_of(*given)
+        with transaction() as session:
+            model = session.get_one(Model, scene.model.split(":")[1])
+            model.deleted_at, model.retired_because = utcnow(), "The model “Warm and chatty” was deleted."
+        gone = order.files.model_copy(update={"base_dir": str(get_settings().home / "gone")})
+        return order.model_copy(update={"files": gone})
+
+    monkeypatch.setattr(service, "order_of", and_deleted)
+    make(export_id)
+    assert (row_of(export_id).state, row_of(export_id).error) == ("failed", "The model “Warm and chatty” was deleted.")
