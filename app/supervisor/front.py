@@ -181,7 +181,8 @@ class Front:
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             pass
         except Exception:
-            log.exception("a connection ended on an unexpected error")
+            if not writer.is_closing():  # else uvloop says so of one whose client has gone, as a RuntimeError
+                log.exception("a connection ended on an unexpected error")
         finally:
             self.open_connections -= 1
             with contextlib.suppress(Exception):

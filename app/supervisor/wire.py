@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 HEAD_LIMIT = 64 * 1024
 LEAST_BYTES_PER_S = 512
@@ -259,6 +259,10 @@ def plain_answer(status: int, sentence: str) -> bytes:
     )
 
 
+# What a page that is open says beside the button that was pressed.
+_RESTARTING = "This part of GPT Builder is being restarted. Nothing is lost: try again in a few seconds."
+
+
 def unavailable_answer(request: RequestHead) -> bytes:
     """What a person or a program reads while a process is being restarted."""
     if request.path.startswith("/v1/"):
@@ -276,7 +280,8 @@ def unavailable_answer(request: RequestHead) -> bytes:
         )
     return (
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: %s\r\nretry-after: 3\r\ncache-control: no-store\r\n"
+        b"x-error: %s\r\n"
         b"content-security-policy: default-src 'none'; base-uri 'none'; frame-ancestors 'none'\r\n"
         b"x-content-type-options: nosniff\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
-        % (kind, len(text), b"" if request.method == "HEAD" else text)
+        % (kind, quote(_RESTARTING).encode(), len(text), b"" if request.method == "HEAD" else text)
     )

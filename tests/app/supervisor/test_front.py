@@ -328,6 +328,7 @@ def test_while_a_process_is_away_the_client_is_told_to_come_back(tmp_path: Path)
     answer = wire.unavailable_answer(request)
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 3" in answer
+    assert b"x-error: This%20part%20of%20GPT%20Builder%20is%20being%20restarted." in answer
     started = time.monotonic()
 
     async def connect() -> None:
