@@ -368,7 +368,9 @@ def memory(shown: Sequence[Turn], target: Asked | None) -> Memory | None:
     if not isinstance(target, Target):
         return None
     context = targets.context_tokens(target.files)
-    answers = [m for turn in shown for m in turn.answers if m.model_ref == target.ref and m.statistics]
+    answers = [
+        m for turn in shown for m in turn.answers if m.model_ref == target.ref and "prompt_tokens" in m.statistics
+    ]
     if not context or not answers:
         return None
     counts = answers[-1].statistics

@@ -50,6 +50,7 @@ def test_an_answer_waits_for_the_memory_that_training_holds(scene: Scene, traini
     assert "nothing is left for answers. The answer begins by itself then." in line
     assert "12 min left" in line
     assert f"/chats/messages/{answer.id}/stop" in page
+    assert "tokens used" not in page, "nothing has been read yet"
     assert "Training holds the memory" in asyncio.run(_first(scene, answer.id))
     redis = events._client()
     assert redis is not None
@@ -70,7 +71,7 @@ def test_the_monitor_page_says_what_is_in_memory(scene: Scene) -> None:
         client.end_room("theirs")
     told = re.sub(r"<[^>]*>", "", page[page.index("In memory now") :])
     assert re.search(r"Warm and chatty [\d.]+ .B · fp32", told)
-    assert "Training holds 3.0 GB of this machine’s memory." in told
+    assert "Training holds 3.0 GB of this machine’s memory until about" in told
 
 
 def test_a_waiting_answer_is_stopped(scene: Scene, training: None) -> None:
