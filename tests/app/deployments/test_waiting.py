@@ -24,7 +24,9 @@ def http(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_clients_are_told_when_to_come_back(stack: Stack, http: TestClient, is_streamed: bool) -> None:
+def test_clients_are_told_when_to_come_back(
+    stack: Stack, http: TestClient, is_streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = http.post("/v1/chat/completions", json=body(stack, stream=is_streamed))
     assert refused.status_code == 503, refused.text
     assert refused.headers["retry-after"] == "600", "the training takes longer, but may end sooner, too"
@@ -32,4 +34,5 @@ def test_clients_are_told_when_to_come_back(stack: Stack, http: TestClient, is_s
     assert error["code"] == "model_waiting"
     assert "Training holds the memory until about" in error["message"]
     client.end_room("theirs")
+    monkeypatch.setattr(stream, "LOADING_PATIENCE_S", 300.0)
     assert http.post("/v1/chat/completions", json=body(stack)).status_code == 200
