@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -85,6 +86,9 @@ def as_app_error(error: Exception) -> AppError:
             return MethodNotAllowed()
         return _BY_STATUS.get(error.status_code, errors.BadRequest)()
     if isinstance(error, OperationalError):
+        if _is_disk_full(error.orig):
+            log.error("the disk of the database is full")
+            return errors.DiskFull()
         log.error("database out of reach: %s", one_line(redact(str(error.orig)))[:500])
         return errors.Unavailable("The database is out of reach at the moment. Your work is safe; try again shortly.")
     # A number past 64 bits, half a surrogate pair, a NUL for PostgreSQL: what a column cannot hold.
@@ -92,6 +96,11 @@ def as_app_error(error: Exception) -> AppError:
     return errors.Invalid(
         "One of the values cannot be stored: a number is too large or a text holds broken characters."
     )
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """What SQLite and PostgreSQL say when the last byte is taken."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or getattr(error, "sqlstate", "") == "53100"
 
 
 def _from_validation(error: RequestValidationError) -> AppError:

@@ -3,16 +3,20 @@
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI, Form, Request
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from app.core import config
 from app.core.config import get_settings
 from app.core.csrf import csrf_checked
+from app.core.error_pages import as_app_error
 from app.core.errors import Conflict, NotFound, TooMany
 from app.core.logging import configure, redact
 from app.core.web import SAFE_METHODS, SessionDep
@@ -358,3 +362,18 @@ def test_a_large_upload_is_not_read_before_anybody_looked_at_the_asker(app: Fast
     assert action
     browser.headers["x-csrf-token"] = ""
     assert browser.post(action.group(1), content=body(), headers=form_type).status_code == 303
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'full.db'}")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE kept (what)")
+        connection.exec_driver_sql("PRAGMA max_page_count = 2")
+        with pytest.raises(OperationalError) as full:
+            connection.exec_driver_sql("INSERT INTO kept VALUES (zeroblob(100000))")
+    with pytest.raises(OperationalError) as away:
+        create_engine(f"sqlite:///{tmp_path / 'no' / 'where.db'}").connect()
+    engine.dispose()
+    told = [as_app_error(error.value) for error in (full, away)]
+    assert [(one.status, one.code) for one in told] == [(507, "disk_full"), (503, "unavailable")]
+    assert "The disk is full." in told[0].sentence
