@@ -93,7 +93,7 @@ def curve(
         train=path(train),
         val=path(val),
         dots=[at(x, y) for x, y in thin(val, 40)],
-        x_ticks=[(at(t, y0)[0], f"{t:,.0f}") for t in nice_ticks(x0, x1, 5)],
+        x_ticks=[(at(t, y0)[0], f"{t:,.0f}") for t in nice_ticks(x0, x1, 5) if t == int(t)],
         y_ticks=[(at(x0, t)[1], f"{t:g}") for t in nice_ticks(y0, y1, 5)],
         best=at(*lowest) if lowest else None,
         zone=(at(zone_from, y0)[0], WIDTH - 8 - at(zone_from, y0)[0]) if zone_from is not None else None,

@@ -109,7 +109,11 @@ def _drawn(
         down = max(0.0, (high + pad - y) / (high - low + 2 * pad))
         return round(across, 1), round(10 + down * (HEIGHT - 36), 1)
 
-    x_ticks = [(at(value, low)[0], number(int(value))) for value in nice_ticks(min(steps), max(steps), 5)]
+    x_ticks = [
+        (at(value, low)[0], number(int(value)))
+        for value in nice_ticks(min(steps), max(steps), 5)
+        if value == int(value)
+    ]
     y_ticks = [(at(steps[0], value)[1], f"{value:g}") for value in nice_ticks(low, high, 5)]
     found: list[Drawn] = []
     for run, line in zip(runs, series, strict=True):
@@ -196,7 +200,7 @@ def _result_rows(session: Session, runs: list[Run]) -> list[Row]:
     return [
         Row(_("State"), [_state(run, has_model=run.id in models) for run in runs]),
         Row(_("Lowest validation loss"), [shown_loss(value) for value in losses], best),
-        Row(_("at step"), [number(run.best_step) for run in runs]),
+        Row(_("Best at step"), [number(run.best_step) for run in runs]),
         Row(_("Last training loss"), [shown_loss(run.last_loss) for run in runs]),
         Row(_("Steps"), [number(run.step) for run in runs]),
         Row(_("Time of the steps"), [duration(run.trained_s) if run.trained_s else "–" for run in runs]),

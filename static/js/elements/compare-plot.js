@@ -3,6 +3,7 @@ const DASHES = [[6, 5], [6, 5], [2, 4], [12, 5], [12, 4, 2, 4], [4, 2]];
 
 export function options({ box, keys, first, kind, style, point }, steps, lines) {
   const colour = (name) => style.getPropertyValue(name).trim(), font = `12px ${style.getPropertyValue("--font")}`;
+  const whole = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)); // never half a step
   const axis = { stroke: colour("--c-axis"), font, grid: { stroke: colour("--c-grid"), width: 1 }, ticks: { show: false }, size: 44 };
   const main = colour(kind === "val" ? "--c-val" : "--c-train");
   // The first tenth of the steps would rule the range.
@@ -23,7 +24,7 @@ export function options({ box, keys, first, kind, style, point }, steps, lines) 
   return {
     width: box.clientWidth, height: box.clientHeight, legend: { show: false }, padding: [10, 110, 0, 0],
     cursor: { drag: { x: true, y: false } }, scales: { x: { time: false }, y: { range: () => [low - pad, high + pad] } },
-    axes: [{ ...axis, grid: { show: false }, size: 30 }, axis],
+    axes: [{ ...axis, grid: { show: false }, size: 30, incrs: whole }, axis],
     series: [{}, ...lines.map((_, i) => ({ spanGaps: true, points: { show: false }, ...look(i) }))],
     hooks: { draw: [names], setCursor: [(u) => u.cursor.idx != null && point(u.cursor.idx)] },
   };

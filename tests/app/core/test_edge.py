@@ -222,7 +222,7 @@ def test_broken_values_are_refused_and_never_repeated(wide: FastAPI, person: Per
             headers={"content-type": "application/json", "accept": accept},
         )
         assert 400 <= answer.status_code < 500, (answer.status_code, answer.text[:300])
-        assert "NaN" not in answer.text
+        assert "NaN" not in re.sub(r"[\w-]{20,}", "", answer.text), "tokens may hold anything by chance"
         assert "ctx" not in answer.text
         assert "input" not in answer.json().get("error", {}) if accept == "application/json" else True
 
