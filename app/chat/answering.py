@@ -10,10 +10,11 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.chat import asked
@@ -29,6 +30,7 @@ from app.core.errors import AppError, Unavailable
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
+UNSAVED_S = 900.0  # how long the end of an answer waits for a disk that is full or a database that is away
 PATIENCE_S = 45.0  # for a model server that starts; nothing else that an answer waits for is counted
 ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
@@ -92,20 +94,31 @@ class _Said:
             self._told, self._told_at = len(self.text), time.monotonic()
 
 
+@dataclass(frozen=True)
+class _End:
+    """How an answer ended, as its row keeps it."""
+
+    state: Literal["done", "failed"]
+    error: str = ""
+    statistics: dict[str, object] = field(default_factory=dict)
+
+
 def _make(order: Order) -> None:
     said = _Said(order.message_id)
     try:
-        _answer(order, said)
+        end = _answer(order, said)
     except AppError as error:
-        _finish(order, said.text, "failed", error=error.sentence)
+        end = _End("failed", error.sentence)
     except Exception:
-        log.exception("an answer failed", extra={"message": order.message_id})
-        _finish(order, said.text, "failed", error="The answer could not be made. Try again; the log says why.")
+        log.exception("an answer failed", extra={"answer": order.message_id})
+        end = _End("failed", "The answer could not be made. Try again; the log says why.")
+    try:
+        _finish_surely(order, said.text, end)
     finally:
         _stops.pop(order.message_id, None)
 
 
-def _answer(order: Order, said: _Said) -> None:
+def _answer(order: Order, said: _Said) -> _End:
     last = TokenEvent()
     odds: list[dict[str, object]] = []
     saved_at = time.monotonic()
@@ -131,9 +144,8 @@ def _answer(order: Order, said: _Said) -> None:
     if odds:
         statistics["odds"] = odds[:KEPT_ODDS]
     if last.finish_reason == "error":
-        _finish(order, said.text, "failed", error=last.error or "")
-    else:
-        _finish(order, said.text, "done", statistics=statistics)
+        return _End("failed", last.error or "")
+    return _End("done", statistics=statistics)
 
 
 def _events(order: Order, said: _Said) -> Generator[TokenEvent]:
@@ -161,14 +173,19 @@ def _odds(one: TokenLogprob) -> dict[str, object]:
 
 
 def _save(order: Order, said: _Said) -> bool:
-    """Save what was said so far, or what is waited for; True when a person asked to stop."""
-    with transaction() as session:
-        session.execute(
-            update(ChatMessage)
-            .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
-            .values(content=said.text, statistics=said.waiting, saved_at=utcnow())
-        )
-        return _is_stop_wished(session, order)
+    """Save what was said so far, or what is waited for; True when a person asked to stop. A full disk or a database
+    that is away ends no answer: its end is saved when they are back."""
+    try:
+        with transaction() as session:
+            session.execute(
+                update(ChatMessage)
+                .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
+                .values(content=said.text, statistics=said.waiting, saved_at=utcnow())
+            )
+            return _is_stop_wished(session, order)
+    except OperationalError as error:
+        log.warning("an answer goes on unsaved: %s", error.orig, extra={"answer": order.message_id})
+        return False
 
 
 def _is_stop_wished(session: Session, order: Order) -> bool:
@@ -176,17 +193,29 @@ def _is_stop_wished(session: Session, order: Order) -> bool:
     return wish is None or wish == "stop"
 
 
-def _finish(
-    order: Order, said: str, state: str, *, error: str = "", statistics: dict[str, object] | None = None
-) -> None:
+def _finish_surely(order: Order, said: str, end: _End) -> None:
+    """Save the end of an answer, as often as it takes: a full disk may have been cleared within minutes."""
+    give_up_at = time.monotonic() + UNSAVED_S
+    while True:
+        try:
+            return _finish(order, said, end)
+        except OperationalError as error:
+            if time.monotonic() > give_up_at:
+                raise
+            log.warning("the end of an answer is not saved yet: %s", error.orig, extra={"answer": order.message_id})
+        time.sleep(SAVE_EVERY_S)
+
+
+def _finish(order: Order, said: str, end: _End) -> None:
     # A failure keeps what was said before it.
     changes: dict[str, object] = {"content": said} if said else {}
+    state: str = end.state
     with transaction() as session:
         if state == "done" and _is_stop_wished(session, order):
             state = "stopped"  # also when the last word came before the wish was seen
         session.execute(
             update(ChatMessage)
             .where(ChatMessage.id == order.message_id, ChatMessage.state == "streaming")
-            .values(state=state, error=error, statistics=statistics or {}, saved_at=utcnow(), **changes)
+            .values(state=state, error=end.error, statistics=end.statistics, saved_at=utcnow(), **changes)
         )
     events.publish(f"chat:{order.message_id}", "end", {"state": state})

@@ -7,17 +7,18 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from app.chat import answering
 from app.chat.models import ChatMessage
 from app.chat.stream import _events, _texts
 from app.core import config, events, lives
-from app.core.db import transaction, utcnow
+from app.core.db import get_engine, transaction, utcnow
 from tests.app.chat.conftest import Scene, answers, ask, finished
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_for
 
 
 def test_an_answer_whose_maker_died_is_told_at_once_and_can_be_tried_again(scene: Scene, home: Path) -> None:
@@ -117,4 +118,32 @@ def test_an_answer_waits_for_a_model_server_that_starts_again(
     assert answers(chat_id)[0].state == "streaming"
     place.symlink_to(socket)
     (answer,) = finished(chat_id)
+    assert (answer.state, answer.statistics["completion_tokens"]) == ("done", 24)
+
+
+def test_an_answer_is_kept_while_its_database_cannot_be_written(
+    scene: Scene, socket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Path(tempfile.mkdtemp(prefix="gptb-")) / "model.sock"
+    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(place))
+    monkeypatch.setattr(answering, "SAVE_EVERY_S", 0.05)
+    config.get_settings.cache_clear()
+    chat_id = ask(scene)
+    state = {"query_only": "ON"}
+
+    def limit(connection: Any, *_: object) -> None:
+        connection.execute(f"PRAGMA query_only={state['query_only']}")
+
+    engine = get_engine()
+    event.listen(engine, "checkout", limit)
+    try:
+        place.symlink_to(socket)
+        wait_for(lambda: "the end of an answer is not saved yet" in caplog.text, "it tried to save")
+        state["query_only"] = "OFF"
+        (answer,) = finished(chat_id)
+    finally:
+        state["query_only"] = "OFF"
+        engine.connect().close()
+        event.remove(engine, "checkout", limit)
+    assert "an answer goes on unsaved" in caplog.text
     assert (answer.state, answer.statistics["completion_tokens"]) == ("done", 24)
