@@ -1,6 +1,5 @@
 """How much memory this machine has, and how much a model will take, by the heads of its files, before it is read."""
 
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ _FP32, _INT8 = 4, 1
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _HEADS = ("lm_head.weight",)
 _LONGEST_HEAD = 100_000_000  # bytes, the format's own limit
+_PACKED = 2  # numbers in a byte, at most
 
 
 def memory_limit() -> int:
@@ -51,28 +51,43 @@ def _weights(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         for path in _files(folder):
+            most = _PACKED * path.stat().st_size
             for name, tensor in _head(path).items():
                 if name != "__metadata__":
-                    found[name] = math.prod(tensor["shape"])
+                    found[name] = _count(tensor["shape"], most)
     return found
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that loading reads: some folders hold the same weights twice."""
+    """The files that loading reads: some folders hold the same weights twice. Only files are opened, since a pipe never
+    ends, and none outside the folder."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
         return [whole]
     if index.is_file():
-        return [folder / name for name in sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))]
-    return sorted(folder.glob("*.safetensors"))
+        names = set(orjson.loads(index.read_bytes())["weight_map"].values())
+        return [folder / name for name in sorted(names) if Path(name).name == name and (folder / name).is_file()]
+    return [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
 
 
 def _head(path: Path) -> dict[str, Any]:
+    """Raises ValueError where the head is longer than its file or the format allows."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        found: dict[str, Any] = orjson.loads(file.read(min(length, _LONGEST_HEAD)))
+        if length > min(path.stat().st_size, _LONGEST_HEAD):
+            raise ValueError("a head longer than its file")
+        found: dict[str, Any] = orjson.loads(file.read(length))
         return found
 
 
+def _count(shape: list[int], most: int) -> int:
+    """How many numbers a shape has. Raises ValueError for what is no shape, and for more than its file can hold."""
+    count = 1
+    for one in shape:
+        if type(one) is not int or one < 0 or (count := count * one) > most:
+            raise ValueError("a shape that its file does not hold")
+    return count
+
+
 def _stored(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
