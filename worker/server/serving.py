@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -43,26 +43,31 @@ class Serving:
         began, told_at = time.monotonic(), 0.0
         found: asyncio.Future[Loaded] | None = None
         is_again = await asyncio.to_thread(self.residents.has_given_way, files)
-        while found is None:
-            try:
-                found = asyncio.wrap_future(await asyncio.to_thread(self.residents.get, files, ref))
-            except NoRoom as reason:
-                now = time.monotonic()
-                if now - told_at >= BEAT_S:
-                    told_at = now
-                    yield reason.waiting.model_copy(update={"so_far_s": now - began})
-                await self._pause()
+        with ExitStack() as place:
+            while found is None:
+                try:
+                    found = asyncio.wrap_future(await asyncio.to_thread(self.residents.get, files, ref))
+                except NoRoom as reason:
+                    if not told_at:
+                        place.enter_context(self._place())
+                    now = time.monotonic()
+                    if now - told_at >= BEAT_S:
+                        told_at = now
+                        yield reason.waiting.model_copy(update={"so_far_s": now - began})
+                    await asyncio.sleep(LOOK_S)
         began = time.monotonic()
         while not (await asyncio.wait({found}, timeout=BEAT_S))[0]:
             yield Waiting(why="loading", so_far_s=time.monotonic() - began, is_again=is_again)
         yield found.result()
 
-    async def _pause(self) -> None:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places of those that wait for memory, kept for as long as it waits. Raises Busy."""
         if self._waiting >= MOST_WAITING:
             raise Busy
         self._waiting += 1
         try:
-            await asyncio.sleep(LOOK_S)
+            yield
         finally:
             self._waiting -= 1
 
