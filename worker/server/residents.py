@@ -3,6 +3,7 @@ leaves first."""
 
 import hashlib
 import logging
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -42,9 +43,13 @@ class NoRoom(Exception):
 
 
 def digest(files: ModelFiles) -> str:
-    """Identity of a model's files: paths, sizes and times, so that replaced weights are loaded anew."""
+    """Identity of a model's files: paths, sizes and times, so that replaced weights are loaded anew.
+
+    Raises OSError where a folder is gone: nobody waits for memory for it.
+    """
     parts = [files.model_dump_json()]
     for folder in [files.base_dir, *(overlay.dir for overlay in files.overlays)]:
+        os.stat(folder)
         for path in sorted(Path(folder).glob("*.safetensors")) + sorted(Path(folder).glob("tokenizer*.json")):
             stat = path.stat()
             parts.append(f"{path}:{stat.st_size}:{stat.st_mtime_ns}")
