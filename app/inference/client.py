@@ -95,7 +95,7 @@ def answer(request: GenerationRequest, told: Callable[[Waiting], None] = lambda 
             if last.waiting is not None:
                 told(last.waiting)
     if last.finish_reason == "error":
-        raise Invalid(last.error or "")
+        raise (Unavailable if last.error_kind == "busy" else Invalid)(last.error or "")
     return last.model_copy(update={"text": "".join(text)})
 
 

@@ -1,13 +1,25 @@
 """Training has the machine: what it holds makes room, what does not fit beside it waits, what never fits is refused."""
 
+import asyncio
+import json
+import os
+import struct
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
+from app.contracts.generation import Sampling, Waiting
 from app.contracts.recipe import ModelFiles, Overlay
 from app.contracts.room import Room
+from app.core.config import get_settings
+from app.core.errors import Unavailable
+from app.inference import client
+from app.inference.targets import Target
+from tests.conftest import wait_for
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
 from worker.engine.generate import Loaded
@@ -15,6 +27,7 @@ from worker.server import serving, sizes
 from worker.server.api import create_server
 from worker.server.residents import NoRoom, Residents, TooLarge
 from worker.server.rooms import Rooms
+from worker.server.turns import Busy, Turns
 
 MACHINE = 4 * 2**30
 LEFT_ALONE = MACHINE - MACHINE // 4
@@ -49,6 +62,79 @@ def test_what_a_model_will_take_is_known_before_it_is_read(home: Path) -> None:
     assert base.size_bytes == pytest.approx(foretold, rel=0.05)
     assert adapter.size_bytes == pytest.approx(sizes.adapter_bytes(home / "adapter"), rel=0.05)
     assert sizes.whole_bytes(_files(home, "nowhere")) == 0, "loading it says what is wrong"
+
+
+def _weights(shape: object, length: int | None = None) -> bytes:
+    head = json.dumps({"embed_tokens.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 64]}}).encode()
+    return struct.pack("<Q", len(head) if length is None else length) + head + bytes(64)
+
+
+@pytest.mark.parametrize("shape", [[-5, 4], [2**40, 2**40], [1e308, 1e308], ["ab"], [3_000_000_000, "ab"], [None], 7])
+def test_a_shape_that_its_file_does_not_hold_counts_nothing(tmp_path: Path, shape: object) -> None:
+    (tmp_path / "model.safetensors").write_bytes(_weights(shape))
+    assert sizes.whole_bytes(_files(tmp_path, "")) == 0
+
+
+def test_only_whole_files_of_the_folder_are_opened(tmp_path: Path) -> None:
+    """A pipe would hold everybody up for ever; a head may claim to be longer than all memory."""
+    for name in ("outside", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside" / "x.safetensors").write_bytes(_weights([4, 4]))
+    os.mkfifo(tmp_path / "model" / "pipe.safetensors")
+    (tmp_path / "model" / "circle.safetensors").symlink_to("circle.safetensors")
+    (tmp_path / "model" / "long.safetensors").write_bytes(_weights([4, 4], 2**63))
+    assert sizes.whole_bytes(_files(tmp_path, "model")) == 0
+    names = {"a": "../outside/x.safetensors", "b": "/dev/zero", "c": "pipe.safetensors"}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert sizes.whole_bytes(_files(tmp_path, "model")) == 0
+
+
+def test_a_model_that_is_gone_is_not_waited_for(home: Path) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    residents.hold(_room(10**15))
+    with pytest.raises(FileNotFoundError):
+        residents.get(_files(home, "nowhere"), "m")
+
+
+def test_who_waits_for_memory_keeps_the_place(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MOST_WAITING", 1)
+    monkeypatch.setattr(serving, "LOOK_S", 0.0)
+    monkeypatch.setattr(serving, "BEAT_S", 0.0)
+    residents = Residents(memory_bytes=MACHINE)
+    residents.hold(_room(10**15))
+    server = serving.Serving(residents, Turns())
+
+    async def run() -> None:
+        first = server.coming(_files(home, "base"), "base")
+        await anext(first)
+        for _ in range(3):
+            with pytest.raises(Busy):
+                await anext(server.coming(_files(home, "base"), "base"))
+            one = await anext(first)
+            assert isinstance(one, Waiting)
+        await first.aclose()
+        await anext(server.coming(_files(home, "base"), "base"))
+
+    asyncio.run(run())
+
+
+def test_who_finds_no_place_may_ask_again(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation repeats what was unavailable; a refusal would become the row's result."""
+    monkeypatch.setattr(serving, "MOST_WAITING", 0)
+    monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(tmp_path / "s"))
+    get_settings.cache_clear()
+    server = uvicorn.Server(uvicorn.Config(create_server(), uds=str(tmp_path / "s"), log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(client.is_ready, "the model server answers")
+        client.hold_room(_room(10**15))
+        target = Target("m", "", _files(home, "base"), "", "")
+        with pytest.raises(Unavailable, match="Too many answers are waiting"):
+            client.answer(client.request_for(target, Sampling(), prompt="Is it?"))
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_a_room_unloads_the_least_recently_used_beyond_it_at_once(home: Path) -> None:
