@@ -75,12 +75,11 @@ def held_bytes(run: Run) -> int:
 
 
 def sentence(gone: list[Unloaded], names: dict[str, str]) -> str:
-    """What was unloaded, for the diary; models of other workspaces are counted, not named."""
+    """What was unloaded, for the diary; models of other workspaces are counted, neither named nor measured."""
     named = [f"“{names[one.ref]}” ({size(one.size_bytes)})" for one in gone if one.ref in names]
     others = [one for one in gone if one.ref not in names]
     if others:
-        count = "1 other model" if len(others) == 1 else f"{len(others)} other models"
-        named.append(f"{count} ({size(sum(one.size_bytes for one in others))})")
+        named.append("1 other model" if len(others) == 1 else f"{len(others)} other models")
     told = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
     is_one = len(gone) == 1
     return (

@@ -122,7 +122,7 @@ def test_a_run_holds_what_was_foretold_or_seen_and_little_beside_a_card() -> Non
 def test_what_went_is_named_and_models_of_others_are_counted() -> None:
     gone = [Unloaded(ref="model:a", size_bytes=1_200_000_000), Unloaded(ref="", size_bytes=300_000_000)]
     assert sentence(gone, {"model:a": "Support bot"}) == (
-        "Made room for this training: “Support bot” (1.2 GB) and 1 other model (300 MB) were unloaded. A question "
+        "Made room for this training: “Support bot” (1.2 GB) and 1 other model were unloaded. A question "
         "loads them again, or waits until there is room."
     )
     assert "“Support bot” (1.2 GB) was unloaded" in sentence(gone[:1], {"model:a": "Support bot"})
