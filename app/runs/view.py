@@ -218,10 +218,12 @@ def _samples(session: Session, run: Run, wanted: int | None, all_looks: bool = F
             select(SampleAnswer.step).where(SampleAnswer.run_id == run.id).distinct().order_by(SampleAnswer.step)
         )
     )
-    best = max((step for step in steps if run.best_step is not None and step <= run.best_step), default=None)
-    # Of a finished run the look that became the model, while it trains the newest.
+    # A look without time for answers may have become the model: none of the others is called best then.
+    best = run.best_step if run.best_step in steps else None
+    nearest = max((step for step in steps if run.best_step is not None and step <= run.best_step), default=None)
+    # Of a finished run the look that became the model, or the last with answers before it; while it trains the newest.
     newest = steps[-1] if steps else None
-    shown = wanted if wanted in steps else (best or newest) if run.state == "succeeded" else newest
+    shown = wanted if wanted in steps else (nearest or newest) if run.state == "succeeded" else newest
     stops = _stops(steps, {shown, best})
     query = select(SampleAnswer).where(SampleAnswer.run_id == run.id)
     query = query.where(SampleAnswer.step.in_(stops) if all_looks else SampleAnswer.step == shown)

@@ -113,6 +113,13 @@ def test_the_answers_of_all_looks_stand_under_one_another(browser, world):
     page = browser.get(f"/runs/{run_id}").text
     assert "the cat sat 0" in page, "what became the model is shown first"
     assert "the cat the cat 0" not in page
+    assert "sample-best" in page
+    with transaction() as session:
+        session.get_one(Run, run_id).best_step = 15
+    page = browser.get(f"/runs/{run_id}").text
+    assert "the cat sat 0" in page, "the last answers before what became the model"
+    assert "sample-best" not in page, "answers of another look are not called the best"
+    assert "Your model is step 15." in page
 
 
 def test_the_share_of_right_guesses_has_its_curve(browser, world):
