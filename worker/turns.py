@@ -96,10 +96,11 @@ def _owned(model: type[Any], *columns: Any) -> tuple[Select[Any], bool]:
     return select(*columns, model.workspace_id, model.workspace_id), False
 
 
-def next_turn() -> Waiting | None:
-    """The piece of work that this worker takes now. Who waits alone is not compared with anybody."""
+def next_turn(besides: frozenset[str] = frozenset()) -> Waiting | None:
+    """The piece of work that this worker takes now, of all tasks `besides` these. Who waits alone is not compared with
+    anybody."""
     with reading() as session:
-        line = waiting(session)
+        line = [one for one in waiting(session) if one.task not in besides]
         return next_of(line, served(session) if _differ(line) else ())
 
 

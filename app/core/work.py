@@ -57,6 +57,7 @@ class Lease:
     def __init__(self, model: type[Any], row_id: str, fence: int, attempt_id: str) -> None:
         self.model, self.row_id, self.fence, self.attempt_id = model, row_id, fence, attempt_id
         self.is_cancelled = False
+        self.is_waiting = False  # for memory, as long as training holds it: other work is done meanwhile
         self._is_lost = threading.Event()
         self._stop = threading.Event()
         self._last_progress = 0.0

@@ -8,11 +8,9 @@ import orjson
 
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling, Waiting
-from app.core.errors import Unavailable
 from app.externals.asking import Endpoint, answered
 from app.inference import client
 from app.inference.targets import Target
-from app.inference.waiting import sentence
 
 LONGEST_ANSWER_TOKENS = 1500
 _Q, _A = r"\s*(?:\d+[.)]\s*)?(?:Q|Question)\s*:", r"\s*(?:A|Answer)\s*:"
@@ -30,19 +28,20 @@ def prompt(passage: str, heading: str, pairs: int) -> str:
     )
 
 
-def ask(where: Endpoint | Target, text: str, is_wanted: Callable[[], bool]) -> str:
-    """The answer as text. Raises Unavailable when nobody answers, or nobody wants it any more; Invalid with what a
-    refusing endpoint said."""
+def ask(
+    where: Endpoint | Target,
+    text: str,
+    is_wanted: Callable[[], bool],
+    told: Callable[[Waiting], None] = lambda waiting: None,
+) -> str:
+    """The answer as text. `told` hears what a model of the product waits for, and may give up by raising.
+
+    Raises Unavailable when nobody answers, or nobody wants it any more; Invalid with what a refusing endpoint said."""
     sampling = Sampling(temperature=0.3, max_tokens=LONGEST_ANSWER_TOKENS)
     messages = [Message(role="user", content=text)]
     if isinstance(where, Endpoint):
         return answered(where, sampling, messages, is_wanted).text
     said = {"messages": messages} if where.is_chat else {"prompt": text}
-
-    def told(waiting: Waiting) -> None:
-        if not is_wanted():
-            raise Unavailable(sentence(waiting))
-
     return client.answer(client.request_for(where, sampling, **said), told).text
 
 

@@ -1,6 +1,5 @@
 """The work of an evaluation: ask everybody the same questions, score, record row by row, sum up."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ from app.contracts.conversation import Message
 from app.contracts.generation import Sampling, Waiting
 from app.core.db import reading
 from app.core.errors import Invalid, Unavailable
-from app.core.numbers import later
 from app.core.work import Cancelled, Lease
 from app.evaluations import baselines, cases, own, report, scorers
 from app.evaluations.cases import Case
@@ -22,12 +20,12 @@ from app.evaluations.outside import Answer, Outside
 from app.evaluations.plan import target_of
 from app.inference import client
 from app.inference.targets import Target
+from app.inference.told import Told
 from app.inference.waiting import Waits
 
 AT_ONCE = 6
 _BATCH = 6
 _PATIENCE_S = 60.0
-_TOLD_EVERY_S = 5.0
 _ASK_AGAIN_S = 1.0  # between two looks whether somebody has cancelled, while a model waits for memory
 T = TypeVar("T")
 
@@ -65,6 +63,7 @@ def run(lease: Lease, evaluation: Evaluation) -> None:
                     positions,
                 )
             )
+            lease.is_waiting = False
             if outside is not None and lease.is_cancelled:
                 raise Cancelled  # what was broken off elsewhere is asked again when it goes on
             done += len(rows)
@@ -111,7 +110,7 @@ def _row(
     plain: dict[str, str],
     limit: int,
     outside: Outside | None,
-    told: "Told",
+    told: Told,
 ) -> CaseResult:
     """One case asked of everybody. A refusal of the model server becomes the row's error; the external model is not
     asked then, since nothing could be compared."""
@@ -153,37 +152,17 @@ def _with_system(messages: list[Message], system_prompt: str) -> list[Message]:
     return [Message(role="system", content=system_prompt), *messages]
 
 
-def _ask(target: Target, messages: list[Message], limit: int, told: "Told") -> str:
+def _ask(target: Target, messages: list[Message], limit: int, told: Told) -> str:
     sampling = Sampling(temperature=0, max_tokens=limit)
     request = client.request_for(target, sampling, messages=messages)
     return patiently(lambda: client.answer(request, told), told).text.strip()
 
 
-def _likelihood(target: Target, case: Case, messages: list[Message], kind: str, told: "Told") -> dict[str, float]:
+def _likelihood(target: Target, case: Case, messages: list[Message], kind: str, told: Told) -> dict[str, float]:
     """Negative log-likelihood of the ideal answer in nats, and its tokens."""
     prompt: dict[str, Any] = {"prompt": ""} if kind == "text" else {"messages": messages}
     found = patiently(lambda: client.score(target, [case.ideal], patience_s=_ASK_AGAIN_S, **prompt), told)[0]
     return {"nll": -found["log_probability"], "tokens": found["tokens"]}
-
-
-class Told:
-    """What the model server says while questions wait there; several wait at once."""
-
-    def __init__(self, lease: Lease) -> None:
-        self._lease, self._lock = lease, threading.Lock()
-        self._due_at = 0.0
-
-    def __call__(self, waiting: Waiting) -> None:
-        """Write it into the row where it is for memory, so that the page says so. Raises Cancelled and LostLease."""
-        if self._lease.is_cancelled:
-            raise Cancelled
-        with self._lock:
-            if waiting.why != "memory" or time.monotonic() < self._due_at:
-                return
-            self._due_at = time.monotonic() + _TOLD_EVERY_S
-            until = "" if waiting.training_left_s is None else f" {later(waiting.training_left_s)}"
-            with self._lease.write(phase=f"memory{until}"):
-                pass
 
 
 def patiently(call: Callable[[], T], told: Callable[[Waiting], None]) -> T:

@@ -6,11 +6,14 @@ import pytest
 from sqlalchemy import select
 
 from app.core.db import reading, transaction, utcnow
+from app.core.work import claim
 from app.datasets.models import RemoteSource, SourceFile
 from app.drafting.models import Drafting
+from app.projects.models import Project
 from app.recipes.models import BaseModelEntry
+from tests.conftest import wait_for
 from tests.visitors import make_person, make_project
-from worker import turns
+from worker import standing_in, turns
 from worker.tasks import datasets as tasks
 from worker.turns import Served, Waiting, next_of
 
@@ -129,3 +132,30 @@ def test_every_kind_of_work_waits_in_the_same_line(two_projects: tuple[list[str]
     assert turn is not None
     assert turn.id == source_id
     assert Drafting in {model for model, _task in turns.LONG_WORK}
+
+
+def test_what_waits_for_memory_holds_up_no_files(
+    two_projects: tuple[list[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flood, calm = two_projects
+    with transaction() as session:
+        for name in flood:
+            session.get_one(SourceFile, name).state = "succeeded"
+        file = session.get_one(SourceFile, calm)
+        person = session.get_one(Project, file.project_id).workspace_id
+        row = Drafting(
+            project_id=file.project_id, workspace_id=person, file_id=calm, target="model:x",
+            created_at=utcnow() - timedelta(days=1),
+        )  # fmt: skip
+        other = Drafting(project_id=file.project_id, workspace_id=person, file_id=calm, target="model:x")
+        session.add_all([row, other])
+        session.flush()
+        drafting_id, other_id = row.id, other.id
+    monkeypatch.setattr(standing_in, "LOOK_S", 0.01)
+    lease = claim(Drafting, drafting_id)
+    assert lease is not None
+    with standing_in.standing_in(lease):
+        lease.is_waiting = True
+        wait_for(lambda: _begun() == [calm], "the file is read meanwhile")
+    with reading() as session:
+        assert session.get_one(Drafting, other_id).state == "queued", "it would wait, too"

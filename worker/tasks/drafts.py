@@ -8,7 +8,9 @@ from app.core.work import claim, working
 from app.datasets.models import SourceFile
 from app.drafting import asking, service
 from app.drafting.models import Drafting
+from app.inference.told import Told
 from worker.celery_app import celery_app
+from worker.standing_in import standing_in
 
 
 @celery_app.task(name=service.TASK)
@@ -17,7 +19,7 @@ def draft(drafting_id: str) -> bool:
     lease = claim(Drafting, drafting_id)
     if lease is None:
         return False
-    with working(lease):
+    with standing_in(lease), working(lease):
         with reading() as session:
             row = session.get_one(Drafting, drafting_id)
             file = session.get_one(SourceFile, row.file_id)
@@ -25,15 +27,16 @@ def draft(drafting_id: str) -> bool:
         total = sum(1 for _ in service.chunks_of(file, row.size_tokens, row.overlap_tokens))
         lease.progress(row.asked, total, "asking")
         found = service.chunks_of(file, row.size_tokens, row.overlap_tokens)
+        told = Told(lease)
         for number, chunk in islice(enumerate(found), row.asked, None):
             try:
-                said = asking.ask(
-                    where, asking.prompt(chunk.text, chunk.heading, row.pairs), lambda: not lease.is_cancelled
-                )
+                text = asking.prompt(chunk.text, chunk.heading, row.pairs)
+                said = asking.ask(where, text, lambda: not lease.is_cancelled, told)
             except Unavailable:
                 lease.progress(number, total)  # ends as cancelled where that is why there is no answer
                 raise
-            with lease.write(done=number + 1, total=total) as session:
+            lease.is_waiting = False
+            with lease.write(done=number + 1, total=total, phase="asking") as session:
                 service.record(session, drafting_id, number, chunk, asking.pairs_in(said)[: row.pairs], said)
             lease.progress(number + 1, total)
     return True

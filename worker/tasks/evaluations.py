@@ -6,6 +6,7 @@ from app.core.db import reading
 from app.core.work import claim, working
 from app.evaluations import running, service
 from app.evaluations.models import Evaluation
+from worker.standing_in import standing_in
 
 
 @shared_task(name=service.TASK)
@@ -14,7 +15,7 @@ def run(evaluation_id: str) -> bool:
     lease = claim(Evaluation, evaluation_id)
     if lease is None:
         return False
-    with working(lease):
+    with standing_in(lease), working(lease):
         with reading() as session:
             evaluation = session.get_one(Evaluation, evaluation_id)
         running.run(lease, evaluation)
