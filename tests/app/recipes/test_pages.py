@@ -315,6 +315,8 @@ def test_a_recipe_file_goes_out_and_comes_back(page):
     answer = page.post(f"{address}/import", files=broken)
     assert answer.status_code == 422
     assert "not valid YAML" in answer.text
+    assert '<details class="card" id="recipe-file" open>' in answer.text, "a refusal in a closed card is seen by nobody"
+    assert '<details class="card" id="recipe-file">' in page.get(address).text
 
 
 @pytest.mark.parametrize(
