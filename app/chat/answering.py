@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
 UNSAVED_S = 900.0  # how long the end of an answer waits for a disk that is full or a database that is away
-PATIENCE_S = 45.0  # for a model server that starts; nothing else that an answer waits for is counted
+PATIENCE_S = 180.0  # for a model server that starts, beside a training; nothing else that is waited for is counted
 ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
 # More than may wait for memory at once: a small model goes on answering meanwhile.
