@@ -24,12 +24,13 @@ from app.chat.waiting import Waited
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling, TokenEvent, TokenLogprob, Waiting
 from app.core import events
-from app.core.db import transaction, utcnow
+from app.core.db import reading, transaction, utcnow
 from app.core.errors import AppError, Unavailable
 
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
+SAVE_WAITING_EVERY_S = 15.0
 UNSAVED_S = 900.0  # how long the end of an answer waits for a disk that is full or a database that is away
 PATIENCE_S = 180.0  # for a model server that starts, beside a training; nothing else that is waited for is counted
 ASK_AGAIN_S = 0.5
@@ -71,6 +72,17 @@ class _Said:
         self.text, self._message_id = "", message_id
         self._told, self._told_at = 0, time.monotonic()
         self._shown: Waited | None = None
+        self._saved: tuple[int, Waited | None] | None = None
+        self._saved_at = 0.0
+
+    def is_to_save(self) -> bool:
+        """Whether there is more to save than when this was true last. Of what waits long the row says now and then that
+        it is still waited for: many who wait must not keep the database from those who do not."""
+        now, new = time.monotonic(), (len(self.text), self._shown)
+        if new == self._saved and now - self._saved_at < SAVE_WAITING_EVERY_S:
+            return False
+        self._saved, self._saved_at = new, now
+        return True
 
     @property
     def waiting(self) -> dict[str, Any]:
@@ -176,6 +188,9 @@ def _save(order: Order, said: _Said) -> bool:
     """Save what was said so far, or what is waited for; True when a person asked to stop. A full disk or a database
     that is away ends no answer: its end is saved when they are back."""
     try:
+        if not said.is_to_save():
+            with reading() as session:
+                return _is_stop_wished(session, order)
         with transaction() as session:
             session.execute(
                 update(ChatMessage)

@@ -52,7 +52,8 @@ def retry_after_s(waiting: Waiting) -> int:
     """When asking again makes sense: at the end of the training, at most ten minutes ahead."""
     if waiting.why != "memory":
         return 10
-    return max(10, min(LONGEST_RETRY_S, math.ceil(waiting.training_left_s or 60)))
+    left_s = 60.0 if waiting.training_left_s is None else waiting.training_left_s
+    return max(10, min(LONGEST_RETRY_S, math.ceil(left_s)))
 
 
 def _before(count: int) -> str:

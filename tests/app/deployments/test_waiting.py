@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
+from app.contracts.generation import Waiting
 from app.contracts.room import Room
 from app.deployments import stream
 from app.inference import client
+from app.inference.waiting import retry_after_s
 from app.main import create_app
 from tests.app.deployments.conftest import Stack, at_home, body
 
@@ -36,3 +38,8 @@ def test_clients_are_told_when_to_come_back(
     client.end_room("theirs")
     monkeypatch.setattr(stream, "LOADING_PATIENCE_S", 300.0)
     assert http.post("/v1/chat/completions", json=body(stack)).status_code == 200
+
+
+def test_when_to_ask_again() -> None:
+    found = [retry_after_s(Waiting(why="memory", training_left_s=left_s)) for left_s in (0.0, 42.2, 9000.0, None)]
+    assert found == [10, 43, 600, 60]
