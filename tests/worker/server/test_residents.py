@@ -70,8 +70,11 @@ def test_a_deleted_base_takes_its_adapters_along_and_a_failure_is_not_kept(home:
     residents.get(_files(home, "a0"), "a0").result()
     assert residents.unload("base") == 2
     assert residents.listing() == []
+    (home / "empty").mkdir()
     with pytest.raises(BadData):
-        residents.get(_files(home, "a0", base="nowhere"), "lost").result()
+        residents.get(_files(home, "a0", base="empty"), "lost").result()
+    with pytest.raises(FileNotFoundError):
+        residents.get(_files(home, "a0", base="nowhere"), "gone")
     assert residents.get(_files(home), "base").result().size_bytes > 0
     assert _names(residents) == ["base"]
 
