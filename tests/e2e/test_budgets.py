@@ -56,5 +56,6 @@ def test_a_first_visit_stays_small(visit: Callable[..., Any], places: dict[str, 
     page.evaluate("document.fonts.ready")
     detail = {names.get(key, key).rsplit("/", 1)[-1]: round(size) for key, size in sizes.items()}
     assert sum(sizes.values()) <= (130_000 if name == "run" else 100_000), detail
-    assert len(sizes) <= (18 if name == "run" else 11), detail
+    # The icon of the page before may still come, and has no name here, and so may this one's for a second time.
+    assert len({names[key] for key in sizes if key in names}) <= (18 if name == "run" else 11), detail
     assert page.evaluate("document.querySelectorAll('*').length") <= 1500
