@@ -176,7 +176,7 @@ class RecipeSpec(Contract):
     @model_validator(mode="after")
     def _parts_agree(self) -> "RecipeSpec":
         if self.method == "scratch" and (self.scratch is None or self.base_source != "scratch"):
-            raise ValueError("a model from scratch needs its architecture and no base model")
+            raise ValueError("method scratch needs base_source scratch, and the sizes of the new model below scratch")
         if self.method != "scratch" and self.base_source == "scratch":
             raise ValueError(f"method {self.method} needs a base model")
         if self.method == "scratch" and self.learn_from == "preferences":

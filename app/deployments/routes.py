@@ -12,6 +12,7 @@ from app.accounts.access import ActorDep
 from app.accounts.service import Actor
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling, Waiting
+from app.core import markdown
 from app.core.config import get_settings
 from app.core.db import reading, transaction, utcnow
 from app.core.errors import AppError
@@ -73,6 +74,7 @@ def _page(
         now=utcnow(),
         snippets=snippets(base_url(request), model_id, example),
         base_url=base_url(request),
+        markdown=markdown.render,
         scopes=keys.SCOPES,
         strong=keys.STRONG,
         usage=calls.usage(session, actor, project_id),

@@ -21,7 +21,7 @@ def to_yaml(recipe: RecipeSpec) -> str:
 
 
 def from_yaml(text: str) -> RecipeSpec:
-    """Read a recipe file. Raises Invalid naming the first value that does not fit."""
+    """Read a recipe file. Raises Invalid with a line for each value that does not fit."""
     if len(text) > _LARGEST:
         raise Invalid(fields={"file": "This file is larger than any recipe. Choose a recipe.yaml."})
     try:

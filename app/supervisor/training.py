@@ -26,7 +26,8 @@ def read_recipe(path: Path) -> RecipeSpec:
     except UnicodeDecodeError as error:
         raise BadRecipe(f"{path} is no text in UTF-8. Save it as such, then try again.") from error
     except recipe_file.BadRecipeFile as error:
-        raise BadRecipe(f"{path}: {error}") from error
+        told = str(error)
+        raise BadRecipe(f"{path}:\n{told}" if "\n" in told else f"{path}: {told}") from error
 
 
 def base_of(folder: Path | None, overlays: list[str]) -> ModelFiles | None:

@@ -1,6 +1,7 @@
 """The recipe page as a person uses it: proposals, changes, mistakes, a file, a base from a folder, the start."""
 
 import re
+from html import unescape
 from pathlib import Path
 
 import pyarrow as pa
@@ -317,6 +318,31 @@ def test_a_recipe_file_goes_out_and_comes_back(page):
     assert "not valid YAML" in answer.text
     assert '<details class="card" id="recipe-file" open>' in answer.text, "a refusal in a closed card is seen by nobody"
     assert '<details class="card" id="recipe-file">' in page.get(address).text
+
+
+def test_every_mistake_of_a_recipe_file_is_told_at_once_in_plain_words(page):
+    text = (
+        "method: lorra\nbase_source: starter\nlearning_rte: 0.001\nepochs: many\nlora:\n  rank: 1000\n"
+        "packing: perhaps\nsample_prompts: Why\nseed: 1\nseed: 2\n"
+    )
+    answer = page.post(f"/projects/{page.project_id}/recipe/import", data={"text": text})
+    assert answer.status_code == 422
+    told = re.findall(r"<li>(Line .*?)</li>", answer.text)
+    assert [unescape(line) for line in told] == [
+        "Line 1, “method” must be lora, last_layers, full or scratch.",
+        "Line 3, “learning_rte” is not a value of a recipe. Did you mean “learning_rate”?",
+        "Line 4, “epochs” must be a number.",
+        "Line 6, “lora.rank” must be at most 512.",
+        "Line 7, “packing” must be true or false.",
+        "Line 8, “sample_prompts” must be a list, each entry on a line of its own that begins with “- ”.",
+        "Line 10: “seed” stands in line 9 already. Keep one.",
+    ]
+    answer = page.post(f"/projects/{page.project_id}/recipe/import", data={"text": "epochs: 2"})
+    assert "“method” is missing. Add a line “method: …”" in unescape(answer.text)
+    many = "".join(f"name_{i}: 1\n" for i in range(500))
+    answer = page.post(f"/projects/{page.project_id}/recipe/import", data={"text": many})
+    assert 3 < len(re.findall(r"<li>(?:Line|“|…)", unescape(answer.text))) < 20, "a long list is cut, and says so"
+    assert "more like these" in answer.text
 
 
 @pytest.mark.parametrize(
