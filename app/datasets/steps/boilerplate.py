@@ -17,6 +17,8 @@ from app.datasets.steps.rewriting import Rewritten, each, matching, rewriting
 
 _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[^\W\d_]")
+_FENCE = re.compile(r"\s{0,3}(```+|~~~+)")
+_UNDER_HEADS = re.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?")
 LONGEST_LINE = 200
 EDGE_LINES = 6
 
@@ -48,8 +50,31 @@ def _edges(text: str) -> set[str]:
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) < 3:
         return set()
-    edges = [*lines[:EDGE_LINES], *lines[-EDGE_LINES:]] if len(lines) > 2 * EDGE_LINES else lines
-    return {pattern_of(line) for line in edges if len(line) <= LONGEST_LINE}
+    built = _built(lines) if "|" in text or "``" in text or "~~" in text else set()
+    places = range(len(lines))
+    edges = [*places[:EDGE_LINES], *places[-EDGE_LINES:]] if len(lines) > 2 * EDGE_LINES else places
+    return {pattern_of(lines[i]) for i in edges if len(lines[i]) <= LONGEST_LINE and i not in built}
+
+
+def _built(lines: Sequence[str]) -> set[int]:
+    """Places of lines that belong to a table or a block of code: alike in many answers, and no header of a page."""
+    found: set[int] = set()
+    fence, is_table = "", False
+    for i, line in enumerate(lines):
+        mark = _FENCE.match(line)
+        if mark and not fence:
+            fence = mark.group(1)
+        elif mark and mark.group(1).startswith(fence):
+            fence = ""
+        elif not fence:
+            if i and "|" in lines[i - 1] and _UNDER_HEADS.fullmatch(line):
+                found.add(i - 1)
+                is_table = True
+            is_table = is_table and "|" in line
+            if not is_table:
+                continue
+        found.add(i)
+    return found
 
 
 def repeated(texts: Iterable[str], least_rows: int = 5, least_share: float = 0.02) -> list[Repeated]:

@@ -243,6 +243,19 @@ def test_repeated_lines_are_found_and_taken_out_at_the_edges_only():
     assert [r.line for r in repeated(braces)] == ["word #"], "brackets belong to code"
 
 
+def test_what_a_table_or_a_program_begins_with_is_no_repeated_line():
+    table = [f"| Product | Price |\n|---|---:|\n| Tea {'x' * i} | 3 |\n| Cup {'y' * i} | 9 |" for i in range(40)]
+    bare = [f"Product | Price\n--- | ---\nTea {'x' * i} | 3\nThat was all about {'z' * i}." for i in range(40)]
+    code = [f"```python\nimport turtle\nprint({'x' * i!r})\n```" for i in range(40)]
+    waves = [f"~~~~sql\nselect everything\n~~~\nfrom t{'x' * i}\n~~~~" for i in range(40)]
+    for texts in (table, bare, code, waves):
+        assert repeated(texts) == []
+    around = [f"ACME Handbook\n\n{text}\n\nKind regards" for text in (*table, *code)]
+    assert {(r.line, r.rows) for r in repeated(around)} == {("acme handbook", 80), ("kind regards", 80)}
+    after = [f"A rule\n---\nIntro {'x' * i}\nACME | Handbook" for i in range(40)]
+    assert {r.line for r in repeated(after)} == {"a rule", "acme | handbook"}, "no table without its second line"
+
+
 def test_a_cap_keeps_so_many_of_each_label_in_any_order():
     rows = [chat(f"q{i}", "a", label="spam" if i % 5 else "ham") for i in range(50)] + [chat("x", "y")]
     kept = {
