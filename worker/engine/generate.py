@@ -22,7 +22,7 @@ from worker.engine.errors import BadData
 from worker.engine.formats import guide
 from worker.engine.packing import is_packable
 from worker.engine.precision import Precision, applied, join_norms
-from worker.engine.products import join, pack, packs, size_bytes
+from worker.engine.products import join, own_small_weights, pack, packs, size_bytes
 from worker.engine.sampling import Chosen, Sampler
 from worker.engine.tokenizer_files import load_tokenizer
 from worker.engine.vocabulary import vocabulary_of
@@ -95,8 +95,10 @@ def load(files: ModelFiles, device: str = "cpu", precision: Precision = "fp32") 
     got, note = ("bf16", "")
     if device == "cpu":
         model, got, note = applied(model.eval(), tokenizer, precision)
-        if is_packable(model) and not lay_out(model) and packs():
-            pack(model)
+        if is_packable(model):
+            own_small_weights(model)
+            if not lay_out(model) and packs():
+                pack(model)
     template = limited(load_template(folder, tokenizer.get_vocab()))
     return Loaded(
         model=model.eval(),

@@ -200,6 +200,17 @@ def join(model: PreTrainedModel) -> None:
                 start += layer.out_features
 
 
+@torch.no_grad()
+def own_small_weights(model: PreTrainedModel) -> None:
+    """Copy embeddings, norms and biases out of the file that they were read from, in place. Otherwise they keep all of
+    it mapped, also the weights of linear layers, which answers read from copies of their own."""
+    large = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)}
+    large -= {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    for parameter in model.parameters():
+        if id(parameter) not in large:
+            parameter.data = parameter.data.clone()
+
+
 def packs() -> bool:
     """True where oneDNN can lay out weights for its own products."""
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")

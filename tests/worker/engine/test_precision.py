@@ -103,3 +103,12 @@ def test_bf16_is_taken_where_it_is_faster_and_refused_with_a_reason_elsewhere(
     taken = load(files, precision="bf16")
     assert (taken.precision, taken.model.dtype) == ("bf16", torch.bfloat16)
     assert all(answered(taken, "How do I reset my password?", "?"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux tells which files are in memory")
+@pytest.mark.parametrize("wanted", ["fp32", pytest.param("int8", marks=needs_int8)])
+def test_a_loaded_model_lets_its_file_go(files: ModelFiles, wanted: precision.Precision) -> None:
+    """Answers read copies of the weights; one small tensor in the file would keep all of it in memory beside them."""
+    loaded = load(files, precision=wanted)
+    assert loaded.precision == wanted
+    assert files.base_dir not in Path("/proc/self/maps").read_text(encoding="utf-8")
