@@ -37,6 +37,7 @@ def main() -> None:
     import uvicorn
 
     from worker.server.api import create_server
+    from worker.server.rooms import Rooms
     from worker.server.vllm import Vllm
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
@@ -47,7 +48,8 @@ def main() -> None:
     # The key comes by the environment: other users of the machine can read a command line.
     key, is_needed = os.environ.get("GPT_BUILDER_VLLM_KEY", ""), arguments.vllm_needed
     vllm = Vllm(arguments.vllm, key, is_needed=is_needed) if arguments.vllm else None
-    app = create_server(budget, arguments.device, arguments.precision, arguments.compiled, vllm)
+    rooms = Rooms(path=arguments.socket.with_name(f"{arguments.socket.name}.rooms"))
+    app = create_server(budget, arguments.device, arguments.precision, arguments.compiled, vllm, rooms)
     uvicorn.run(app, uds=str(arguments.socket), log_level="warning", timeout_graceful_shutdown=5)
 
 

@@ -13,6 +13,7 @@ from worker.engine import compiled
 from worker.engine.precision import Precision
 from worker.server import answering, embedding, measuring
 from worker.server.residents import Residents
+from worker.server.rooms import Rooms
 from worker.server.serving import Serving
 from worker.server.turns import Turns
 from worker.server.vllm import Away, Vllm
@@ -30,10 +31,12 @@ def create_server(
     precision: Precision = "fp32",
     compiles: bool = False,
     vllm: Vllm | None = None,
+    rooms: Rooms | None = None,
 ) -> FastAPI:
     """The application; one model thread lives as long as it. `compiles`: faster answers on a CPU, after the about ten
-    seconds that compiling takes the first time. What `vllm` holds, it answers; our own engine the rest."""
-    serving = Serving(Residents(budget_bytes, device, precision), Turns())
+    seconds that compiling takes the first time. What `vllm` holds, it answers; our own engine the rest. `rooms`: what
+    training holds, as far as it is known already."""
+    serving = Serving(Residents(budget_bytes, device, precision, rooms=rooms), Turns())
     if compiles and device == "cpu":
         # Models that were loaded meanwhile are loaded anew with the next question.
         compiled.prepare(serving.residents.forget_all)

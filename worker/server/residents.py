@@ -93,13 +93,14 @@ class Residents:
         device: str = "cpu",
         precision: Precision = "fp32",
         memory_bytes: int | None = None,
+        rooms: Rooms | None = None,
     ) -> None:
         memory_bytes = memory_bytes or sizes.memory_limit()
         self._budget = budget_bytes or memory_bytes // 4
         self._whole = memory_bytes - min(RESERVE_BYTES, memory_bytes // 4) if device == "cpu" else None
         self._device, self._precision = device, precision
         self._lock = threading.Lock()
-        self._rooms = Rooms()
+        self._rooms = rooms or Rooms()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._leaving: list[_Leaving] = []
         self._gave_way: OrderedDict[str, None] = OrderedDict()
