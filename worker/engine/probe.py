@@ -16,7 +16,7 @@ from app.contracts import events as e
 from app.contracts.probe import Costs, Probed
 from app.contracts.recipe import RecipeSpec, TrainOrder
 from worker.engine import devices, evaluate, finish, optim
-from worker.engine.answers import LONGEST_ANSWER, answer
+from worker.engine.answers import answer
 from worker.engine.checkpoints import Checkpoints, optimizer_tensors
 from worker.engine.data import TokenRows
 from worker.engine.data import order as row_order
@@ -55,6 +55,7 @@ class _Seen:
     costs: dict[str, tuple[float, float]] = field(default_factory=dict)
     steps: list[tuple[int, float, float]] = field(default_factory=list)
     later: list[tuple[int, float, float]] = field(default_factory=list)
+    test_tokens: float = 0.0
 
 
 def probe(order: TrainOrder, seconds: float, began: Clock | None = None) -> Iterator[e.EngineEvent]:
@@ -215,17 +216,23 @@ def _measure_end(
         None,
     )
     seen.costs["save_s"] = at.until_now()
-    shorter = [replace(prompt, answer_tokens=ANSWER_TOKENS // 2) for prompt in material.tests]
+    tests = material.tests
+    seen.test_tokens = float(sum(prompt.answer_tokens for prompt in tests))
+    is_told = order.recipe.learn_from != "preferences" and seen.test_tokens > 0
+    if is_told:  # the run learns where known answers end; preferences do not teach that, so there it is tried
+        tests = [replace(prompt, answer_tokens=ANSWER_TOKENS // 2) for prompt in tests]
     tested: dict[str, float] = {}
     at = Clock.now()
     # So few steps may not have changed what the model says; here that is no fault.
     with contextlib.suppress(BadData):
-        tested = finish.finish(order, replace(material, tests=shorter), store, None, 1, "completed").stop_test or {}
+        tested = finish.finish(order, replace(material, tests=tests), store, None, 1, "completed").stop_test or {}
     wall, processor = at.until_now()
     share = tested.get("seconds", 0.0) / wall
     seen.costs["finish_s"] = wall * (1 - share), processor * (1 - share)
     if tokens := tested.get("tokens"):
         seen.costs["test_token_s"] = wall * share / tokens, processor * share / tokens
+        if not is_told:
+            seen.test_tokens = tokens
     return saved.size_bytes
 
 
@@ -247,7 +254,6 @@ def _told(
             Costs(**costs, step_s=step_s, token_s=token_s, later_step_s=later_step_s, later_token_s=later_token_s)
         )
     known = [prompt.answer_tokens for prompt in material.tests if prompt.answer_tokens]
-    limit = min(LONGEST_ANSWER, 2 * max(known, default=0)) or 32
     rows = material.validation_rows
     return Probed(
         device=device.device.type,
@@ -261,7 +267,7 @@ def _told(
         validation_rows=len(rows),
         sample_prompts=min(len(material.prompts), len(recipe.sample_prompts) or evaluate.PROMPTS),
         answer_tokens=float(np.mean(known)) if known else 0.0,
-        test_tokens=float(sum(known) if known else limit * len(material.tests)),
+        test_tokens=seen.test_tokens,
         checkpoint_bytes=checkpoint_bytes,
         steps_measured=len(seen.steps),
         wall=clocks[0],

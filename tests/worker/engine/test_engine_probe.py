@@ -69,6 +69,10 @@ def test_a_preference_run_can_be_tried(make_order: MakeOrder, tmp_path: Path) ->
     data = write_version(tmp_path / "pairs", pairs)
     found = probed(make_order("lora", data=data, learn_from="preferences"))
     assert (found.train_rows, found.validation_rows) == (18, 6)
+    # Preferences do not teach where to stop: a model that never did says twice the longest known answer, each time.
+    tested = of(run(make_order("lora", data=data, learn_from="preferences", out="run")), "ended")[0].stop_test
+    assert tested["ended"] == 0
+    assert found.test_tokens == tested["tokens"]
 
 
 def test_the_heaviest_step_is_the_one_with_most_tokens_at_once(make_order: MakeOrder) -> None:
