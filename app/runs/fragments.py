@@ -56,4 +56,7 @@ def rendered(view: RunView, *, may_edit: bool) -> dict[str, str]:
         html = render_text(f"runs/_{name}.html", **values).strip()
         swap = "outerHTML" if name == "beat" else "outerMorph"
         found[name] = f'<hx-partial hx-target="#{root}" hx-swap="{swap}">{html}</hx-partial>'
+    if view.is_over and may_edit:
+        # Nobody has to ask any more to be told when it ends; what was typed there is left alone until then.
+        found["notices"] = '<hx-partial hx-target="[data-until-end]" hx-swap="delete"></hx-partial>'
     return found

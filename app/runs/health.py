@@ -47,6 +47,9 @@ def _val_row(curves: Curves) -> HealthRow:
     looks = sum(1 for step, _ in curves.val if step > best_step)
     if looks >= 5 and now > best * 1.015:
         return {"state": "warn", "title": "Validation loss is rising", "note": f"Best was step {best_step:,}"}
+    if now > best * 1.015:
+        note = f"{shown(now)}, best {shown(best)} at step {best_step:,}"
+        return {"state": "good", "title": "Validation loss is above its best", "note": note}
     return {"state": "good", "title": "Validation loss is falling", "note": f"{shown(now)}, best so far {shown(best)}"}
 
 

@@ -116,6 +116,14 @@ class RunView:
         return min(1.0, self.run.step / self.run.total_steps) if self.run.total_steps else 0.0
 
     @property
+    def passes(self) -> float:
+        """Passes over the training rows: those that its steps come to, once it is over those that were made."""
+        steps, rows = self.run.step if self.is_over else self.run.total_steps, self.run.plan.get("train_rows")
+        if not steps or not rows:
+            return float(self.run.adjustments.get("epochs") or self.recipe.epochs)
+        return steps / self.recipe.steps_per_epoch(rows)
+
+    @property
     def speed(self) -> float | None:
         """Tokens a second over the whole training, whole numbers."""
         return round(self.run.tokens_seen / self.run.trained_s) if self.run.trained_s > 0 else None

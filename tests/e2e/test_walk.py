@@ -122,7 +122,9 @@ def test_from_the_first_visit_to_an_answer_over_the_api(walker: Walker, fresh_se
 
     # Run: live, without reload, to its end; the whole curve after a reload.
     walker.picture("10-run-begins")
+    assert page.get_by_text("Tell me when it ends").count() == 1
     page.get_by_role("heading", name="Your model is ready").wait_for(timeout=PATIENCE_MS)
+    page.get_by_text("Tell me when it ends").wait_for(state="detached")
     walker.picture("11-run-ends")
     points = page.request.get(run_url + "/metrics.json").json()
     assert points["step"] == sorted(set(points["step"]))

@@ -3,11 +3,13 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -83,6 +85,18 @@ class Supervisor:
     def signal(self, number: int) -> None:
         assert self.process
         self.process.send_signal(number)
+
+    def freeze(self, database: Path) -> None:
+        """Stop it between two of its writes: frozen within one it keeps the lock of an SQLite file from everybody."""
+        while True:
+            self.signal(signal.SIGSTOP)
+            try:
+                with closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as other:
+                    other.execute("BEGIN IMMEDIATE")
+                    return
+            except sqlite3.OperationalError:
+                self.signal(signal.SIGCONT)
+                time.sleep(0.1)
 
     def kill_and_restart(self) -> None:
         assert self.process
@@ -183,7 +197,7 @@ def test_killed_trainers_and_supervisors_change_nothing(database: Path, short_le
             supervisor.kill_and_restart()
         else:
             fence = state(disturbed).fence
-            supervisor.signal(signal.SIGSTOP)
+            supervisor.freeze(database)
             wait_for(lambda at=fence: state(disturbed).fence > at, "the lease of a frozen supervisor expires")
             supervisor.signal(signal.SIGCONT)
         assert len(trainers()) <= 1

@@ -79,6 +79,15 @@ def test_losses_that_lie_far_apart_do_not_agree():
     assert health(Curves(train, near))[2]["state"] == "good"
 
 
+def test_a_loss_above_its_best_is_not_called_falling():
+    found = curves(1500, falling, falling, noise=0.01)
+    assert health(found)[1]["title"] == "Validation loss is falling"
+    worse = Curves(found.train, [*found.val[:-1], (1500, 2 * found.val[-1][1])])
+    row = health(worse)[1]
+    assert (row["state"], row["title"]) == ("good", "Validation loss is above its best")
+    assert f"best {found.val[-2][1]:.2f} at step {found.val[-2][0]:,}" in row["note"]
+
+
 def test_a_run_that_is_over_is_told_whole_and_by_what_was_kept():
     def rising(step: float) -> float:
         return falling(min(step, 800)) + max(0.0, step - 800) / 1000

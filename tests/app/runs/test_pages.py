@@ -180,3 +180,14 @@ def test_weights_that_an_interruption_left_are_tidied_away(world):
     reconcile.tidy()
     assert not (storage.run_dir(run_id) / "model").exists()
     assert (storage.run_dir(kept) / "model").exists()
+
+
+def test_the_page_names_the_passes_that_were_made(browser, world):
+    """Not those that the recipe would allow: a run may be made of fewer steps, or stop before them."""
+    batch = a_recipe().batch_size
+    told = {"plan": {"train_rows": 45 * batch}, "step": 30, "total_steps": 60}
+    for state, passes in (("running", "1.33"), ("succeeded", "0.667")):
+        page = browser.get(f"/runs/{a_run(world, state, **told)}").text
+        assert re.search(rf"Passes\s*</\w+>\s*<[^>]*>\s*{re.escape(passes)}\s*<", page), state
+    page = browser.get(f"/runs/{a_run(world, 'queued')}").text
+    assert re.search(rf"Passes\s*</\w+>\s*<[^>]*>\s*{a_recipe().epochs:g}\s*<", page)
