@@ -11,7 +11,7 @@ from app.core import storage
 from app.core.config import ROOT
 from app.core.errors import Invalid
 
-_HEAD = "# Run it anywhere: gpt-builder train recipe.yaml --version <frozen version> --out <folder>\n"
+_HEAD = "# Run it anywhere:\n# gpt-builder train recipe.yaml --version <frozen version> --out <folder>\n"
 _LARGEST = 100_000
 
 
