@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,6 +24,8 @@ BEYOND = (
     "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora",
 )  # fmt: skip
 _PREFIX = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
+_HEADS = frozenset({"lm_head", "embed_out"})  # a layer of such a name is the head
 _PARTS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m"}
 LINGERING = 2  # adapters whose answers have ended, and which stay beside the others until one joins
 
@@ -48,18 +51,29 @@ class Adapter:
     size_bytes: int
 
 
+def stands_beside(folder: Path) -> bool:
+    """Whether an adapter changes linear layers only, so that it need not be merged, as far as its files tell before
+    they are read. True for a folder that cannot be read: loading it says what is wrong."""
+    try:
+        if not _is_narrow(orjson.loads((folder / "adapter_config.json").read_bytes())):
+            return False
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            parsed = [_parsed(name) for name in file.keys()]  # noqa: SIM118  (it is no mapping)
+    except (OSError, ValueError, AttributeError, SafetensorError):
+        return True
+    return all(part is not None and site.rpartition(".")[2] not in _HEADS for site, part in parsed)
+
+
 def read(folder: Path, model: PreTrainedModel, key: str) -> Adapter | None:
     """The adapter of a PEFT folder for `model`; None when it changes more than linear layers and has to be merged.
 
     Raises BadData when it was made for another base model.
     """
     config = orjson.loads((folder / "adapter_config.json").read_bytes())
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        return None
-    if any(config.get(name) for name in BEYOND):
+    if not _is_narrow(config):
         return None
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+    for name, tensor in load_file(folder / _WEIGHTS).items():
         site, part = _parsed(name)
         if part is None:
             return None
@@ -76,6 +90,11 @@ def read(folder: Path, model: PreTrainedModel, key: str) -> Adapter | None:
         sites[name] = _site(layer, parts, config, folder.name, model.dtype, model.device)
     size = sum(part.nbytes for site in sites.values() for part in (site.a, site.b, site.gain) if part is not None)
     return Adapter(key, sites, size)
+
+
+def _is_narrow(config: dict[str, Any]) -> bool:
+    is_lora = config.get("peft_type") == "LORA" and config.get("bias", "none") == "none"
+    return is_lora and not any(config.get(name) for name in BEYOND)
 
 
 def _parsed(name: str) -> tuple[str, str | None]:

@@ -3,8 +3,10 @@ leaves first."""
 
 import hashlib
 import logging
+import math
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from app.contracts.generation import Waiting
 from app.contracts.recipe import ModelFiles
 from app.contracts.room import Room, Unloaded
 from app.core.numbers import size
+from worker.engine import adapters
 from worker.engine.devices import give_back_freed, let_go
 from worker.engine.errors import EngineError
 from worker.engine.generate import Loaded, lay, load, stem
@@ -28,6 +31,7 @@ from worker.server.rooms import Rooms
 log = logging.getLogger(__name__)
 RESERVE_BYTES = 3 * 2**29  # for everything else on the machine, as estimates of runs count it
 REMEMBERED = 256  # models that are known to have made room
+LOOK_AGAIN_S = 2.0  # for circles of objects that keep weights
 
 
 class TooLarge(EngineError):
@@ -40,6 +44,10 @@ class NoRoom(Exception):
     def __init__(self, waiting: Waiting) -> None:
         super().__init__(waiting)
         self.waiting = waiting
+
+
+class _JustLeft(Exception):
+    """Models were unloaded, and what they hold is not free yet."""
 
 
 def digest(files: ModelFiles) -> str:
@@ -70,13 +78,15 @@ class _Entry:
     loaded: Loaded | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Leaving:
-    """Weights that were unloaded while an answer in the making may still need them."""
+    """Weights that were unloaded while an answer in the making may still need them. `looked_at`: when circles of
+    objects were last freed because of them."""
 
     loaded: "weakref.ref[Loaded]"
     weights: "weakref.ref[PreTrainedModel]"
     size_bytes: int
+    looked_at: float = -math.inf
 
 
 class Residents:
@@ -103,6 +113,7 @@ class Residents:
         self._rooms = rooms or Rooms()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._leaving: list[_Leaving] = []
+        self._is_unfreed = False  # something was unloaded since memory was given back
         self._gave_way: OrderedDict[str, None] = OrderedDict()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
 
@@ -113,19 +124,25 @@ class Residents:
         Raises NoRoom where it has to wait for memory, TooLarge where waiting would not help.
         """
         key, below = digest(files), stem(files)
+        if below != files and not adapters.stands_beside(Path(files.overlays[-1].dir)):
+            below = files  # it is merged into its base as it is read: no base has to lie beside it
         below_key = digest(below) if below != files else None
-        with self._lock:
-            needs = self._admit(files, key, below, below_key)
-            if below_key is None:
-                return self._entry(key, name, None, needs[0], lambda: self._read(files))
-            # Submitted first, so it is there before the adapter's turn on the one loading thread.
-            base = self._entry(below_key, "", None, needs[1], lambda: self._read(below))
-            return self._entry(key, name, below_key, needs[0], lambda: self._beside(base, files, key))
+        while True:
+            self._free()
+            with self._lock:
+                try:
+                    return self._begun(files, name, key, below, below_key)
+                except _JustLeft:
+                    pass
+                except NoRoom:
+                    if not self._circles():
+                        raise
 
     def has_given_way(self, files: ModelFiles) -> bool:
         """Whether this model, or its base, was unloaded to make room for training and is not back yet."""
+        keys = {digest(one) for one in (files, stem(files))}
         with self._lock:
-            return any(digest(one) in self._gave_way for one in (files, stem(files)))
+            return not keys.isdisjoint(self._gave_way)
 
     def hold(self, room: Room) -> list[Unloaded]:
         """Leave an attempt its room; which models had to go at once. Answers in the making keep theirs."""
@@ -137,18 +154,28 @@ class Residents:
                 self._gave_way.move_to_end(key)
             while len(self._gave_way) > REMEMBERED:
                 self._gave_way.popitem(last=False)
-        if gone:
-            let_go()
+        self._free()
         return list(gone.values())
 
     def end_room(self, attempt_id: str) -> None:
         """An attempt is over: its room is free."""
         self._rooms.end(attempt_id)
 
+    def _begun(
+        self, files: ModelFiles, name: str, key: str, below: ModelFiles, below_key: str | None
+    ) -> "Future[Loaded]":
+        """The model, admitted and submitted where it is not there yet."""
+        own, base_bytes = self._admit(files, key, below, below_key)
+        if below_key is None:
+            return self._entry(key, name, None, own, lambda: self._read(files))
+        # Submitted first, so it is there before the adapter's turn on the one loading thread.
+        base = self._entry(below_key, "", None, base_bytes, lambda: self._read(below))
+        return self._entry(key, name, below_key, own, lambda: self._beside(base, files, key))
+
     def _admit(self, files: ModelFiles, key: str, below: ModelFiles, below_key: str | None) -> tuple[int, int]:
         """Make room for what is not loaded yet; the bytes that the model, and the base below it, are foretold to take.
 
-        Raises NoRoom and TooLarge.
+        Raises NoRoom and TooLarge, and _JustLeft where others made room: their memory is freed first.
         """
         if self._whole is None or key in self._entries:
             return 0, 0
@@ -168,7 +195,7 @@ class Residents:
             )
         left = self._left()
         if together <= left and self._shrink(left - needed - self._leaving_bytes(), frozenset(kept)):
-            let_go()
+            raise _JustLeft
         if (short := together + self._leaving_bytes() + self._rooms.held_bytes - self._whole) <= 0:
             return own, base
         raise NoRoom(
@@ -192,11 +219,29 @@ class Residents:
         return self._budget if self._whole is None else min(self._budget, self._left())
 
     def _leaving_bytes(self) -> int:
-        """What was unloaded and is still there. Weights that no answer needs any more may hang in a circle."""
-        if any(one.loaded() is None and one.weights() is not None for one in self._leaving):
-            let_go()
+        """What was unloaded and is still there."""
         self._leaving = [one for one in self._leaving if one.weights() is not None]
         return sum(one.size_bytes for one in self._leaving)
+
+    def _circles(self) -> list[_Leaving]:
+        """Weights that no answer needs any more and that are still there: they may hang in a circle, which nobody has
+        looked at just now."""
+        return [
+            one
+            for one in self._leaving
+            if one.loaded() is None and one.weights() is not None and time.monotonic() - one.looked_at >= LOOK_AGAIN_S
+        ]
+
+    def _free(self) -> None:
+        """Give back what was unloaded, also where it hangs in circles. That stops every thread for some tenths of a
+        second; nobody waits for the lock meanwhile."""
+        with self._lock:
+            circles = self._circles()
+            is_due, self._is_unfreed = self._is_unfreed or bool(circles), False
+            for one in circles:
+                one.looked_at = time.monotonic()
+        if is_due:
+            let_go()
 
     def _entry(
         self, key: str, name: str, below: str | None, foretold: int, loading: Callable[[], Loaded]
@@ -224,6 +269,7 @@ class Residents:
                 entry.size_bytes, entry.precision, entry.note = loaded.size_bytes, loaded.precision, loaded.note
                 entry.loaded = loaded
                 self._shrink(self._most(), frozenset({key, entry.below or key}))
+        self._free()
         return loaded
 
     def _shrink(self, most: int, kept: frozenset[str]) -> dict[str, Unloaded]:
@@ -256,7 +302,9 @@ class Residents:
         """Forget every model of this name and what stands on it; answers in the making keep theirs. How many went."""
         with self._lock:
             keys = [key for key, entry in self._entries.items() if entry.name == name]
-            return sum(len(self._forget(key)) for key in keys)
+            count = sum(len(self._forget(key)) for key in keys)
+        self._free()
+        return count
 
     def forget_all(self) -> None:
         """Let every model, also one that is being loaded, be loaded anew with the next question; answers in the making
@@ -264,6 +312,7 @@ class Residents:
         with self._lock:
             for key in list(self._entries):
                 self._forget(key)
+        self._free()
 
     def _forget(self, key: str) -> dict[str, Unloaded]:
         """Drop an entry and the adapters that stand on it; what went, by its key. Nothing here holds weights then."""
@@ -271,6 +320,7 @@ class Residents:
         if entry is None:
             return {}
         if (loaded := entry.loaded) is not None and entry.below is None:
+            self._is_unfreed = True
             self._leaving.append(_Leaving(weakref.ref(loaded), weakref.ref(loaded.model), entry.size_bytes))
         gone = {key: Unloaded(ref=entry.name, size_bytes=entry.size_bytes)}
         for other in [other for other, one in self._entries.items() if one.below == key]:

@@ -22,7 +22,9 @@ from app.inference.targets import Target
 from tests.conftest import wait_for
 from tests.worker.adapters_made import make_adapter
 from tests.worker.tiny import make_model
+from worker.engine.devices import let_go
 from worker.engine.generate import Loaded
+from worker.server import residents as residents_module
 from worker.server import serving, sizes
 from worker.server.api import create_server
 from worker.server.residents import NoRoom, Residents, TooLarge
@@ -135,6 +137,64 @@ def test_who_finds_no_place_may_ask_again(home: Path, tmp_path: Path, monkeypatc
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.mark.parametrize("config", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"target_modules": ["lm_head"]}])
+def test_an_adapter_that_is_merged_is_foretold_whole_and_brings_no_base_along(
+    home: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = make_adapter(home / "base", tmp_path / "merged", 7, **config)
+    overlays = [Overlay(kind="lora", dir=str(folder))]
+    files = ModelFiles(base_dir=str(home / "base"), overlays=overlays)
+    residents = Residents(memory_bytes=MACHINE)
+    residents.hold(_room(LEFT_ALONE))
+    with pytest.raises(NoRoom) as waits:
+        residents.get(files, "merged")
+    residents.end_room("a")
+    loaded = residents.get(files, "merged").result()
+    assert loaded.adapter is None
+    assert _names(residents) == ["merged"]
+    assert loaded.size_bytes <= waits.value.waiting.needed_bytes
+
+
+def test_nobody_waits_for_the_lock_while_circles_are_freed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    size = residents.get(_files(home, "base"), "base").result().size_bytes
+    freed: list[bool] = []
+
+    def looked() -> None:
+        asking = threading.Thread(target=residents.memory)
+        listing = threading.Thread(target=residents.listing)
+        for one in (asking, listing):
+            one.start()
+            one.join(2)
+        freed.append(not listing.is_alive())
+        let_go()
+
+    monkeypatch.setattr(residents_module, "let_go", looked)
+    residents.hold(_room(LEFT_ALONE - 3 * size // 2))
+    assert not freed
+    residents.get(_files(home, "other"), "other").result()
+    assert freed == [True], "the first had to leave for the second"
+    assert _names(residents) == ["other"]
+
+
+def test_weights_that_are_really_needed_are_looked_at_seldom(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who wait ask twice a second; freeing circles stops every answer meanwhile."""
+    residents = Residents(memory_bytes=MACHINE)
+    size = residents.get(_files(home, "base"), "base").result().size_bytes
+    weights: object = residents.get(_files(home, "base"), "base").result().model
+    freed: list[None] = []
+    monkeypatch.setattr(residents_module, "let_go", lambda: freed.append(None) or let_go())
+    assert residents.hold(_room(LEFT_ALONE - size // 2))
+    residents.hold(_room(LEFT_ALONE - 3 * size // 2))
+    for _ in range(5):
+        with pytest.raises(NoRoom):
+            residents.get(_files(home, "other"), "other")
+    assert len(freed) == 1
+    del weights
+    monkeypatch.setattr(residents_module, "LOOK_AGAIN_S", 0.0)
+    residents.get(_files(home, "other"), "other").result()
 
 
 def test_a_room_unloads_the_least_recently_used_beyond_it_at_once(home: Path) -> None:
