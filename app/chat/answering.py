@@ -26,6 +26,7 @@ from app.contracts.generation import Sampling, TokenEvent, TokenLogprob, Waiting
 from app.core import events
 from app.core.db import reading, transaction, utcnow
 from app.core.errors import AppError, Unavailable
+from app.inference.targets import Target
 
 log = logging.getLogger(__name__)
 TELL_EVERY_S = 0.07
@@ -153,6 +154,8 @@ def _answer(order: Order, said: _Said) -> _End:
         include={"prompt_tokens", "completion_tokens", "queue_s", "first_token_s", "total_s", "finish_reason"},
         exclude_none=True,
     )
+    if _is_full(order, last):
+        statistics["finish_reason"] = "memory"
     if odds:
         statistics["odds"] = odds[:KEPT_ODDS]
     if last.finish_reason == "error":
@@ -176,6 +179,13 @@ def _events(order: Order, said: _Said) -> Generator[TokenEvent]:
                 raise
         yield TokenEvent(waiting=Waiting(why="server", so_far_s=time.monotonic() - away_since))
         time.sleep(ASK_AGAIN_S)
+
+
+def _is_full(order: Order, last: TokenEvent) -> bool:
+    """Whether an answer of our own model was cut because question and answer filled what it can look at, and not by
+    the longest reply that was asked for."""
+    is_own = isinstance(order.target, Target)
+    return is_own and last.finish_reason == "length" and (last.completion_tokens or 0) < order.sampling.max_tokens
 
 
 def _odds(one: TokenLogprob) -> dict[str, object]:

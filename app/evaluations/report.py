@@ -136,7 +136,8 @@ def _verdict(kind: str, rows: Sequence[CaseResult], found: dict[str, Any]) -> di
     else:
         title = f"Shares {percent(tuned)} of its words with the ideal answers"
         sentence = (
-            f"Token F1 over {n:.0f} rows, between {percent(low)} and {percent(high)} on many more rows of this kind."
+            f"Counted over {n:.0f} rows. On many more rows of this kind it would be between {percent(low)} and "
+            f"{percent(high)}."
         )
     evidence = _beside(table, kind, found.get("external"))
     if n < FEW:

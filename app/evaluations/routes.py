@@ -151,8 +151,8 @@ def _shown(session: Session, actor: Actor, evaluation_id: str, order: str) -> di
 
 METRICS = {
     "exact": ("Exact match", "share of rows answered exactly"),
-    "f1": ("Token F1", "words shared with the ideal answer"),
-    "rouge_l": ("ROUGE-L", "longest common sequence of words"),
+    "f1": ("Words in common", "with the ideal answer, in any order (Token F1)"),
+    "rouge_l": ("Words in the same order", "as in the ideal answer (ROUGE-L)"),
     "loss": ("Loss", "of the ideal answer, per token; lower is better"),
     "perplexity": ("Hesitates between", "options per token; lower is better"),
 }

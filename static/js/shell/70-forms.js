@@ -28,6 +28,14 @@ customElements.define("repeat-rows", class extends HTMLElement {
   }
 });
 
+// What a page reckoned from a form says when the form holds other values by now.
+const isOther = (one) => /checkbox|radio/.test(one.type) ? one.checked !== one.defaultChecked
+  : one.options ? one.value !== ([...one.options].find((o) => o.defaultSelected) ?? one.options[0])?.value
+  : one.type !== "hidden" && one.value !== one.defaultValue;
+addEventListener("input", ({ target: { form } }) => document.querySelectorAll(`[data-behind="${form?.id}"]`).forEach((note) => {
+  note.hidden = ![...form.querySelectorAll("input, select, textarea")].some(isOther);
+}));
+
 const load = () => document.querySelectorAll("[data-module]").forEach((element) => {
   if (!customElements.get(element.localName)) import(element.dataset.module);
 });

@@ -1,6 +1,7 @@
 """Conversations: answers come from the real model server, are saved, compared, stopped, tried again and rated."""
 
 import re
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -11,8 +12,8 @@ from app.chat.models import Chat, ChatMessage, Feedback
 from app.chat.stream import _sse
 from app.core.db import reading, transaction
 from app.runs.models import Checkpoint, Run
-from tests import visitors
-from tests.app.chat.conftest import GREEDY, Scene, answers, ask, finished
+from tests import serving, visitors
+from tests.app.chat.conftest import GREEDY, Scene, a_scene, answers, ask, finished
 from tests.conftest import wait_for
 
 
@@ -27,6 +28,32 @@ def test_an_answer_is_made_saved_and_shown_with_its_figures(scene: Scene) -> Non
     assert f'id="t-{answer.id}"' in page
     assert "hx-sse:connect" not in page, "a finished page is quiet"
     assert "Cut at the longest reply" in page
+
+
+def test_an_answer_that_fills_the_models_memory_says_so(
+    app: FastAPI, scene: Scene, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    short = a_scene(app, (serving.endless_model(tmp_path / "short", context_length=128), folders[1]))
+    with short.client:
+        chat_id = ask(short, "Hi", max_tokens="2000", odds="on")
+        (answer,) = finished(chat_id)
+        page = short.client.get(f"/chats/{chat_id}").text
+    assert answer.statistics["finish_reason"] == "memory"
+    assert "this model looks at 128 tokens at once" in page
+    assert "Raise it in the reply settings" not in page, "no setting makes it longer"
+    assert "<dd>its full memory</dd>" in page
+
+
+def test_blanks_among_the_probabilities_are_seen(scene: Scene) -> None:
+    chat_id = ask(scene, odds="on")
+    (answer,) = finished(chat_id)
+    odds = [{"token": " ", "p": 0.44, "top": [["\n", 0.54], [" ", 0.44]]}]
+    with transaction() as session:
+        session.get_one(ChatMessage, answer.id).statistics = answer.statistics | {"odds": odds, "total_s": 0.03}
+    page = scene.client.get(f"/chats/{chat_id}").text
+    assert "<code>␣</code>" in page
+    assert "<code>↵</code> 54 %" in page
+    assert "0.03 s</small>" in page, "an answer takes some time"
 
 
 def test_the_same_question_gives_the_same_greedy_answer_and_the_conversation_is_read(scene: Scene) -> None:
