@@ -55,7 +55,13 @@ class TrainingRoom:
 
     def _room(self, run: Run) -> Room:
         lapses_s = min(3600.0, BEATS * get_settings().lease_heartbeat_s)
-        return Room(attempt_id=self._attempt_id, held_bytes=held_bytes(run), left_s=left_s(run), lapses_s=lapses_s)
+        return Room(
+            attempt_id=self._attempt_id,
+            run_id=run.id,
+            held_bytes=held_bytes(run),
+            left_s=left_s(run),
+            lapses_s=lapses_s,
+        )
 
     def _write(self, run: Run, gone: list[Unloaded]) -> None:
         with reading() as session:

@@ -7,9 +7,11 @@ from app.contracts.base import Contract
 
 class Room(Contract):
     """An attempt holds so much of this machine's memory, for about so many seconds more (None: nobody knows). Unless it
-    is told again it lapses after `lapses_s`."""
+    is told again it lapses after `lapses_s`. A later attempt of the same run takes its place at once: the worker of the
+    one before was killed."""
 
     attempt_id: str = Field(min_length=1, max_length=40)
+    run_id: str = Field("", max_length=40)
     held_bytes: int = Field(ge=0)
     left_s: float | None = Field(None, ge=0)
     lapses_s: float = Field(gt=0, le=3600)

@@ -108,6 +108,30 @@ def test_training_makes_room_says_so_and_a_killed_worker_gives_it_back(
             wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "the trainer has ended")
 
 
+def test_a_worker_that_was_killed_and_started_again_holds_one_room(
+    database: Path, server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT_BUILDER_LEASE_HEARTBEAT_S", "30")  # the room of the killed one would last two minutes
+    config.get_settings.cache_clear()
+    _queued(make_model(tmp_path / "model"))
+    for attempts in (1, 2):
+        worker = subprocess.Popen([sys.executable, "-c", SUPERVISOR], cwd=ROOT, env=os.environ.copy())
+
+        def pids(wanted: int = attempts) -> list[int]:
+            with reading() as session:
+                found = [pid for pid in session.scalars(select(Attempt.pid)) if pid is not None]
+                return found if len(found) == wanted else []
+
+        try:
+            trainers = wait_for(pids, f"trainer {attempts} has begun, after its room was told", 60)
+            assert _memory()["training_bytes"] == EVERYTHING
+        finally:
+            worker.kill()
+            worker.wait()
+    with suppress(psutil.NoSuchProcess):
+        wait_for(lambda: psutil.Process(trainers[-1]).status() == psutil.STATUS_ZOMBIE, "the trainer has ended")
+
+
 def test_a_run_holds_what_was_foretold_or_seen_and_little_beside_a_card() -> None:
     run = Run(estimate={"memory_bytes": 5 * 10**9}, plan={"device": "cpu"}, memory_bytes=None)
     assert held_bytes(run) == 5 * 10**9

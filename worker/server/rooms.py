@@ -52,15 +52,15 @@ class Rooms:
         self._told = self._kept()
 
     def hold(self, room: Room) -> None:
-        """Note a room, in place of what its attempt told before."""
+        """Note a room, in place of what its run told before."""
         with self._lock:
-            self._told[room.attempt_id] = _Told(room, self._clock())
+            self._told[_key(room)] = _Told(room, self._clock())
         self._keep()
 
     def end(self, attempt_id: str) -> None:
         """Forget the room of an attempt that is over."""
         with self._lock:
-            self._told.pop(attempt_id, None)
+            self._told = {key: one for key, one in self._told.items() if one.room.attempt_id != attempt_id}
         self._keep()
 
     @property
@@ -119,4 +119,8 @@ class Rooms:
             return {}
         now, wall = self._clock(), self._wall_clock()
         there = [one for one in kept if 0 <= wall - one.told_at < one.room.lapses_s]
-        return {one.room.attempt_id: _Told(one.room, now - (wall - one.told_at)) for one in there}
+        return {_key(one.room): _Told(one.room, now - (wall - one.told_at)) for one in there}
+
+
+def _key(room: Room) -> str:
+    return room.run_id or room.attempt_id

@@ -269,6 +269,18 @@ def test_a_room_that_is_not_told_again_lapses() -> None:
     assert rooms.held_bytes == 0
 
 
+def test_a_later_attempt_of_a_run_takes_the_place_of_the_one_before() -> None:
+    rooms = Rooms()
+    rooms.hold(_room(100, attempt_id="killed").model_copy(update={"run_id": "r"}))
+    rooms.hold(_room(40, attempt_id="next").model_copy(update={"run_id": "r"}))
+    rooms.hold(_room(7, attempt_id="other").model_copy(update={"run_id": "s"}))
+    assert rooms.held_bytes == 47
+    rooms.end("killed")
+    assert rooms.held_bytes == 47, "a last word that came late"
+    rooms.end("next")
+    assert rooms.held_bytes == 7
+
+
 def test_what_answers_as_a_whole_says_soon_that_it_has_to_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "SHORT_PATIENCE_S", 0.0)
     files = {"base_dir": str(home / "base")}
