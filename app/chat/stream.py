@@ -1,7 +1,9 @@
 """The live text of one answer: from Redis as it is said, from the database when Redis is away."""
 
 import asyncio
+import math
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 
@@ -24,6 +26,8 @@ from app.projects import service as projects
 router = APIRouter()
 POLL_S = 0.5
 RENDER_EVERY_S = 0.07
+READ_OUT_EVERY_S = 300.0  # a wait of the same kind: its times and numbers change with every look at the training
+READ_OUT_FOR_S = 10.0
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -103,16 +107,22 @@ class Shown:
         self._line = 0
         self._tail = ""
         self._waited: Waited | None = None
+        self._read_out_at = -math.inf
 
     def waiting(self, waited: Waited, is_masked: bool) -> str:
-        """What the answer waits for; empty when nothing about it has changed. Only what is to be read out again is sent
-        to where it is read out."""
+        """What the answer waits for; empty when nothing about it has changed. It is read out when it waits for
+        something else than before, and now and then."""
         before, self._waited = self._waited, waited
         if before == waited:
             return ""
-        is_new = before is None or before.sentence != waited.sentence
+        now = time.monotonic()
+        is_read_out = before is None or before.why != waited.why or now - self._read_out_at >= READ_OUT_EVERY_S
+        # It goes with a later change: whoever walks through the page meets the sentence once.
+        is_over = not is_read_out and now - self._read_out_at >= READ_OUT_FOR_S
+        if is_read_out:
+            self._read_out_at = now
         names = {"message_id": self.message_id, "is_masked": is_masked}
-        return render_text("chat/_waited.html", waited=waited, is_new=is_new, **names)
+        return render_text("chat/_waited.html", waited=waited, is_read_out=is_read_out, is_over=is_over, **names)
 
     def fragment(self, text: str) -> str:
         """What changed, as upserts of blocks by id; empty when nothing did."""

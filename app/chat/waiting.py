@@ -13,11 +13,12 @@ QUIET_S = 1.0  # so soon nobody wonders why nothing is said
 @dataclass(frozen=True)
 class Waited:
     """`sentence` names sizes, `plain` does not: in a blind comparison they would tell which model is which. `beside`:
-    what changes too often to be read out."""
+    what counts. `why`: the kind of wait, as `Waiting` has it."""
 
     sentence: str
     plain: str
     beside: str = ""
+    why: str = ""
 
     @classmethod
     def of(cls, waiting: Waiting) -> "Waited | None":
@@ -31,7 +32,7 @@ class Waited:
             beside = "" if left_s is None else f"{duration(max(60.0, left_s))} left"
             end = " The answer begins by itself then."
         told, plain = (sentence(waiting, with_sizes=sizes, with_duration=False) + end for sizes in (True, False))
-        return cls(told, plain, beside)
+        return cls(told, plain, beside, waiting.why)
 
     @classmethod
     def kept_in(cls, statistics: dict[str, Any]) -> "Waited | None":

@@ -3,11 +3,13 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from app.chat import stream
 from app.chat.models import ChatMessage
-from app.chat.stream import _events
+from app.chat.stream import Shown, _events
 from app.chat.waiting import Waited
 from app.contracts.generation import Waiting
 from app.contracts.room import Room
@@ -91,6 +93,33 @@ def test_a_blind_comparison_tells_no_sizes(scene: Scene, training: None) -> None
     page = scene.client.get(f"/chats/{chat_id}").text
     assert page.count("This model waits for memory. Training holds it until about") == 2
     assert "needs about" not in page
+
+
+def test_what_it_waits_for_is_shown_at_once_and_read_out_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a training's end moves by a minute with every look at it; nobody wants to hear each."""
+    shown = Shown("m")
+
+    def told(**waiting: Any) -> tuple[str, str | None]:
+        """What the page shows, and what is put where it is read out; None: nothing is."""
+        waited = Waited.of(Waiting(so_far_s=5, **waiting))
+        assert waited is not None
+        fragment = shown.waiting(waited, is_masked=False)
+        targets = {target: text for target, text in re.findall(r'"#(w.)-m"[^>]*>(.*?)</hx-partial>', fragment)}
+        return targets.get("ws", ""), targets.get("wr")
+
+    memory = {"why": "memory", "needed_bytes": 10**9, "training_bytes": 10**10}
+    first = told(**memory, training_left_s=600)
+    assert "until about" in first[0]
+    assert first[0] == first[1]
+    second = told(**memory, training_left_s=720)
+    assert second[0] != first[0]
+    assert second[1] is None
+    monkeypatch.setattr(stream, "READ_OUT_FOR_S", 0.0)
+    assert told(**memory, training_left_s=840)[1] == "", "what was read out goes"
+    assert told(why="server")[1] == "The model server is starting."
+    assert told(**memory, training_left_s=840)[1], "another kind than before"
+    monkeypatch.setattr(stream, "READ_OUT_EVERY_S", 0.0)
+    assert told(**memory, training_left_s=960)[1]
 
 
 def test_nothing_is_said_for_a_second_and_then_in_words() -> None:
