@@ -3,6 +3,7 @@
 import math
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 from babel.dates import format_date, format_datetime, format_time
 from babel.numbers import format_compact_decimal, format_decimal, get_group_symbol
@@ -59,6 +60,11 @@ def counted(count: float, one: str, many: str = "") -> str:
     """1 step · 3,200 steps · 2.5 passes. `many` where it is not the word with an s."""
     text = number(count) if count == int(count) else f"{count:g}"
     return f"{text} {one if count == 1 else many or one + 's'}"
+
+
+def plain(value: float, digits: int = 6) -> str:
+    """A figure with so many digits and no exponent: 0.00002 where others write 2e-05."""
+    return format(Decimal(f"{value:.{digits}g}"), "f")
 
 
 def loss(value: float | None) -> str:

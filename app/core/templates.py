@@ -59,6 +59,7 @@ def _environment() -> Environment:
         "loss",
         "compact",
         "percent",
+        "plain",
         "size",
         "duration",
         "ago",

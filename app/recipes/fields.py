@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.contracts.recipe import LoraSpec, Method, RecipeSpec, ScratchSpec
-from app.core.numbers import TwoMeanings, decimal, whole
+from app.core.numbers import TwoMeanings, decimal, plain, whole
 
 Kind = Literal["number", "integer", "choice", "flag", "lines", "words"]
 ALL: tuple[Method, ...] = ("lora", "last_layers", "full", "scratch")
@@ -240,7 +240,7 @@ def shown(field: Field, value: Any) -> str:
         return ""
     if isinstance(value, list):
         return "\n".join(value) if field.kind == "lines" else ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return plain(value) if isinstance(value, float) else str(value)
 
 
 def bounds_sentence(field: Field) -> str:
@@ -251,7 +251,7 @@ def bounds_sentence(field: Field) -> str:
         return ""
     above = "from" if bounds.get("low_inclusive") else "more than"
     if high is None:
-        return f"{above} {low:g}"
+        return f"{above} {_plain(low)}"
     if not bounds.get("high_inclusive"):
         until = "to less than" if above == "from" else "and less than"
     else:
@@ -261,7 +261,7 @@ def bounds_sentence(field: Field) -> str:
 
 def _plain(value: float) -> str:
     """1,000,000 rather than 1e+06."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+    return f"{value:,.0f}" if value == int(value) else plain(value)
 
 
 def get(values: dict[str, Any], name: str) -> Any:

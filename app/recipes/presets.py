@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.contracts.recipe import Method, ScratchSpec, total_steps
-from app.core.numbers import counted
+from app.core.numbers import counted, plain
 from app.recipes import defaults, estimate
 from app.recipes.base_facts import BaseFacts, from_scratch
 from app.recipes.machine import Machine
@@ -75,9 +75,9 @@ def propose(preset: Preset, method: Method, base: BaseFacts, material: Material,
     kind = defaults.rate_kind(method, initialisation=values["lora"].get("initialisation", "default"))
     values["learning_rate"] = defaults.learning_rate(kind, base.parameters)
     reasons["learning_rate"] = (
-        f"{values['learning_rate']:g}: {_size(base.parameters)} parameters take larger steps than billions."
+        f"{plain(values['learning_rate'])}: {_size(base.parameters)} parameters take larger steps than billions."
         if is_tiny
-        else f"{values['learning_rate']:g} suits {_size(base.parameters)} parameters with this method."
+        else f"{plain(values['learning_rate'])} suits {_size(base.parameters)} parameters with this method."
     )
     values["use_instruction"] = not is_tiny
     if is_tiny:
@@ -98,7 +98,7 @@ def for_preferences(proposal: Proposal) -> Proposal:
     """The proposal for learning from preferences: a tenth of the learning rate and at most two passes."""
     rate, epochs = proposal.values["learning_rate"] / 10, min(2.0, proposal.values["epochs"])
     reasons = {
-        "learning_rate": f"{rate:g}: a tenth of what learning the answers takes; larger steps unlearn how to answer.",
+        "learning_rate": f"{plain(rate)}: a tenth of what learning answers takes; larger steps unlearn how to answer.",
         "epochs": f"{counted(epochs, 'pass', 'passes')}: preferences are soon learned by heart.",
     }
     return proposal.model_copy(
@@ -159,7 +159,7 @@ def propose_scratch(preset: Preset, material: Material, machine: Machine, charac
     values["use_instruction"] = False
     values |= defaults.from_scratch(facts.parameters)
     reasons["optimizer"] = "Muon learned clearly more than AdamW in the same time in our measurements from scratch."
-    reasons["learning_rate"] = f"{values['learning_rate']:g} for the matrices, measured for models of this size."
+    reasons["learning_rate"] = f"{plain(values['learning_rate'])} for the matrices, measured for models of this size."
     reasons["schedule"] = "Warm up, stay, then fall to zero in the last 40 %: the text can be prolonged later."
     _finish(values, reasons, preset, sequences, batch)
     return Proposal(preset=preset, method="scratch", values=values, reasons=reasons)

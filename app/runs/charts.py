@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.core.drawing import spark_path
-from app.core.numbers import number, percent
+from app.core.numbers import number, percent, plain
 from app.runs import curves
 
 # metric → label, unit, digits
@@ -88,4 +88,4 @@ def _points(session: Session, run_id: str, name: str, last_step: int) -> curves.
 def _figure(value: float | None) -> str:
     if value is None:
         return "–"
-    return number(value) if abs(value) >= 100 else f"{value:.3g}"
+    return number(value) if abs(value) >= 100 else plain(value, 3)

@@ -13,6 +13,7 @@ from app.accounts.service import Actor
 from app.contracts.recipe import RecipeSpec
 from app.core import storage
 from app.core.errors import Conflict
+from app.core.numbers import plain
 from app.runs import service
 from app.runs.models import END_STATES, Checkpoint, MetricPoint, Run, SampleAnswer
 from app.runs.states import note
@@ -60,7 +61,7 @@ def go_on_slower(session: Session, actor: Actor, run_id: str, *, client_request_
             _take_over(session, old, run, one)
     _copy_curve(session, old, run, start.step)
     run.step, run.total_steps, run.plan = start.step, old.total_steps, {"memory_rung": old.plan.get("memory_rung", 0)}
-    words = f"It goes on from step {start.step} of run {old.number}, with the learning rate {rate:.2g}."
+    words = f"It goes on from step {start.step} of run {old.number}, with the learning rate {plain(rate, 2)}."
     note(session, run.id, words, kind="continued", step=start.step)
     return run
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.contracts import events as codes
+from app.core.numbers import plain
 
 MAX_STALLED_ATTEMPTS = 3
 
@@ -62,7 +63,7 @@ def judge(facts: Facts) -> Outcome:
             "diverged",
             message
             or f"Training diverged at step {facts.step}: the loss is no longer a number. {_kept(facts)} "
-            f"Try a learning rate of {facts.learning_rate / 3:.2g} or less.",
+            f"Try a learning rate of {plain(facts.learning_rate / 3, 2)} or less.",
         )
     if code == codes.EXIT_BAD_DATA:
         return _failed(facts, "bad_data", f"{message or 'An example could not be learned from.'} {_kept(facts)}")

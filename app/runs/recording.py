@@ -23,7 +23,7 @@ from app.contracts.events import (
 )
 from app.core import events, storage
 from app.core.db import utcnow
-from app.core.numbers import counted, number
+from app.core.numbers import counted, number, plain
 from app.runs.claim import RunLease
 from app.runs.models import Checkpoint, MetricPoint, Run, SampleAnswer
 from app.runs.states import move, note
@@ -137,7 +137,7 @@ class _Batch:
     def _adjusted(self, event: Adjusted) -> None:
         planned = self.run.total_steps
         self.run.total_steps = event.total_steps or planned
-        told = f"{_NAMES.get(event.name, '')} {event.value:g}"
+        told = f"{_NAMES.get(event.name, '')} {plain(event.value)}"
         if event.name == "max_steps":
             if self.run.total_steps == planned:
                 return  # the other hours change nothing about its steps

@@ -23,6 +23,13 @@ def test_losses_keep_the_digits_that_tell_them_apart(value: float | None, text: 
     assert numbers.loss(value) == text
 
 
+def test_small_rates_have_no_exponent() -> None:
+    assert [numbers.plain(value) for value in (2e-5, 0.0002, 1.5, 3.0, 1e6, 0.0)] == [
+        "0.00002", "0.0002", "1.5", "3", "1000000", "0",
+    ]  # fmt: skip
+    assert numbers.plain(0.00066123, 3) == "0.000661"
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1.0 kB"), (212_000_000, "212 MB"), (8.4e9, "8.4 GB")],

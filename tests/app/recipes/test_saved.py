@@ -100,7 +100,7 @@ def test_two_recipes_are_compared_by_what_differs(place):
     address = f"/projects/{place.soups}/recipes/compare?one=saved:{one}&two=saved:{two}"
     shown = place.browser.get(address).text
     assert "They differ in 1 setting" in shown
-    assert "1e-05" in shown
+    assert "0.00001" in shown
     assert "Weight decay" not in shown
     assert "Weight decay" in place.browser.get(f"{address}&all=1").text
     same = place.browser.get(f"/projects/{place.soups}/recipes/compare?one=now&two=saved:{two}").text
