@@ -123,8 +123,11 @@ _FILES = (
     .group_by(_file.project_id)
 )
 
+# A version of one file that a program sent tells nothing of what a person brought and cleaned: it counts where there
+# is no other.
+_place = _version.number + case((_version.file_id.is_(None), 1_000_000), else_=0)
 _newest_version = (
-    select(_version.project_id, _version.state, func.max(_version.number).label("number"))
+    select(_version.project_id, _version.state, func.max(_place).label("place"))
     .where(_version.project_id.in_(_IDS))
     .group_by(_version.project_id, _version.state)
     .subquery()
@@ -134,7 +137,7 @@ _VERSIONS = select(
     *(_version.train_rows, _version.validation_rows, _version.test_rows, _version.created_at),
 ).join(
     _newest_version,
-    (_newest_version.c.project_id == _version.project_id) & (_newest_version.c.number == _version.number),
+    (_newest_version.c.project_id == _version.project_id) & (_newest_version.c.place == _place),
 )
 
 _newest_run = (

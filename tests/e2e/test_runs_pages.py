@@ -41,6 +41,29 @@ def test_small_curves_are_read_by_pointer_and_keys(site, visit) -> None:
     figure.get_by_text("0.5 to 2.5").wait_for()
 
 
+def test_a_value_that_does_not_fit_keeps_its_dialog_before_the_page(site, visit) -> None:
+    project_id = make_project(site.person.workspace_id)
+    with transaction() as session:
+        run = service.start(
+            session, site.person.actor, project_id=project_id, version_id=a_version(session, project_id).id,
+            recipe=a_recipe(), client_request_id=new_id(),
+        )  # fmt: skip
+        run.state = "running"
+        address = f"/runs/{run.id}"
+    page = visit(address)
+    page.locator("summary", has_text="More for this run").click()
+    page.get_by_role("button", name="Adjust").click()
+    dialog = page.get_by_role("dialog", name="Change what?")
+    dialog.get_by_label("New value").fill("abc")
+    with page.expect_response("**/adjust"):
+        dialog.get_by_role("button", name="Change it").click()
+    dialog.get_by_text("Write a number.").wait_for()
+    assert page.evaluate("document.querySelector('dialog[open]').matches(':modal')")
+    assert page.evaluate("document.activeElement.name") == "value"
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+
+
 def test_ticked_runs_are_drawn_over_one_another(site, visit) -> None:
     project_id = make_project(site.person.workspace_id)
     with transaction() as session:

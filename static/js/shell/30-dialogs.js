@@ -28,3 +28,11 @@ document.addEventListener("keydown", ({ key }) => {
     menu.querySelector("summary").focus();
   });
 });
+// A dialog that the server sent open, with what was wrong in it, stands before the page like one that was opened here.
+const lift = () => document.querySelectorAll("dialog[open]:not(:modal)").forEach((dialog) => {
+  dialog.close();
+  dialog.showModal();
+  dialog.querySelector("[aria-invalid=true]")?.focus();
+});
+addEventListener("htmx:after:settle", lift);
+lift();

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import Actor
 from app.chat.models import Chat, ChatMessage, Feedback
-from app.core.db import get_engine
+from app.core.db import get_engine, utcnow
 from app.datasets.models import DatasetVersion, SourceFile
 from app.deployments.models import ApiKey
 from app.evaluations.models import Evaluation
@@ -85,6 +85,14 @@ def test_each_stage_says_what_is_there(session: Session, project: Project) -> No
                            is_mapping_confirmed=True))  # fmt: skip
     assert step(session, project).first.path == "clean"
     session.add(DatasetVersion(project_id=project.id, number=1, state="succeeded", train_rows=1000, test_rows=100))
+    assert step(session, project).first.path == "recipe"
+    file = SourceFile(project_id=project.id, filename="sums.jsonl", size_bytes=9)
+    session.add(file)
+    session.flush()
+    session.add(
+        DatasetVersion(project_id=project.id, number=2, state="succeeded", train_rows=144, file_id=file.id)
+    )  # one file that a program sent: not what was cleaned here
+    file.deleted_at = utcnow()
     assert step(session, project).first.path == "recipe"
     run = a_run(session, project, state="running", step=188, total_steps=400)
     assert step(session, project).first.path == f"/runs/{run.id}"
