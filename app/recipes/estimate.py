@@ -112,6 +112,17 @@ def memory_bytes(recipe: RecipeSpec, base: BaseFacts, material: Material, machin
     return int(each * (1 if recipe.devices else together))
 
 
+def model_bytes(recipe: RecipeSpec, base: BaseFacts) -> int:
+    """The file that a run leaves behind: whole models in the format of their base, what learned beside one in fp32."""
+    if recipe.method == "full" and base.size_bytes:
+        return base.size_bytes
+    if recipe.method in ("full", "scratch"):
+        return base.parameters * (4 if recipe.precision == "fp32" else 2)
+    # PiSSA's own start is laid into the adapter, too, which makes it twice as wide.
+    is_doubled = recipe.method == "lora" and recipe.lora.initialisation == "pissa"
+    return trainable_parameters(recipe, base) * 4 * (2 if is_doubled else 1)
+
+
 def estimate(
     recipe: RecipeSpec,
     base: BaseFacts,
@@ -142,7 +153,6 @@ def estimate(
     errors = measured.errors
     spread = max(0.08, 1.5 * sum(errors) / len(errors)) if errors else _UNCALIBRATED
     learned = trainable_parameters(recipe, base)
-    width = 4 if recipe.method in ("full", "scratch") else 2
     return Estimate(
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -156,7 +166,7 @@ def estimate(
         parameters=base.parameters,
         flops_per_token=per_token,
         look_work=look_work,
-        model_bytes=learned * width,
+        model_bytes=model_bytes(recipe, base),
         is_calibrated=bool(measured.speeds),
         error_share=sum(errors) / len(errors) if errors else None,
     )

@@ -88,3 +88,31 @@ def test_ticked_runs_are_drawn_over_one_another(site, visit) -> None:
     page.get_by_role("button", name="Run 1").click()
     assert page.get_by_role("button", name="Run 1").get_attribute("aria-pressed") == "true"
     assert not is_scrolling_sideways(page)
+
+
+def test_no_line_runs_through_the_name_of_another(site, visit) -> None:
+    project_id = make_project(site.person.workspace_id)
+    with transaction() as session:
+        version_id = a_version(session, project_id).id
+        runs = []
+        for last in (40, 20):
+            run = service.start(
+                session, site.person.actor, project_id=project_id, version_id=version_id,
+                recipe=a_recipe(), client_request_id=new_id(),
+            )  # fmt: skip
+            runs.append(run.id)
+            for step in range(1, last + 1):
+                for name in ("loss", "validation_loss"):
+                    session.add(MetricPoint(run_id=run.id, name=name, step=step, value=1.0 + (step < 9)))
+    page = visit("/health")
+    page.add_init_script(
+        "window.written = {}; const write = CanvasRenderingContext2D.prototype.fillText;"
+        "CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {"
+        " written[text] = [x, y]; write.call(this, text, x, y); };"
+    )
+    page.goto(f"/projects/{project_id}/runs/compare?run={runs[0]}&run={runs[1]}")
+    page.locator("compare-chart[data-ready] canvas").wait_for()
+    (long_x, long_y), (short_x, short_y) = page.evaluate("['Run 1', 'Run 2'].map((name) => written[name])")
+    assert long_x - short_x > 100, "the short line ends under the long one"
+    assert abs(long_y - short_y) >= 9
+    assert not is_scrolling_sideways(page)
