@@ -184,25 +184,28 @@ class Residents:
             if below_key is None
             else sizes.adapter_bytes(Path(files.overlays[-1].dir))
         )
-        base = 0 if below_key is None or below_key in self._entries else sizes.whole_bytes(below, self._precision)
-        kept = {other for other, entry in self._entries.items() if entry.loaded is None or other == below_key}
-        needed = own + base
-        together = needed + sum(self._entries[one].size_bytes for one in kept)
+        there = self._entries.get(below_key or "")
+        base = 0 if below_key is None or there is not None else sizes.whole_bytes(below, self._precision)
+        loading = {other for other, entry in self._entries.items() if entry.loaded is None and other != below_key}
+        needed = own + base + (0 if there is None else there.size_bytes)
+        beside = sum(self._entries[one].size_bytes for one in loading)
         if needed > self._whole:
             raise TooLarge(
                 f"This model needs {size(needed)} of memory while it is loaded, and this machine has "
                 f"{size(self._whole)} for models. Choose a smaller model, or give the machine more memory."
             )
         left = self._left()
-        if together <= left and self._shrink(left - needed - self._leaving_bytes(), frozenset(kept)):
+        kept = frozenset({*loading, below_key or key})
+        if needed + beside <= left and self._shrink(left - own - base - self._leaving_bytes(), kept):
             raise _JustLeft
-        if (short := together + self._leaving_bytes() + self._rooms.held_bytes - self._whole) <= 0:
+        beside += self._leaving_bytes()
+        if (short := needed + beside + self._rooms.held_bytes - self._whole) <= 0:
             return own, base
         raise NoRoom(
             Waiting(
                 why="memory",
                 needed_bytes=needed,
-                left_bytes=left,
+                left_bytes=max(0, left - beside),
                 training_bytes=self._rooms.held_bytes,
                 training_left_s=self._rooms.free_after_s(short),
                 is_again=key in self._gave_way or below_key in self._gave_way,

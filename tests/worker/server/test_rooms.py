@@ -227,6 +227,19 @@ def test_what_does_not_fit_beside_training_waits_until_its_room_ends(home: Path)
     assert _names(residents) == ["", "tuned"]
 
 
+def test_who_waits_is_told_of_less_than_the_model_needs_also_beside_its_own_base(home: Path) -> None:
+    residents = Residents(memory_bytes=MACHINE)
+    base = residents.get(_files(home, "base"), "base").result().size_bytes
+    adapter = sizes.adapter_bytes(home / "adapter")
+    residents.hold(_room(LEFT_ALONE - base - adapter // 2))
+    with pytest.raises(NoRoom) as waits:
+        residents.get(_files(home, "base", "adapter"), "tuned")
+    told = waits.value.waiting
+    assert (told.needed_bytes, told.left_bytes) == (base + adapter, base + adapter // 2)
+    residents.hold(_room(LEFT_ALONE - base - adapter))
+    assert residents.get(_files(home, "base", "adapter"), "tuned").result().base is not None
+
+
 def test_what_fits_beside_training_goes_on_and_another_leaves_for_it(home: Path) -> None:
     residents = Residents(memory_bytes=MACHINE)
     size = residents.get(_files(home, "base"), "base").result().size_bytes
