@@ -26,6 +26,7 @@ from app.contracts.generation import Sampling, TokenEvent, TokenLogprob, Waiting
 from app.core import events
 from app.core.db import reading, transaction, utcnow
 from app.core.errors import AppError, Unavailable
+from app.inference.patience import PATIENCE_S
 from app.inference.targets import Target
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ TELL_EVERY_S = 0.07
 SAVE_EVERY_S = 1.0
 SAVE_WAITING_EVERY_S = 15.0
 UNSAVED_S = 900.0  # how long the end of an answer waits for a disk that is full or a database that is away
-PATIENCE_S = 180.0  # for a model server that starts, beside a training; nothing else that is waited for is counted
 ASK_AGAIN_S = 0.5
 KEPT_ODDS = 600  # tokens of an answer whose probabilities are kept
 # More than may wait for memory at once: a small model goes on answering meanwhile.

@@ -133,4 +133,4 @@ class TokenEvent(Contract):
     first_token_s: float | None = None
     total_s: float | None = None
     error: str | None = None
-    error_kind: Literal["busy", "refused", "failed"] | None = None
+    error_kind: Literal["busy", "full", "refused", "failed"] | None = None

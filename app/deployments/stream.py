@@ -62,7 +62,7 @@ async def events_of(requests: list[GenerationRequest]) -> Events:
 def refusal(event: TokenEvent) -> AppError:
     """What an error event means to a client: ask again, ask otherwise, or it is broken."""
     sentence = event.error or ""
-    if event.error_kind == "busy":
+    if event.error_kind in ("busy", "full"):
         return Unavailable(sentence, code="model_busy")
     if event.error_kind == "refused":
         if "form of the answer" in sentence or "answer of the form" in sentence:

@@ -10,6 +10,7 @@ from app.contracts.conversation import Message
 from app.contracts.generation import Sampling, Waiting
 from app.externals.asking import Endpoint, answered
 from app.inference import client
+from app.inference.patience import patiently
 from app.inference.targets import Target
 
 LONGEST_ANSWER_TOKENS = 1500
@@ -42,7 +43,7 @@ def ask(
     if isinstance(where, Endpoint):
         return answered(where, sampling, messages, is_wanted).text
     said = {"messages": messages} if where.is_chat else {"prompt": text}
-    return client.answer(client.request_for(where, sampling, **said), told).text
+    return patiently(lambda heard: client.answer(client.request_for(where, sampling, **said), heard), told).text
 
 
 def pairs_in(text: str) -> list[tuple[str, str]]:

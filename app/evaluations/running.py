@@ -1,17 +1,16 @@
 """The work of an evaluation: ask everybody the same questions, score, record row by row, sum up."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.contracts.conversation import Message
-from app.contracts.generation import Sampling, Waiting
+from app.contracts.generation import Sampling
 from app.core.db import reading
-from app.core.errors import Invalid, Unavailable
+from app.core.errors import Invalid
 from app.core.work import Cancelled, Lease
 from app.evaluations import baselines, cases, own, report, scorers
 from app.evaluations.cases import Case
@@ -19,15 +18,13 @@ from app.evaluations.models import CaseResult, Evaluation
 from app.evaluations.outside import Answer, Outside
 from app.evaluations.plan import target_of
 from app.inference import client
+from app.inference.patience import patiently
 from app.inference.targets import Target
 from app.inference.told import Told
-from app.inference.waiting import Waits
 
 AT_ONCE = 6
 _BATCH = 6
-_PATIENCE_S = 60.0
 _ASK_AGAIN_S = 1.0  # between two looks whether somebody has cancelled, while a model waits for memory
-T = TypeVar("T")
 
 
 def run(lease: Lease, evaluation: Evaluation) -> None:
@@ -155,28 +152,11 @@ def _with_system(messages: list[Message], system_prompt: str) -> list[Message]:
 def _ask(target: Target, messages: list[Message], limit: int, told: Told) -> str:
     sampling = Sampling(temperature=0, max_tokens=limit)
     request = client.request_for(target, sampling, messages=messages)
-    return patiently(lambda: client.answer(request, told), told).text.strip()
+    return patiently(lambda heard: client.answer(request, heard), told).text.strip()
 
 
 def _likelihood(target: Target, case: Case, messages: list[Message], kind: str, told: Told) -> dict[str, float]:
     """Negative log-likelihood of the ideal answer in nats, and its tokens."""
     prompt: dict[str, Any] = {"prompt": ""} if kind == "text" else {"messages": messages}
-    found = patiently(lambda: client.score(target, [case.ideal], patience_s=_ASK_AGAIN_S, **prompt), told)[0]
+    found = patiently(lambda _: client.score(target, [case.ideal], patience_s=_ASK_AGAIN_S, **prompt), told)[0]
     return {"nll": -found["log_probability"], "tokens": found["tokens"]}
-
-
-def patiently(call: Callable[[], T], told: Callable[[Waiting], None]) -> T:
-    """Repeat while the model server is starting or restarting, for up to a minute; where a model has to wait there,
-    for as long as that takes. Raises what `told` raises."""
-    give_up_at, wait_s = time.monotonic() + _PATIENCE_S, 0.5
-    while True:
-        try:
-            return call()
-        except Waits as waits:
-            told(waits.waiting)
-            give_up_at, wait_s = time.monotonic() + _PATIENCE_S, 0.5
-        except Unavailable:
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(wait_s)
-            wait_s = min(5.0, wait_s * 2)

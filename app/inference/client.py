@@ -12,7 +12,7 @@ import orjson
 from app.contracts.generation import GenerationRequest, ReadToken, Sampling, TokenEvent, Waiting
 from app.contracts.room import MadeRoom, Room, Unloaded
 from app.core.config import get_settings
-from app.core.errors import Invalid, Unavailable
+from app.core.errors import AppError, Invalid, Unavailable
 from app.inference.targets import Target
 from app.inference.waiting import Waits
 
@@ -22,6 +22,13 @@ _TIMEOUT = httpx.Timeout(30, connect=2)
 _ROOM_TIMEOUT = httpx.Timeout(5, connect=2)
 _JSON = {"content-type": "application/json"}
 _LATE = "The model server is starting or out of reach. Try again in a few seconds; nothing was lost."
+
+
+class Full(Unavailable):
+    """Too many answers wait at the model server."""
+
+
+_ENDS: dict[str | None, type[AppError]] = {"busy": Unavailable, "full": Full}
 
 
 @lru_cache
@@ -95,7 +102,7 @@ def answer(request: GenerationRequest, told: Callable[[Waiting], None] = lambda 
             if last.waiting is not None:
                 told(last.waiting)
     if last.finish_reason == "error":
-        raise (Unavailable if last.error_kind == "busy" else Invalid)(last.error or "")
+        raise _ENDS.get(last.error_kind, Invalid)(last.error or "")
     return last.model_copy(update={"text": "".join(text)})
 
 
@@ -204,7 +211,7 @@ def _told(path: str, body: dict[str, Any]) -> dict[str, Any]:
     if response.status_code == 503 and "waiting" in response.json():
         raise Waits(Waiting.model_validate(response.json()["waiting"]))
     if response.status_code == 503 and "error" in response.json():
-        raise Unavailable(response.json()["error"])
+        raise (Full if response.json().get("is_full") else Unavailable)(response.json()["error"])
     _check(response.status_code)
     found: dict[str, Any] = response.json()
     return found

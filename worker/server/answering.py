@@ -103,11 +103,11 @@ async def _spoken(serving: Serving, answer: Answer) -> AsyncGenerator[TokenEvent
 
 
 def _refused(error: Exception) -> TokenEvent:
-    kind: Literal["busy", "refused", "failed"] = "failed"
+    kind: Literal["busy", "full", "refused", "failed"] = "failed"
     words = "The model could not be used. The log says why."
     match error:
         case Busy():
-            kind, words = "busy", BUSY
+            kind, words = "full", BUSY
         case Away():
             kind, words = "busy", str(error)
         case OSError():

@@ -110,7 +110,7 @@ def refusal(error: BaseException) -> JSONResponse:
     if isinstance(error, Waits):
         return JSONResponse({"waiting": error.waiting.model_dump()}, status_code=503)
     if isinstance(error, Busy):
-        return JSONResponse({"error": BUSY}, status_code=503)
+        return JSONResponse({"error": BUSY, "is_full": True}, status_code=503)
     return JSONResponse({"error": sentence(error)}, status_code=422)
 
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,13 @@ from sqlalchemy import event, update
 from app.chat import answering
 from app.chat.models import ChatMessage
 from app.chat.stream import _events, _texts
+from app.contracts.conversation import Message
+from app.contracts.generation import Sampling, TokenEvent
+from app.contracts.recipe import ModelFiles
 from app.core import config, events, lives
 from app.core.db import get_engine, transaction, utcnow
+from app.core.errors import Unavailable
+from app.inference.targets import Target
 from tests.app.chat.conftest import Scene, answers, ask, finished
 from tests.conftest import ROOT, wait_for
 
@@ -103,6 +109,22 @@ def test_without_a_model_server_the_page_says_so(scene: Scene, monkeypatch: pyte
     (answer,) = finished(chat_id)
     assert answer.state == "failed"
     assert "starting or out of reach" in scene.client.get(f"/chats/{chat_id}").text
+
+
+def test_a_model_server_has_three_minutes_to_start(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a training on two cores it needed more than forty-five seconds. The clock of this test is quick."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + 20 * seconds))
+    monkeypatch.setattr(answering, "time", clock)
+    files = ModelFiles(base_dir=str(home))
+    order = answering.Order(
+        "m", Target("model:m", "", files, "", ""), [Message(role="user", content="Is it?")], Sampling()
+    )
+    told: list[TokenEvent] = []
+    with pytest.raises(Unavailable):
+        told.extend(answering._events(order, answering._Said("m")))
+    assert {event.waiting.why for event in told if event.waiting} == {"server"}
+    assert 180 < now[0] < 300
 
 
 def test_an_answer_waits_for_a_model_server_that_starts_again(
