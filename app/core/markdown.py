@@ -20,7 +20,15 @@ _TAGS = {
     "p", "br", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6",
     "hr", "table", "thead", "tbody", "tr", "th", "td", "a", "span", "div",
 }  # fmt: skip
-_ATTRIBUTES = {"a": {"href", "title"}, "span": {"class"}, "code": {"class"}, "div": {"class"}, "ol": {"start"}}
+_ATTRIBUTES = {
+    "a": {"href", "title"},
+    "span": {"class"},
+    "code": {"class"},
+    "div": {"class"},
+    "ol": {"start"},
+    "th": {"class"},
+    "td": {"class"},
+}
 _UNSEEN = re.compile("[\u200b\u202a-\u202e\u2066-\u2069\ufeff]")
 _HIGHLIGHT_LIMIT = 20_000
 _FORMATTER = HtmlFormatter(nowrap=True, classprefix="hl-")
@@ -41,13 +49,16 @@ def _parser() -> MarkdownIt:
         ["table", "strikethrough"]
     )
     parser.disable("image")
-    parser.core.ruler.push("demoted", _demoted)
+    parser.core.ruler.push("fitted", _fitted)
     return parser
 
 
-def _demoted(state: StateCore) -> None:
-    """The page's own headings come first, and a model may skip levels: every heading of a text is an h3."""
+def _fitted(state: StateCore) -> None:
+    """The page's own headings come first, and a model may skip levels: every heading of a text is an h3. Where a column
+    of a table stands is a class: pages allow no styles inside."""
     for token in state.tokens:
+        if token.type in ("th_open", "td_open") and (style := token.attrs.pop("style", "")):
+            token.attrs["class"] = str(style).replace("text-align:", "at-")
         if token.type in ("heading_open", "heading_close"):
             token.tag = "h3"
 
