@@ -103,6 +103,7 @@ def _explained(root: yaml.Node, problem: Any) -> tuple[int, str]:
     if problem["type"] == "missing":
         return 0, f"“{name}” is missing. Add a line “{name}: …”{_choices(problem['loc'])}."
     context = {"expected": "", **problem.get("ctx", {})}
+    context |= {key: int(value) for key, value in context.items() if isinstance(value, float) and value.is_integer()}
     message = str(problem["msg"]).removeprefix("Value error, ")
     if words := _WORDS.get(problem["type"]):
         message = words.format(**(context | {"expected": str(context["expected"]).replace("'", "")}))

@@ -48,5 +48,5 @@ def test_a_recipe_that_does_not_fit_names_the_field(tmp_path: Path, home: Path) 
     recipe.write_text("method: lora\nbase_source: starter\nepochs: -1\n")
     answer = train(home, str(recipe), "--version", str(tmp_path), "--out", str(tmp_path / "out"))
     assert answer.returncode == 1
-    assert f"{recipe}: Line 3, epochs: Input should be greater than 0" in answer.stderr
+    assert f"{recipe}: Line 3, “epochs” must be more than 0.\n" in answer.stderr
     assert not (tmp_path / "out").exists()

@@ -127,13 +127,15 @@ def can_mount() -> bool:
 def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_after(make_order: MakeOrder, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
+    run, ballast = small / "run", f"head -c {64 * 1024 - 900}K /dev/zero > {small}/full"
     order = make_order("full")
-    order.out_dir, order.cache_dir = str(small), str(tmp_path / "cache")
+    order.out_dir, order.cache_dir = str(run), str(tmp_path / "cache")
     (tmp_path / "order.json").write_text(order.model_dump_json() + "\n", encoding="utf-8")
     engine = f"{sys.executable} -m worker.engine train < {tmp_path}/order.json"
     script = (
-        f"mount -t tmpfs -o size=900k none {small} && {engine} > {tmp_path}/first; echo $?;"
-        f"ls {small}/checkpoints; mount -o remount,size=64m {small} && {engine} > {tmp_path}/second; echo $?"
+        f"mount -t tmpfs -o size=64m none {small} && mkdir {run} && {ballast};"
+        f"{engine} > {tmp_path}/first; echo $?; ls {run}/checkpoints; rm {small}/full;"
+        f"{engine} > {tmp_path}/second; echo $?"
     )
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
