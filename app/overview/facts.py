@@ -21,7 +21,8 @@ WORKING = ("queued", "running")
 
 @dataclass
 class Facts:
-    """One project in numbers; `run`, `version`, `model`, `evaluation` are the newest row of each or None."""
+    """One project in numbers; `run` (one that trains first), `version`, `model`,
+    `evaluation` are the newest row of each or None."""
 
     task: str = ""
     samples: int = 0
@@ -140,8 +141,10 @@ _VERSIONS = select(
     (_newest_version.c.project_id == _version.project_id) & (_newest_version.c.place == _place),
 )
 
+# The run that a person wants to hear of is the one that trains, before those that were queued behind it.
+_turn = _run.number + case((_run.state.in_(LIVE_STATES), 1_000_000), else_=0)
 _newest_run = (
-    select(_run.project_id, func.max(_run.number).label("number"), func.count().label("runs"))
+    select(_run.project_id, func.max(_turn).label("turn"), func.count().label("runs"))
     .where(_run.project_id.in_(_IDS))
     .group_by(_run.project_id)
     .subquery()
@@ -150,7 +153,7 @@ _RUNS = select(
     *(_run.project_id, _run.id, _run.number, _run.name, _run.state, _run.reason, _run.sentence, _run.step),
     *(_run.total_steps, _run.coach, _run.best_step, _run.created_at, _run.ended_at, _run.trained_s),
     _newest_run.c.runs,
-).join(_newest_run, (_newest_run.c.project_id == _run.project_id) & (_newest_run.c.number == _run.number))
+).join(_newest_run, (_newest_run.c.project_id == _run.project_id) & (_newest_run.c.turn == _turn))
 
 _newest_model = (
     select(_model.project_id, func.max(_model.created_at).label("at"), func.count().label("models"))

@@ -321,7 +321,9 @@ def adjust(request: Request, run_id: str, actor: ActorDep, session: SessionDep, 
     if form is not None:
         try:
             service.adjust(session, actor, run_id, name=form.name, value=form.value)
-            return _to(f"/runs/{run_id}")
+            response = _to(f"/runs/{run_id}")
+            flash(response, _("Changed"), _("It holds from the run's next step on."))
+            return response
         except Invalid as error:
             errors = error.fields
     return _page(request, session, actor, run_id, errors=errors, typed=values)

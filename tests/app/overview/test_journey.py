@@ -101,6 +101,11 @@ def test_each_stage_says_what_is_there(session: Session, project: Project) -> No
     assert told["data"] == ("done", "1,200 rows")
     assert told["clean"] == ("done", "1,100 left")
     assert told["train"] == ("working", "47 %")
+    waiting = a_run(session, project, number=2, state="queued")
+    facts = project_facts.of_projects(session, [project.id])[project.id]
+    told = {stage.name: (stage.state, stage.fact) for stage in journey.stages(project, facts)}
+    assert told["train"] == ("working", "47 %"), "what was queued behind it does not hide it"
+    session.delete(waiting)
     run.state = "succeeded"
     model = Model(project_id=project.id, run_id=run.id, name="First", kind="lora", files={}, step=400)
     session.add(model)

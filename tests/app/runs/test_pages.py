@@ -80,6 +80,7 @@ def test_a_number_with_two_meanings_changes_nothing(browser, world):
     assert browser.post(f"/runs/{run_id}/adjust", data={"name": "epochs", "value": "2,5"}).status_code == 303
     with reading() as session:
         assert session.get_one(Run, run_id).adjustments == {"epochs": 2.5}
+    assert "It holds from the run&#39;s next step on." in browser.get(f"/runs/{run_id}").text
 
 
 def test_the_curves_come_as_a_table_for_everybody_who_may_look(app, browser, world):
