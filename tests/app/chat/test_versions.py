@@ -74,6 +74,15 @@ def test_a_blind_comparison_tells_the_names_after_the_vote(scene: Scene) -> None
     assert "You preferred Starter." in page
 
 
+def test_votes_call_answers_as_their_heads_do(scene: Scene) -> None:
+    for blind, seen, unseen in (("on", "Answer A", "Starter"), ("", "Starter", "Answer A")):
+        chat_id = ask(scene, compare=scene.base, **({"blind": blind} if blind else {}))
+        finished(chat_id, 2)
+        vote = scene.client.get(f"/chats/{chat_id}").text.split('class="chat-vote')[1].split("They are equal")[0]
+        assert seen in vote
+        assert unseen not in vote
+
+
 def test_a_conversation_is_taken_away_as_it_is_shown(scene: Scene) -> None:
     chat_id = ask(scene, "First <b>?", compare=scene.base)
     answers = finished(chat_id, 2)
