@@ -11,6 +11,7 @@ from app.accounts.service import Actor
 from app.core.config import get_settings
 from app.core.db import new_id, reading, transaction
 from app.core.errors import AppError, Invalid
+from app.core.flash import flash
 from app.core.forms import FormValues
 from app.core.templates import gettext as _
 from app.core.templates import render
@@ -265,4 +266,6 @@ def import_recipe(
     except Invalid as error:
         refused = Invalid(fields={"file": error.sentence})
         return show(request, session, actor, project_id, error=refused)
-    return RedirectResponse(f"/projects/{project_id}/recipe", 303)
+    response = RedirectResponse(f"/projects/{project_id}/recipe", 303)
+    flash(response, _("This page shows the values of the file now"))
+    return response

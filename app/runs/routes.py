@@ -341,7 +341,9 @@ def clone(run_id: str, actor: ActorDep, session: SessionDep) -> Response:
     elif recipe.base_source in ("folder", "hub"):
         base["entry_id"] = run.base_model_id
     recipes.adopt(session, actor, run.project_id, recipe, base=base, version_id=run.version_id)
-    return _to(f"/projects/{run.project_id}/recipe")
+    response = _to(f"/projects/{run.project_id}/recipe")
+    flash(response, _("This page shows the recipe of “%(name)s” now", name=run.name))
+    return response
 
 
 @router.post("/runs/{run_id}/notices")

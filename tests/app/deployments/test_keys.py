@@ -93,6 +93,9 @@ def test_a_form_that_does_not_fit_makes_no_key(
 def test_a_revoked_key_is_refused_on_its_next_request(app: FastAPI, ana: Person, project_id: str) -> None:
     text = new_key(ana, project_id)
     key_id = caller(text).actor.key_id
+    page = browser_of(app, ana).get(f"/projects/{project_id}/deploy").text
+    assert f'commandfor="revoke-{key_id}"' in page, "one click too many would stop a program for good"
+    assert f'action="/keys/{key_id}/revoke"' in page.split(f'<dialog class="dialog" id="revoke-{key_id}"')[1]
     assert browser_of(app, ana).post(f"/keys/{key_id}/revoke").status_code == 303
     with pytest.raises(Unauthenticated):
         caller(text)

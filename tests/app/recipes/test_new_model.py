@@ -152,4 +152,5 @@ def test_the_recipe_of_a_run_comes_back_to_the_page(page) -> None:
         run_id, wanted = run.id, dict(run.recipe)
     page.post(address, data={"do": "reset"})
     assert page.post(f"/runs/{run_id}/clone").headers["location"] == address
+    assert "This page shows the recipe of “" in page.get(address).text
     assert yaml.safe_load(page.get(f"/projects/{page.project_id}/recipe.yaml").text) == wanted

@@ -311,6 +311,7 @@ def test_a_recipe_file_goes_out_and_comes_back(page):
     values["learning_rate"] = 0.0042
     file = {"file": ("recipe.yaml", yaml.safe_dump(values).encode(), "application/yaml")}
     assert page.post(f"{address}/import", files=file).status_code == 303
+    assert "This page shows the values of the file now" in page.get(address).text
     assert yaml.safe_load(page.get(f"{address}.yaml").text)["learning_rate"] == 0.0042
     broken = {"file": ("recipe.yaml", b"method: [", "application/yaml")}
     answer = page.post(f"{address}/import", files=broken)
