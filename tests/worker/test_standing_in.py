@@ -98,6 +98,15 @@ def test_work_waits_for_memory_as_long_as_it_hears_so(lease: Lease) -> None:
         told(Waiting(why="memory"))
 
 
+def test_work_that_waits_sees_soon_that_it_was_cancelled(lease: Lease) -> None:
+    """Its heartbeat, which sees it, too, comes every fifteen seconds."""
+    with transaction() as session:
+        session.get_one(Drafting, lease.row_id).want = "cancel"
+    with pytest.raises(Cancelled):
+        Told(lease)(Waiting(why="memory"))
+    assert lease.is_cancelled
+
+
 def test_somebody_elses_file_is_read_meanwhile_and_what_would_wait_too_is_not(lease: Lease) -> None:
     project_id = make_project(make_person().workspace_id)
     with transaction() as session:
