@@ -63,8 +63,10 @@ def judge(curves: Curves, total_steps: int) -> Verdict:
 
 def _has_enough(curves: Curves, total_steps: int) -> bool:
     steps = curves.train[-1][0] if curves.train else 0
-    return len(curves.val) >= MIN_EVALUATIONS and (
-        steps >= _enough_steps(total_steps) or len(curves.val) >= 2 * MIN_EVALUATIONS
+    return (
+        steps > 0
+        and len(curves.val) >= MIN_EVALUATIONS
+        and (steps >= _enough_steps(total_steps) or len(curves.val) >= 2 * MIN_EVALUATIONS)
     )
 
 

@@ -22,7 +22,7 @@ def request(session: Session, actor: Actor, run_id: str) -> int:
     Raises Conflict while the run is open, or when another run goes on from its model.
     """
     run = service.get(session, actor, run_id, need="editor")
-    freed = discard(session, run, f"{actor.name} wanted it so.")
+    freed = discard(session, run, f"{actor.name} asked for it.")
     audit.record(session, actor, "run.discard", workspace_id=run.workspace_id, subject=run.name)
     # What is left over when this is interrupted goes when the housekeeper tidies.
     after_commit(session, lambda: erase(run_id))

@@ -129,7 +129,7 @@ def test_a_link_into_nothing_shows_the_page_that_says_so(visit: Callable[..., An
             link.click();
         }"""
     )
-    page.get_by_role("heading", level=1, name="There is nothing here").wait_for()
+    page.get_by_role("heading", level=1, name="Not found").wait_for()
     assert page.url.endswith("/projects/nothing")
 
 

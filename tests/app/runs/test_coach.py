@@ -79,6 +79,11 @@ def test_losses_that_lie_far_apart_do_not_agree():
     assert health(Curves(train, near))[2]["state"] == "good"
 
 
+def test_looks_without_a_training_loss_are_too_little_to_judge():
+    looks = [(step, 2.0) for step in range(20, 400, 20)]
+    assert judged(Curves([], looks)).finding == "warming_up"
+
+
 def test_a_loss_above_its_best_is_not_called_falling():
     found = curves(1500, falling, falling, noise=0.01)
     assert health(found)[1]["title"] == "Validation loss is falling"
