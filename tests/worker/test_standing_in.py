@@ -16,7 +16,7 @@ from tests.conftest import wait_for
 from tests.visitors import make_person, make_project
 from worker import standing_in
 from worker.celery_app import celery_app, draining
-from worker.tasks import datasets  # noqa: F401  (registers what reads files)
+from worker.tasks import datasets, drafts  # noqa: F401  (registers what reads files and what asks models)
 
 
 @pytest.fixture
