@@ -242,9 +242,11 @@ class Residents:
             circles = self._circles()
             is_due, self._is_unfreed = self._is_unfreed or bool(circles), False
             for one in circles:
-                one.looked_at = time.monotonic()
+                one.looked_at = math.inf  # nobody else looks meanwhile
         if is_due:
             let_go()
+        for one in circles:  # that alone may take a second
+            one.looked_at = time.monotonic()
 
     def _entry(
         self, key: str, name: str, below: str | None, foretold: int, loading: Callable[[], Loaded]
