@@ -14,7 +14,7 @@ def test_a_column_of_numbers_stands_at_the_right() -> None:
 
 def test_the_words_of_a_program_have_their_colours() -> None:
     html = markdown.render("```python\ndef f(): return 'x'  # why\n```")
-    styles = (Path(__file__).parents[3] / "static/css/70-chat.css").read_text()
+    styles = (Path(__file__).parents[3] / "static/css/chat/10-page.css").read_text()
     for name in ("hl-k", "hl-s1", "hl-c1"):
         assert f'class="{name}"' in html
         assert f".{name}" in styles
