@@ -148,7 +148,7 @@ def test_an_answer_is_kept_while_its_database_cannot_be_written(
 ) -> None:
     place = Path(tempfile.mkdtemp(prefix="gptb-")) / "model.sock"
     monkeypatch.setenv("GPT_BUILDER_MODEL_SERVER_SOCKET", str(place))
-    monkeypatch.setattr(answering, "SAVE_EVERY_S", 0.05)
+    monkeypatch.setattr(answering, "SAVE_EVERY_S", 0.001)  # the tiny model answers in less than a usual pause
     config.get_settings.cache_clear()
     chat_id = ask(scene)
     state = {"query_only": "ON"}
