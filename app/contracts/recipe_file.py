@@ -13,7 +13,6 @@ _NULL = "tag:yaml.org,2002:null"
 MOST_TOLD = 12
 # What pydantic found, in the words of a person who writes the file. Braces: the problem's own context.
 _WORDS = {
-    "missing": "must be in the file",
     "literal_error": "must be {expected}",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",

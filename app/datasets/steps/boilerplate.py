@@ -18,7 +18,7 @@ from app.datasets.steps.rewriting import Rewritten, each, matching, rewriting
 _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[^\W\d_]")
 _FENCE = re.compile(r"\s{0,3}(```+|~~~+)")
-_UNDER_HEADS = re.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?")
+_UNDER_HEADS = re.compile(r"\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?)?")
 LONGEST_LINE = 200
 EDGE_LINES = 6
 
@@ -67,7 +67,7 @@ def _built(lines: Sequence[str]) -> set[int]:
         elif mark and mark.group(1).startswith(fence):
             fence = ""
         elif not fence:
-            if i and "|" in lines[i - 1] and _UNDER_HEADS.fullmatch(line):
+            if i and "|" in lines[i - 1] and _UNDER_HEADS.fullmatch(line.strip()):
                 found.add(i - 1)
                 is_table = True
             is_table = is_table and "|" in line
