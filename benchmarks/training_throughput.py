@@ -1,6 +1,6 @@
 """How fast the engine trains, beside TRL's SFTTrainer and nanoGPT: same model, same rows, same machine, in turn.
 
-    python benchmarks/training_throughput.py [--quick] [--cpu] [--only NAME …] [--levers] [--sweep]
+    python benchmarks/training_throughput.py [--quick] [--cpu] [--only NAME …] [--levers [LEVER …]] [--sweep]
 
 Every measurement is a process of its own; ours and the peer's alternate, warm-up steps are left out, medians are told.
 Tokens are those of the rows: padding is not counted. TRL and PEFT live in an environment that the script makes
@@ -15,11 +15,13 @@ import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.training import levers
+from benchmarks.training.from_scratch import characters_128
 from benchmarks.training.peer_trl import SETTINGS
 from benchmarks.training.running import Setting, median, ours, recipe_of, trl
 from benchmarks.training.workloads import WORKLOADS, Row, inputs
@@ -31,7 +33,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--only", nargs="+", choices=sorted(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--levers", action="store_true")
+    parser.add_argument("--levers", nargs="*", choices=[*levers.LEVERS, *levers.SCRATCH_LEVERS], metavar="LEVER")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--shape", default="15M", choices=["15M", "135M"], help="for --levers and --sweep")
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "gpt-builder-peers")
@@ -43,8 +45,8 @@ def main() -> int:
             unit="cpu" if asked.cpu else "s", warm=1 if asked.quick else 3,
             steps=asked.steps or (3 if asked.quick else 20), rounds=1 if asked.quick else 2, quick=asked.quick,
         )  # fmt: skip
-        if asked.levers:
-            return told_levers(setting, asked.shape)
+        if asked.levers is not None:
+            return told_levers(setting, asked.shape, asked.levers or [*levers.LEVERS, *levers.SCRATCH_LEVERS])
         if asked.sweep:
             return told_sweep(setting, asked.shape)
         return told(setting, asked.only)
@@ -69,18 +71,21 @@ def told(setting: Setting, names: list[str]) -> int:
     return int(bool(missed or failed))
 
 
-def told_levers(setting: Setting, shape: str) -> int:
+def told_levers(setting: Setting, shape: str, names: list[str]) -> int:
     """Our own tokens a second with each lever taken out, beside the whole, in turn."""
     base, version, _ = inputs(setting, shape)
     steps = setting.warm + setting.steps
-    recipe = recipe_of("lora", steps, setting.threads)
-    for name in levers.LEVERS:
+    tuned = partial(ours, setting, recipe_of("lora", steps, setting.threads), base, version, steps)
+    learners = dict.fromkeys(levers.LEVERS, tuned)
+    if set(names) & set(levers.SCRATCH_LEVERS):
+        learners |= dict.fromkeys(levers.SCRATCH_LEVERS, partial(characters_128, setting, steps))
+    for name in names:
         whole, without = [], []
         for _ in range(setting.rounds):
-            whole.append(ours(setting, recipe, base, version, steps).rate(setting))
-            without.append(ours(setting, recipe, base, version, steps, without=[name]).rate(setting))
+            whole.append(learners[name]().rate(setting))
+            without.append(learners[name](without=[name]).rate(setting))
         ratio = median(whole) / median(without)
-        print(f"{name:28} {ratio:6.2f} times  ({median(whole):.0f} against {median(without):.0f})", flush=True)
+        print(f"{name:38} {ratio:6.2f} times  ({median(whole):.0f} against {median(without):.0f})", flush=True)
     return 0
 
 

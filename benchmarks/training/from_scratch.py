@@ -12,7 +12,7 @@ from typing import Any
 
 from app.contracts.recipe import RecipeSpec, ScratchSpec
 from app.recipes import base_facts, defaults
-from benchmarks.training import corpora
+from benchmarks.training import corpora, material
 from benchmarks.training.running import Found, Row, Setting, nanogpt, ours, recipe_of
 
 GOAL = 1.88
@@ -75,6 +75,16 @@ def corpus_8m(setting: Setting) -> Iterator[Row]:
     recipe = recipe_from_scratch(setting, scratch, steps, looks=10, rows=100)
     found = ours(setting, recipe, None, version, 10**9, until=best["loss"], **more)
     yield _sooner("8 M from scratch, share of nanoGPT's time", found, best, best["loss"], 0.5, setting)
+
+
+def characters_128(setting: Setting, steps: int, **more: Any) -> Found:
+    """A new model of 4 layers 128 wide on the characters of seeded conversations, by the product's recipe."""
+    text = setting.home / "talk.txt"
+    text.write_text("\n".join(str(turn) for turns in material.conversations(400) for turn in turns), encoding="utf-8")
+    _, version, tokenizer = corpora.characters(setting.home / "talk", text)
+    scratch = ScratchSpec(layers=4, heads=4, width=128, context_length=64, tokenizer="characters")
+    recipe = recipe_from_scratch(setting, scratch, steps + 1, looks=1, rows=0)
+    return ours(setting, recipe, None, version, steps, tokenizer=str(tokenizer), **more)
 
 
 def _best_rate(setting: Setting, place: Path, data: Path, shape: dict[str, Any], steps: int) -> float:

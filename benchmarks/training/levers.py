@@ -37,31 +37,33 @@ def _without_half() -> None:
     _set("worker.engine.devices", "computes_bf16", lambda _: False)
 
 
+def _without_fused() -> None:
+    """AdamW in torch's plain form: one weight matrix after another, one operation after another."""
+    import torch
+
+    plain = torch.optim.AdamW
+    _set("torch.optim", "AdamW", lambda groups, **more: plain(groups, **{**more, "fused": False, "foreach": False}))
+
+
 def _without_round_shapes() -> None:
     for module in ("packing", "loss"):
         _set(f"worker.engine.{module}", "rounded", lambda count: count)
 
 
 def _without_picked_positions() -> None:
-    """Logits at every token, learned or not, as a plain forward makes them."""
-    loss: Any = importlib.import_module("worker.engine.loss")
-    loss.is_packable = lambda _: False
-    plain = loss._one_by_one
+    """Logits at every token, learned or not, all at once, as a plain forward makes them."""
+    from torch.nn.functional import cross_entropy, linear
 
-    def everywhere(model: Any, *rest: Any) -> Any:
-        forward = type(model).forward
-        model.forward = lambda *a, logits_to_keep=0, **k: _picked(forward(model, *a, **k), logits_to_keep)
-        try:
-            return plain(model, *rest)
-        finally:
-            del model.forward
+    from worker.engine.packing import NOT_LEARNED, hidden_states
+    from worker.engine.replicas import leaf
 
-    loss._one_by_one = everywhere
+    def plain(model: Any, batch: Any, label_smoothing: float, noise_alpha: float) -> tuple[Any, int]:
+        hidden = hidden_states(model, batch, noise_alpha)
+        logits = linear(hidden, leaf(model.get_output_embeddings().weight).to(hidden.dtype)).float()
+        smooth = {"label_smoothing": label_smoothing, "ignore_index": NOT_LEARNED, "reduction": "sum"}
+        return cross_entropy(logits, batch.targets, **smooth), 0
 
-
-def _picked(out: Any, positions: Any) -> Any:
-    out.logits = out.logits[:, positions]
-    return out
+    _set("worker.engine.loss", "packed_loss", plain)
 
 
 def _set(module: str, name: str, value: object) -> None:
@@ -81,8 +83,9 @@ LEVERS: dict[str, Callable[[], None]] = {
     "that and light adapters": _without_light_adapters,
     "packing": _without_packing,
     "bf16": _without_half,
+    "fused AdamW": _without_fused,
     "round shapes": _without_round_shapes,
-    "logits where learned": _without_picked_positions,
+    "logits in pieces, where learned": _without_picked_positions,
 }
 # Of models from scratch.
 SCRATCH_LEVERS: dict[str, Callable[[], None]] = {"Muon's matrices together": _without_muon_together}

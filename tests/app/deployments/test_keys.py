@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.core import limits
 from app.core.db import reading, transaction, utcnow
@@ -16,7 +16,7 @@ from app.deployments import keys, names
 from app.deployments.models import ApiKey
 from app.projects import service as projects
 from app.projects.models import Project
-from app.runs.models import Model, Run
+from app.runs.models import Checkpoint, Model, Run
 from tests.visitors import Person, browser_of, make_person, make_project
 
 
@@ -88,6 +88,29 @@ def test_a_form_that_does_not_fit_makes_no_key(
     assert browser_of(app, ana).post(f"/projects/{project_id}/deploy/keys", data=form).status_code == 422
     with reading() as session:
         assert keys.listing(session, ana.actor, project_id) == []
+
+
+def test_checkpoints_of_a_finished_model_do_not_push_the_keys_away(app: FastAPI, ana: Person, project_id: str) -> None:
+    """They lie folded below the models; those of a run that goes on are all there is of it and stand open."""
+    add_run(project_id, ana.workspace_id, 1)
+    with transaction() as session:
+        runs = [session.scalars(select(Run)).one().id]
+        going = Run(
+            project_id=project_id, workspace_id=ana.workspace_id, number=2, name="Run 2", recipe={}, state="running"
+        )
+        session.add(going)
+        session.flush()
+        for run_id in (*runs, going.id):
+            session.add_all(Checkpoint(run_id=run_id, step=step, folder="", manifest_sha256="") for step in (10, 20))
+    page = browser_of(app, ana).get(f"/projects/{project_id}/deploy").text
+    before, folded = page.split('<details class="more" id="checkpoints">')
+    listed, folded = before.split('id="models"')[1], folded.split("</details>")[0]
+    first, second = "support-sorter-run-1", "support-sorter-run-2"
+    assert [listed.count(f"<code>{one}</code>") for one in (first, f"{second}:step-10", f"{second}:step-20")] == [1] * 3
+    assert "2 checkpoints of these models" in folded
+    assert [folded.count(f"<code>{first}:step-{step}</code>") for step in (10, 20)] == [1, 1]
+    assert f"{second}:" not in folded
+    assert f"{first}:" not in listed
 
 
 def test_a_revoked_key_is_refused_on_its_next_request(app: FastAPI, ana: Person, project_id: str) -> None:
