@@ -100,8 +100,9 @@ def test_checkpoints_of_a_finished_model_do_not_push_the_keys_away(app: FastAPI,
         )
         session.add(going)
         session.flush()
+        about = {"attempt_id": "a", "fence": 1, "dir": "", "manifest_sha256": "", "size_bytes": 1}
         for run_id in (*runs, going.id):
-            session.add_all(Checkpoint(run_id=run_id, step=step, folder="", manifest_sha256="") for step in (10, 20))
+            session.add_all(Checkpoint(run_id=run_id, step=step, **about) for step in (10, 20))
     page = browser_of(app, ana).get(f"/projects/{project_id}/deploy").text
     before, folded = page.split('<details class="more" id="checkpoints">')
     listed, folded = before.split('id="models"')[1], folded.split("</details>")[0]
