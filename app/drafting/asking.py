@@ -8,6 +8,7 @@ import orjson
 
 from app.contracts.conversation import Message
 from app.contracts.generation import Sampling, Waiting
+from app.core.errors import Invalid
 from app.externals.asking import Endpoint, answered
 from app.inference import client
 from app.inference.patience import patiently
@@ -37,13 +38,18 @@ def ask(
 ) -> str:
     """The answer as text. `told` hears what a model of the product waits for, and may give up by raising.
 
-    Raises Unavailable when nobody answers, or nobody wants it any more; Invalid with what a refusing endpoint said."""
+    Raises Unavailable when nobody answers, or nobody wants it any more; Invalid with what a refusing endpoint said, or
+    where the model cannot read so much."""
     sampling = Sampling(temperature=0.3, max_tokens=LONGEST_ANSWER_TOKENS)
     messages = [Message(role="user", content=text)]
     if isinstance(where, Endpoint):
         return answered(where, sampling, messages, is_wanted).text
     said = {"messages": messages} if where.is_chat else {"prompt": text}
-    return patiently(lambda heard: client.answer(client.request_for(where, sampling, **said), heard), told).text
+    try:
+        return patiently(lambda heard: client.answer(client.request_for(where, sampling, **said), heard), told).text
+    except Invalid as error:
+        advice = "A piece of the document is asked about as a whole: choose a smaller longest piece and draft again."
+        raise Invalid(f"{error.sentence} {advice}") from error
 
 
 def pairs_in(text: str) -> list[tuple[str, str]]:

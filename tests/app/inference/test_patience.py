@@ -14,7 +14,7 @@ from app.contracts.generation import Waiting
 from app.contracts.recipe import ModelFiles
 from app.contracts.room import Room
 from app.core.config import get_settings
-from app.core.errors import Unavailable
+from app.core.errors import Invalid, Unavailable
 from app.core.work import Cancelled
 from app.drafting import asking
 from app.evaluations import running
@@ -80,6 +80,12 @@ def test_whoever_waits_for_a_place_may_be_cancelled(full_server: None, target: T
 
     with pytest.raises(Cancelled):
         _drafted(target, told)
+
+
+def test_a_piece_that_the_model_cannot_read_whole_says_what_to_do(full_server: None, target: Target) -> None:
+    client.end_room("a")
+    with pytest.raises(Invalid, match=r"too long: .* choose a smaller longest piece and draft again"):
+        asking.ask(target, "Where is my card? " * 400, lambda: True)
 
 
 def test_patience_counts_from_what_was_heard_last(monkeypatch: pytest.MonkeyPatch) -> None:
