@@ -60,7 +60,7 @@ def _without_picked_positions() -> None:
     def plain(model: Any, batch: Any, label_smoothing: float, noise_alpha: float) -> tuple[Any, int]:
         hidden = hidden_states(model, batch, noise_alpha)
         logits = linear(hidden, leaf(model.get_output_embeddings().weight).to(hidden.dtype)).float()
-        smooth = {"label_smoothing": label_smoothing, "ignore_index": NOT_LEARNED, "reduction": "sum"}
+        smooth: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": NOT_LEARNED, "reduction": "sum"}
         return cross_entropy(logits, batch.targets, **smooth), 0
 
     _set("worker.engine.loss", "packed_loss", plain)
