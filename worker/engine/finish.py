@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from app.contracts import events as e
 from app.contracts.recipe import ModelFiles, Overlay, TrainOrder
-from worker.engine import loading
+from worker.engine import devices, loading
 from worker.engine.answers import LONGEST_ANSWER, answers
 from worker.engine.checkpoints import Checkpoints, read_state, seal, sync_folder
 from worker.engine.errors import BadData, Diverged
@@ -37,6 +37,7 @@ def finish(
     kept = store.newest_first()
     if not kept:
         raise Diverged("No step of this training gave a loss that is a number. Try a much lower learning rate.")
+    devices.let_go()  # what the steps used is kept for the next; here the model is loaded a second time beside itself
     source = store.folder / f"step-{best_step:08d}" if best_step else kept[0]
     run_dir = Path(order.out_dir)
     temporary, final = run_dir / ".tmp-model", run_dir / "model"
