@@ -6,6 +6,8 @@ One process a measurement. The last line of standard output is what it found, as
 import json
 import os
 import resource
+import signal
+import subprocess
 import sys
 import time
 
@@ -13,7 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> None:
-    """Train until `steps` are done, and tell of each step: seconds, processor seconds, tokens, loss."""
+    """Train until `steps` are done, and tell of each step: seconds, processor seconds, tokens, loss.
+
+    With `beside`, one other process counts during every second stretch of so many steps, and is halted between.
+    """
     began = time.monotonic()
     asked = json.loads(sys.argv[1])
 
@@ -29,6 +34,9 @@ def main() -> None:
 
     levers.switch_off(asked.get("without", []))
     imported = time.monotonic()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if asked.get("beside") else None
+    if other:
+        other.send_signal(signal.SIGSTOP)
     steps, evaluated, first, wall, cpu = [], [], 0.0, time.monotonic(), time.process_time()
     started = (wall, cpu)
     for event in train(order, NoCommands()):
@@ -38,6 +46,8 @@ def main() -> None:
         if event.type == "step":
             first = first or now
             steps.append({"s": now - wall, "cpu": used - cpu, "tokens": event.tokens, "loss": event.loss})
+            if other and len(steps) % asked["beside"] == 0:
+                other.send_signal(signal.SIGCONT if len(steps) // asked["beside"] % 2 else signal.SIGSTOP)
         if event.type == "evaluated":
             row = {"step": event.step, "loss": event.loss, "s": now - started[0], "cpu": used - started[1]}
             evaluated.append(row)
@@ -45,6 +55,9 @@ def main() -> None:
         enough = len(steps) >= asked["steps"] or (evaluated and evaluated[-1]["loss"] <= asked.get("until", 0))
         if enough or time.monotonic() - imported > asked.get("seconds", 1e9):
             break
+    if other:
+        other.kill()
+        other.wait()
     print(
         json.dumps(
             {

@@ -1,13 +1,13 @@
 """The workloads of `training_throughput.py`: each measures ours and its peer in turn and tells rows of a table."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.training import material
 from benchmarks.training.from_scratch import corpus_8m, shakespeare
 from benchmarks.training.running import Found, Row, Setting, first_step, median, ours, recipe_of, trl
+
+BESIDE = 8  # steps between the coming and the going of the busy process
 
 
 def inputs(setting: Setting, shape: str) -> tuple[Path, Path, Path]:
@@ -89,25 +89,27 @@ def equal_losses(setting: Setting) -> Iterator[Row]:
 
 
 def busy(setting: Setting) -> Iterator[Row]:
-    """Two threads while one other process counts: how much speed is left. By the clock only."""
+    """While one other process counts: how much speed is left. By the clock only, both within each run: from one run to
+    the next this machine's own speed changes by more than what is asked."""
     if setting.unit == "cpu":
         print("busy: not run, it needs the clock and two idle cores")
         return
     base, version, _ = inputs(setting, "6M")
-    recipe, steps = recipe_of("lora", 60, setting.threads), setting.warm + setting.steps
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    for is_busy in (False, True) * setting.rounds:
-        other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if is_busy else None
-        try:
-            rates[is_busy].append(ours(setting, recipe, base, version, steps).rate(setting))
-        finally:
-            if other:
-                other.kill()
-                other.wait()
-    about = f"{median(rates[True]):.0f} of {median(rates[False]):.0f} tokens/s"
-    yield Row(
-        "LoRA 6 M beside one busy process, share of its speed", median(rates[True]) / median(rates[False]), 0.75, about
+    steps = BESIDE * (3 + 2 * max(1, setting.steps // 4))
+    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for _ in range(setting.rounds):
+        recipe = recipe_of("lora", steps, setting.threads)
+        told = ours(setting, recipe, base, version, steps, beside=BESIDE).steps
+        for number, step in enumerate(told):
+            if number >= BESIDE and number % BESIDE:  # warm-up, and the steps in which the other comes or goes
+                found[bool(number // BESIDE % 2)].append(step)
+    alone, beside = (
+        sum(step["tokens"] for step in some) / sum(step["s"] for step in some) for some in (found[False], found[True])
     )
+    about = (
+        f"{beside:.0f} of {alone:.0f} tokens/s, {len(found[True])} and {len(found[False])} steps in turns of {BESIDE}"
+    )
+    yield Row("LoRA 6 M beside one busy process, share of its speed", beside / alone, 0.75, about)
 
 
 def start(setting: Setting) -> Iterator[Row]:

@@ -85,6 +85,7 @@ def _pool(count: int, threads: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(count + 1)
 
     def alone() -> None:
+        torch.get_num_threads()  # a thread's first use of torch gives it the process's number; only then it may be set
         torch.set_num_threads(1)
         ready.wait()
 

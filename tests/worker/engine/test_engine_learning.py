@@ -192,6 +192,22 @@ def test_rows_are_shared_evenly() -> None:
     assert replicas.shares([5], 3) == [[0]]
 
 
+def test_a_thread_that_trains_asks_no_other_for_help_and_the_process_keeps_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        # As a user of torch sees it inside, before and after an operation that is large enough to be split.
+        def seen() -> tuple[int, int]:
+            first = torch.get_num_threads()
+            torch.ones(600, 600).add_(1).sum()
+            return first, torch.get_num_threads()
+
+        assert replicas.run([seen, seen, seen]) == [(1, 1)] * 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_error_of_one_thread_is_told() -> None:
     def fails() -> None:
         raise ValueError("no")
