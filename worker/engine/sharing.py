@@ -14,9 +14,6 @@ from worker.engine.learning import pass_of
 from worker.engine.packing import Pack, pack
 
 MOST_LEARNING = 32_000_000  # weights; above, gradients for each thread cost more than threads within operations
-# Models of so many weights get two threads for each that was asked for: beside a busy program they are given a larger
-# part of the machine. Below, threads wait for the interpreter; above, what each holds costs more than it gains.
-CROWDED = range(2_000_000, 10_000_000)
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,7 @@ def threads_of(model: PreTrainedModel, recipe: RecipeSpec) -> int:
     if threads == 1 or pass_of(model) is None or recipe.neftune_alpha or recipe.learn_from == "preferences":
         return 1
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if learning > MOST_LEARNING:
-        return 1
-    return 2 * threads if sum(parameter.numel() for parameter in model.parameters()) in CROWDED else threads
+    return 1 if learning > MOST_LEARNING else threads
 
 
 def parts_of(rows: TokenRows, numbers: np.ndarray, device: Device, threads: int) -> list[Part]:
