@@ -3,6 +3,7 @@
 One process a measurement. The last line of standard output is what it found, as JSON.
 """
 
+import atexit
 import json
 import os
 import resource
@@ -36,6 +37,7 @@ def main() -> None:
     imported = time.monotonic()
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if asked.get("beside") else None
     if other:
+        atexit.register(other.kill)  # however this ends
         other.send_signal(signal.SIGSTOP)
     steps, evaluated, first, wall, cpu = [], [], 0.0, time.monotonic(), time.process_time()
     started = (wall, cpu)
@@ -55,9 +57,6 @@ def main() -> None:
         enough = len(steps) >= asked["steps"] or (evaluated and evaluated[-1]["loss"] <= asked.get("until", 0))
         if enough or time.monotonic() - imported > asked.get("seconds", 1e9):
             break
-    if other:
-        other.kill()
-        other.wait()
     print(
         json.dumps(
             {
